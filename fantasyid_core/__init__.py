@@ -1,0 +1,6 @@
+"""FantasyID: identity-preserving video generation as a plain PyTorch library (no ComfyUI in here).
+
+A photo's way through it: detection → reconstruction → views → fusion → injection → sampling → video.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,45 @@
+"""Typed errors of the core. Every message says what was wrong with which input, what was expected and what to do."""
+
+
+class FantasyIDError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ImageError(FantasyIDError):
+    """A photo, frame or mask cannot be used: wrong shape, empty, not finite."""
+
+
+class FaceNotFoundError(FantasyIDError):
+    """No face, or not the face that was asked for, is in a photo."""
+
+
+class MeshError(FantasyIDError):
+    """A mesh, vertex file or topology cannot be used."""
+
+
+class IdentityError(FantasyIDError):
+    """An identity does not fit the model it is applied to."""
+
+
+class SamplingError(FantasyIDError):
+    """Sizes, steps or conditioning of a sampling run do not fit together."""
+
+
+class WeightsMissingError(FantasyIDError):
+    """A weights file is not where it was looked for."""
+
+
+class WeightsError(FantasyIDError):
+    """A weights file is there but truncated, unsafe or of another model."""
+
+
+class PackageMissingError(FantasyIDError):
+    """An optional Python package is missing or broken."""
+
+
+class DownloadError(FantasyIDError):
+    """A download failed, was cut short or does not match its hash."""
+
+
+class SaveError(FantasyIDError):
+    """A file could not be written."""

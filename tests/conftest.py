@@ -1,0 +1,68 @@
+"""Shared set-up: packages without the repository root on `sys.path`, a real ComfyUI, where test data comes from."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+PARITY = ROOT.parent / "shared" / "parity"
+
+
+def _register(package: str) -> None:
+    """Import a package of the repository by path: the host has a top-level `nodes` that its root would shadow."""
+    if package in sys.modules:
+        return
+    folder = ROOT / package
+    spec = importlib.util.spec_from_file_location(
+        package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[package] = module
+    spec.loader.exec_module(module)
+
+
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT]  # `python -m pytest` puts it there
+_register("fantasyid_core")
+_register("tools")
+
+from tools.comfy_host import ComfyServer  # noqa: E402
+from tools.launch_comfy import fit_imports  # noqa: E402
+
+fit_imports()
+
+
+@pytest.fixture(scope="session")
+def parity_dir() -> Path:
+    """The release's numbers; absent outside the workplace where they were made."""
+    if not (PARITY / "meta.json").is_file():
+        pytest.skip(f"no parity fixtures at {PARITY}")
+    return PARITY
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """The real ComfyUI with the pack in it, one for all tests."""
+    with ComfyServer(tmp_path_factory.mktemp("comfy"), ["--preview-method", "auto"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> torch.Tensor:
+    """(1, 512, 512, 3) float32 0…1: one person, the face 90 px wide (public domain, from scikit-image)."""
+    return torch.from_numpy(pytest.importorskip("skimage.data").astronaut()).float()[None] / 255
+
+
+@pytest.fixture(scope="session")
+def six_faces() -> torch.Tensor:
+    """(1, 886, 1280, 3) float32 0…1: six people, faces of about 100 px (from the insightface wheel, not imported)."""
+    spec = importlib.util.find_spec("insightface")
+    photo = Path(spec.origin).parent / "data" / "images" / "t1.jpg" if spec and spec.origin else None
+    if photo is None or not photo.is_file():
+        pytest.skip("the insightface package with its sample photo is not installed")
+    return torch.from_numpy(np.array(Image.open(photo).convert("RGB"))).float()[None] / 255
