@@ -1,0 +1,267 @@
+"""Weights files: reading them without a second copy in memory, loading them strictly, taking the published one apart.
+
+Safetensors and PyTorch files are memory-mapped: a tensor that nobody uses is never read from the disk.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .errors import WeightsError, WeightsMissingError
+
+BASE_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
+PICKLED = (".bin", ".pt", ".pth", ".tar", ".ckpt")
+INDEX = ".index.json"
+IDENTITY_PARTS = ("face_abstractor", "vertex_spiral_net", "vertex_reducer", "layer_attention")
+WRAPPERS = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.")
+
+
+def find(folder: Path | str) -> Path:
+    """The one weights file (or index of shards) of a folder as diffusers or transformers write it.
+
+    Raises:
+        WeightsMissingError: no folder, no weights in it, or several files of which none has a usual name.
+    """
+    folder = Path(folder)
+    suffixes = (".safetensors", ".safetensors" + INDEX, ".bin", ".bin" + INDEX)
+    usual = [folder / (base + suffix) for suffix in suffixes for base in BASE_NAMES]
+    if not folder.is_dir():
+        raise WeightsMissingError(f"The folder {folder} is not there: expected weights in it, such as {usual[0].name}.")
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    by_kind = ([f for f in files if f.suffix == ".safetensors"], [f for f in files if f.suffix in PICKLED])
+    single = [kind[0] for kind in by_kind if len(kind) == 1]
+    found = [file for file in usual if file.is_file()] + single
+    if not found:
+        held = ", ".join(file.name for file in files[:8]) or "nothing"
+        raise WeightsMissingError(f"No weights in {folder}: expected {usual[0].name}, but the folder holds {held}.")
+    return found[0]
+
+
+def read(path: Path | str) -> dict[str, Tensor]:
+    """Tensors of a file, or of the folder that holds one or its shards: name → tensor on the CPU, memory-mapped.
+
+    Nested dictionaries of a PyTorch file get dotted names; what is no tensor in it is left out.
+
+    Raises:
+        WeightsMissingError: no such file or folder, or a shard is missing.
+        WeightsError: not a weights file, truncated, or refused because it would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        if path.suffix and not path.is_dir():
+            raise WeightsMissingError(f"The weights file {path} is not there.")
+        path = find(path)
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
+    _refuse_placeholder(path)
+    return _read_safetensors(path) if path.suffix in (".safetensors", ".sft") else _read_pickled(path)
+
+
+def read_config(folder: Path | str) -> dict[str, Any]:
+    """`config.json` of a model folder.
+
+    Raises:
+        WeightsMissingError, WeightsError: it is not there, or not a JSON object.
+    """
+    return _read_json(Path(folder) / "config.json")
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The free-text header of a safetensors file; empty for other files."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(Path(path), error) from error
+
+
+def load_into(
+    module: nn.Module, tensors: Mapping[str, Tensor], *, ignore: Iterable[str] = (), what: str = "model"
+) -> None:
+    """Give `module` (may be on the meta device) these tensors as its parameters and buffers: no copy, dtype kept.
+
+    Args:
+        ignore: beginnings of names that may be missing or left over.
+        what: the module's name in the error.
+
+    Raises:
+        WeightsError: names are missing or left over, or a shape differs.
+    """
+    wanted, ignored = module.state_dict(), tuple(ignore)
+    missing = [name for name in wanted if name not in tensors and not name.startswith(ignored)]
+    unknown = [name for name in tensors if name not in wanted and not name.startswith(ignored)]
+    shared = {name: tensors[name] for name in wanted if name in tensors}
+    shapes = [
+        f"{name} expected {tuple(wanted[name].shape)} found {tuple(tensor.shape)}"
+        for name, tensor in shared.items()
+        if tensor.shape != wanted[name].shape
+    ]
+    problems = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for names, kind in ((missing, "missing"), (unknown, "left over"), (shapes, "of another shape"))
+        if names
+    ]
+    if problems:
+        raise WeightsError(
+            f"These weights are not of this {what}: of {len(wanted)} tensors {'; '.join(problems)}. "
+            "Check that the file belongs to this model and that config.json lies beside it."
+        )
+    module.load_state_dict(shared, strict=False, assign=True)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published transformer's tensors by part, names without the part's prefix, and what its output never needs.
+
+    Without identity weights (a plain CogVideoX) all parts but `dit` are empty.
+    """
+
+    dit: dict[str, Tensor]
+    face_abstractor: dict[str, Tensor]
+    vertex_spiral_net: dict[str, Tensor]
+    vertex_reducer: dict[str, Tensor]
+    layer_attention: dict[str, Tensor]
+    dead: dict[str, Tensor]
+    """Full name → tensor; mapped but never read, so never in memory."""
+
+    @property
+    def has_identity(self) -> bool:
+        return bool(self.layer_attention)
+
+    @property
+    def report(self) -> str:
+        """How many tensors and parameters each part has, in one line."""
+        parts = ("dit", *IDENTITY_PARTS)
+        live = "; ".join(f"{part} {_size(getattr(self, part))}" for part in parts if getattr(self, part))
+        dead = f"; left unloaded, as no output needs them: {_size(self.dead)}" if self.dead else ""
+        return f"loaded {live}{dead}"
+
+
+def split_published(tensors: Mapping[str, Tensor]) -> Published:
+    """Take the published transformer's state dict apart; only names are looked at, no tensor is read.
+
+    Dead in the release (checked by scrambling them: same output) are nine of the abstractor's ten layers, four of its
+    five mappings, its latents and its branch for a recognition model.
+
+    Raises:
+        WeightsError: identity weights, but not all parts of them.
+    """
+    from .face_abstractor import live_names  # that module builds on this one
+
+    wrapper = next((w for w in WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), "")
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("dit", *IDENTITY_PARTS)}
+    for full_name, tensor in tensors.items():
+        name = full_name.removeprefix(wrapper)
+        head, _, rest = name.partition(".")
+        if head in IDENTITY_PARTS:
+            parts[head][rest] = tensor
+        else:
+            parts["dit"][name] = tensor
+    empty = [part for part in IDENTITY_PARTS if not parts[part]]
+    if 0 < len(empty) < len(IDENTITY_PARTS):
+        raise WeightsError(f"The transformer's identity weights are not complete: no tensor of {', '.join(empty)}.")
+    dead = {}
+    if not empty:
+        abstractor = parts["face_abstractor"]
+        live = set(live_names(list(abstractor)))
+        dead = {f"face_abstractor.{name}": abstractor.pop(name) for name in list(abstractor) if name not in live}
+    return Published(**parts, dead=dead)
+
+
+def _size(tensors: Mapping[str, Tensor]) -> str:
+    return f"{len(tensors)} tensors ({sum(t.numel() for t in tensors.values()) / 1e6:.1f} M parameters)"
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files of before PyTorch 1.6 cannot be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} was refused: it is no weights file, or holds more than tensors and could run code when loaded "
+            f"({_first_line(error)})."
+        ) from error
+    except Exception as error:  # a damaged pickle fails in any way
+        raise _unreadable(path, error) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors.")
+    return dict(_flatten(content))
+
+
+def _flatten(content: Mapping, prefix: str = "") -> Iterable[tuple[str, Tensor]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, Tensor):
+            yield f"{prefix}{name}", value.detach()
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
+        raise WeightsError(f"{index} names no shards: expected an object 'weight_map' of tensor name to file name.")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(names.values())):
+        if not re.fullmatch(r"[\w.-]+", shard):
+            raise WeightsError(f"{index} names the shard '{shard}', which is not a file name of its own folder.")
+        if not (index.parent / shard).is_file():
+            raise WeightsMissingError(f"The shard {index.parent / shard} is not there, but {index.name} lists it.")
+        tensors |= read(index.parent / shard)
+    absent = [name for name in names if name not in tensors]
+    if absent:
+        raise WeightsError(f"The shards of {index} lack {len(absent)} tensors that it lists, such as {absent[0]}.")
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise WeightsMissingError(f"{path} is not there: it is part of the model's folder, copy or download it too.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise WeightsError(f"{path} is not valid JSON ({_first_line(error)}): copy or download it again.") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+    return content
+
+
+def _refuse_placeholder(path: Path) -> None:
+    """Say so when a download left a web page or a Git LFS pointer where weights should be."""
+    with path.open("rb") as file:
+        head = file.read(64).lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path} is a Git LFS pointer, not the weights: run 'git lfs pull' or download the file.")
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(f"{path} is a web page, not weights: the download needs a login or was blocked. Repeat it.")
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    size = path.stat().st_size if path.is_file() else 0
+    return WeightsError(
+        f"{path} ({size:,} bytes) cannot be read: truncated or not a weights file ({_first_line(error)}). "
+        "Copy or download it again."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
