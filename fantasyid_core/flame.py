@@ -1,0 +1,180 @@
+"""FLAME's decoder: shape, expression and pose → vertices (Li et al. 2017, equations 1 to 5), as DECA uses it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from . import unpickle
+from .errors import MeshError, WeightsError, WeightsMissingError
+from .spirals import check_mesh
+
+SHAPE_COLUMNS = 300  # of `shapedirs`; the rest are expressions
+SOURCE = (
+    "FLAME is free for non-commercial research only: register at https://flame.is.tue.mpg.de, accept its licence, "
+    "download FLAME 2020 and copy its generic_model.pkl there. Without it, load a vertex file (.ply) instead."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Flame:
+    """The model's arrays, float32; V vertices, J joints (head, neck, jaw and two eyes: 5).
+
+    Attributes:
+        template: (V, 3) mean face, metres.
+        faces: (F, 3) int64.
+        shape_basis: (V, 3, 300) and expression_basis (V, 3, 100), or fewer components.
+        pose_basis: (V, 3, 9 (J − 1)) corrections by the joints' rotation matrices less identity.
+        joint_regressor: (J, V).
+        weights: (V, J) of the skinning.
+        parents: of each joint, −1 for the root.
+    """
+
+    template: Tensor
+    faces: Tensor
+    shape_basis: Tensor
+    expression_basis: Tensor
+    pose_basis: Tensor
+    joint_regressor: Tensor
+    weights: Tensor
+    parents: tuple[int, ...]
+
+    def to(self, device: torch.device | str) -> "Flame":
+        """The same model on another device."""
+        return Flame(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+
+    def decode(self, shape: Tensor, expression: Tensor | None = None, pose: Tensor | None = None) -> Tensor:
+        """Vertices of B faces, on the model's device.
+
+        Args:
+            shape: (B, ≤ 300) standard deviations; the components not given are 0.
+            expression: (B, ≤ 100) likewise; `None`: neutral.
+            pose: (B, 6) rotation of head and jaw, axis-angle, radians; `None`: frontal, mouth as the expression says.
+
+        Returns:
+            (B, V, 3) float32, metres.
+        """
+        offset = _blend(self.shape_basis, shape)
+        if expression is not None:
+            offset = offset + _blend(self.expression_basis, expression)
+        vertices = self.template + offset
+        if pose is None:
+            return vertices
+        rest = pose.new_zeros(len(pose), len(self.parents), 3)
+        rest[:, 0], rest[:, 2] = pose[:, :3], pose[:, 3:]
+        rotations = axis_angle_to_matrix(rest)
+        joints = self.joint_regressor @ vertices
+        turned = rotations[:, 1:] - torch.eye(3, device=pose.device)
+        vertices = vertices + _blend(self.pose_basis, turned.flatten(1))
+        return self._skin(vertices, joints, rotations)
+
+    def _skin(self, vertices: Tensor, joints: Tensor, rotations: Tensor) -> Tensor:
+        """Linear blend skinning: every vertex moves with a weighted mean of its joints' rigid motions."""
+        turns, places = [rotations[:, 0]], [joints[:, 0]]
+        for joint, parent in enumerate(self.parents[1:], start=1):
+            bone = joints[:, joint] - joints[:, parent]
+            places.append(places[parent] + (turns[parent] @ bone[..., None])[..., 0])
+            turns.append(turns[parent] @ rotations[:, joint])
+        turn = torch.stack(turns, 1)
+        shift = torch.stack(places, 1) - (turn @ joints[..., None])[..., 0]
+        turn, shift = torch.einsum("vj,bjxy->bvxy", self.weights, turn), self.weights @ shift
+        return (turn @ vertices[..., None])[..., 0] + shift
+
+
+def axis_angle_to_matrix(rotation: Tensor) -> Tensor:
+    """Rodrigues' formula: (…, 3) radians → (…, 3, 3)."""
+    angle = torch.linalg.vector_norm(rotation, dim=-1, keepdim=True)
+    x, y, z = (rotation / angle.clamp(min=1e-8)).unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    angle = angle[..., None]
+    return torch.eye(3, device=rotation.device) + angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)
+
+
+def load(path: str | Path) -> Flame:
+    """Read FLAME from `generic_model.pkl` (nothing of it is executed) or a `.safetensors` file with the same names.
+
+    Other meshes load likewise: counts are read from the arrays.
+
+    Raises:
+        WeightsMissingError: there is no such file; says where to get it.
+        WeightsError: unsafe, damaged or of another model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsMissingError(f"The face model {path} is not there. {SOURCE}")
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    parents = tensors["kintree_table"][0].tolist() if tensors["kintree_table"].ndim == 2 else []
+    shapedirs, posedirs = tensors["shapedirs"], tensors["posedirs"]
+    flame = Flame(
+        template=tensors["v_template"].float(),
+        faces=tensors["f"].long(),
+        shape_basis=shapedirs[..., :SHAPE_COLUMNS].float(),
+        expression_basis=shapedirs[..., SHAPE_COLUMNS:].float(),
+        pose_basis=posedirs.float(),
+        joint_regressor=tensors["J_regressor"].float(),
+        weights=tensors["weights"].float(),
+        parents=(-1, *(int(parent) for parent in parents[1:])),
+    )
+    _check(flame, path)
+    return flame
+
+
+_NAMES = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    content = unpickle.load(path)
+    missing = [name for name in _NAMES if not isinstance(content, dict) or name not in content]
+    if missing:
+        raise WeightsError(f"{path} is not FLAME's generic_model.pkl: it lacks {', '.join(missing)}. {SOURCE}")
+    arrays = {name: unpickle.array(content[name], f"{name} of {path}") for name in _NAMES if name != "J_regressor"}
+    tensors = {
+        name: torch.from_numpy(x.astype("int64" if x.dtype.kind in "iu" else x.dtype)) for name, x in arrays.items()
+    }
+    matrix = unpickle.sparse(content["J_regressor"], f"J_regressor of {path}")
+    shape = (len(tensors["weights"].T), len(tensors["v_template"]))
+    if matrix.shape != shape:
+        raise WeightsError(f"J_regressor of {path} is {matrix.shape}, expected {shape}: the file is damaged.")
+    dense = torch.zeros(shape)
+    dense[torch.from_numpy(matrix.rows), torch.from_numpy(matrix.columns)] = torch.from_numpy(matrix.values).float()
+    return tensors | {"J_regressor": dense}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in _NAMES}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a face model ({error}): expected {', '.join(_NAMES)}.") from error
+
+
+def _check(flame: Flame, path: Path) -> None:
+    try:
+        check_mesh(flame.template, flame.faces, f"The template in {path}")
+    except MeshError as error:
+        raise WeightsError(str(error)) from error
+    vertices, joints = len(flame.template), len(flame.parents)
+    expected = {
+        "weights": (vertices, joints),
+        "joint_regressor": (joints, vertices),
+        "pose_basis": (vertices, 3, 9 * (joints - 1)),
+        "shape_basis": (vertices, 3, flame.shape_basis.shape[-1]),
+        "expression_basis": (vertices, 3, flame.expression_basis.shape[-1]),
+    }
+    for name, shape in expected.items():
+        tensor = getattr(flame, name)
+        if tensor.shape != shape or not tensor.isfinite().all():
+            raise WeightsError(
+                f"{name} in {path} is {tuple(tensor.shape)}, expected {shape} and finite: it is damaged."
+            )
+    if joints < 3 or any(not 0 <= parent < i for i, parent in enumerate(flame.parents) if i):
+        raise WeightsError(f"The joints in {path} are no tree of at least head, neck and jaw: {flame.parents}.")
+
+
+def _blend(basis: Tensor, code: Tensor) -> Tensor:
+    """(V, 3, K) and (B, ≤ K) → (B, V, 3)."""
+    code = code.to(basis)
+    return torch.einsum("vxk,bk->bvx", basis[..., : code.shape[1]], code)
