@@ -1,0 +1,147 @@
+"""Layer-aware injection: every DiT block's own cross-attention to the ID descriptor (paper, section 3.3).
+
+The descriptor is a constant of the video, so the keys and values of all layers are computed once per sampling run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import IdentityError
+
+
+class LayerAttention(nn.Module):
+    """Cross-attention of one DiT block's visual tokens to the identity tokens (release: `LayerAttention`).
+
+    Args:
+        dim: width of the visual tokens (release: 3072).
+        token_dim: K, width of the identity tokens (2048).
+        inner_dim: heads × head_dim (2048).
+        head_dim: 128 in the release.
+    """
+
+    def __init__(self, dim: int, token_dim: int, inner_dim: int, head_dim: int = 128):
+        super().__init__()
+        self.head_dim = head_dim
+        self.norm1 = nn.LayerNorm(token_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, inner_dim, bias=False)
+        self.to_kv = nn.Linear(token_dim, 2 * inner_dim, bias=False)
+        self.to_out = nn.Linear(inner_dim, dim, bias=False)
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Identity tokens (B, N, K) → keys and values, each (B, heads, N, head_dim)."""
+        k, v = self.to_kv(self.norm1(tokens)).unflatten(2, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return k.contiguous(), v.contiguous()
+
+    def forward(self, hidden: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+        """Visual tokens (B, L, dim) → what the identity adds to them, (B, L, dim)."""
+        q = self.to_q(self.norm2(hidden)).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        k, v = (x.expand(len(q), -1, -1, -1) for x in keys_values)
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@dataclass(frozen=True, eq=False)
+class Injection:
+    """One identity applied to a model, with the artist's settings.
+
+    Attributes:
+        tokens: (N, K) the ID descriptor: face tokens, then vertex tokens.
+        strength: factor on what every layer adds; 1 as trained, 0 off.
+        start, end: part of the sampling run in which it acts, 0 first step … 1 last, both ends included.
+        layer_weights: one factor per injection layer, or empty for 1 everywhere.
+    """
+
+    tokens: Tensor
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    layer_weights: tuple[float, ...] = ()
+
+    def weight(self, layer: int, progress: float) -> float:
+        """Factor on injection layer `layer` at `progress` (0 first step … 1 last)."""
+        if not self.start <= progress <= self.end:
+            return 0.0
+        return self.strength * (self.layer_weights[layer] if self.layer_weights else 1.0)
+
+
+class InjectionRun:
+    """Identities over one sampling run. Holds what is constant in it: the keys and values of every layer.
+
+    Make a new one for every run: a LoRA or another model changes the layers that the keys and values come from.
+    """
+
+    def __init__(self, injections: Sequence[Injection]):
+        self.injections = tuple(injections)
+        self._keys_values: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def depends_on_progress(self) -> bool:
+        """Whether an identity acts on a part of the run only."""
+        return any(i.start > 0 or i.end < 1 for i in self.injections)
+
+    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+        """Visual tokens (B, L, dim) after one block → the same with every identity added by injection layer `layer`."""
+        added = hidden
+        for i, injection in enumerate(self.injections):
+            weight = injection.weight(layer, progress)
+            if weight != 0.0:
+                added = torch.add(added, attention(hidden, self._layer(i, layer, attention, hidden)), alpha=weight)
+        return added
+
+    def _layer(self, i: int, layer: int, attention: LayerAttention, like: Tensor) -> tuple[Tensor, Tensor]:
+        key = (i, layer, like.device, like.dtype)
+        if key not in self._keys_values:
+            self._keys_values[key] = attention.keys_values(self.injections[i].tokens[None].to(like))
+        return self._keys_values[key]
+
+
+def check(injection: Injection, layers: nn.ModuleList) -> None:
+    """Raise IdentityError where an identity or its layer weights do not fit a model's injection layers."""
+    if not len(layers):
+        raise IdentityError(
+            "This model has no identity injection layers (no 'layer_attention' tensors). Load a FantasyID transformer; "
+            "a plain CogVideoX cannot take an identity."
+        )
+    width = layers[0].norm1.weight.shape[0]
+    if injection.tokens.shape[-1] != width:
+        raise IdentityError(
+            f"The identity has tokens of width {injection.tokens.shape[-1]}, but this model expects {width}: it was "
+            "made with another model's identity encoder. Run Feature Fusion again with the encoder of this model."
+        )
+    if injection.layer_weights and len(injection.layer_weights) != len(layers):
+        raise IdentityError(
+            f"{len(injection.layer_weights)} layer weights were given for {len(layers)} injection layers; "
+            "give one per layer, or none for 1 everywhere."
+        )
+
+
+def parse_curve(text: str, layers: int) -> tuple[float, ...]:
+    """Layer weights from an artist's text: '' → none; '1', '0.5, 1, 0.5' → stretched linearly over the layers.
+
+    Raises:
+        IdentityError: something in it is not a finite number.
+    """
+    words = text.replace(",", " ").split()
+    try:
+        points = [float(word) for word in words]
+    except ValueError as error:
+        raise IdentityError(
+            f"Layer weights are numbers separated by commas, such as '0.5, 1, 1'; got '{text}'."
+        ) from error
+    return stretch(points, layers)
+
+
+def stretch(points: Sequence[float], layers: int) -> tuple[float, ...]:
+    """Control points → one weight per layer, linear in between; no points → () (1 everywhere)."""
+    curve = torch.tensor(list(points), dtype=torch.float64)
+    if not curve.isfinite().all():
+        raise IdentityError(f"Layer weights must be finite numbers; got {list(points)}.")
+    if not len(curve):
+        return ()
+    if len(curve) == 1:
+        return (curve.item(),) * layers
+    return tuple(F.interpolate(curve[None, None], layers, mode="linear", align_corners=True)[0, 0].tolist())

@@ -1,0 +1,216 @@
+"""The video DiT with identity injection: diffusers' CogVideoX transformer plus one `LayerAttention` per injected block.
+
+State-dict names are those of the published checkpoint without its identity encoder (which `fusion` holds).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
+from torch import Tensor, nn
+
+from .errors import SamplingError, WeightsError
+from .injection import InjectionRun, LayerAttention
+from .weights import Published, load_into
+
+Rotary = tuple[Tensor, Tensor]
+RunBlock = Callable[[int, nn.Module, Tensor, Tensor, Tensor, Rotary | None], tuple[Tensor, Tensor]]
+
+RELEASE_GRID = (30, 45)  # patches of 480 × 720 pixels; the release's pipeline scales the rotary grid to it
+
+
+class FantasyIDTransformer(CogVideoXTransformer3DModel):
+    """CogVideoX DiT whose blocks can take an identity.
+
+    Args (besides diffusers', which the published `config.json` holds):
+        injections: number of injection layers; 0 for a plain CogVideoX.
+        token_dim: K, width of the identity tokens.
+        layer_attention_dim: heads × head width of the injection layers.
+        layer_attention_head_dim: head width (release: 128).
+        cross_attn_interval: an identity is injected after every how many blocks (release: 1; 2 in the lighter variant).
+    """
+
+    def __init__(
+        self,
+        *,
+        injections: int = 0,
+        token_dim: int = 2048,
+        layer_attention_dim: int = 2048,
+        layer_attention_head_dim: int = 128,
+        cross_attn_interval: int = 1,
+        **config,
+    ):
+        super().__init__(**config)
+        dim = self.config.num_attention_heads * self.config.attention_head_dim
+        self.cross_attn_interval = cross_attn_interval
+        self.layer_attention = nn.ModuleList(
+            LayerAttention(dim, token_dim, layer_attention_dim, layer_attention_head_dim) for _ in range(injections)
+        )
+
+    def forward(
+        self,
+        latents: Tensor,
+        text: Tensor,
+        timestep: Tensor,
+        *,
+        rotary: Rotary | None = None,
+        run: InjectionRun | None = None,
+        progress: float = 0.0,
+        run_block: RunBlock | None = None,
+    ) -> Tensor:
+        """Predict the velocity.
+
+        Args:
+            latents: (B, T, C, H, W) noisy latents, then image latents, along C.
+            text: (B, L, D) text embeddings, L ≤ 226.
+            timestep: (B,) in 0…999.
+            rotary: cosines and sines from `rotary_embedding`; None for a model without rotary positions.
+            run: the identities to inject; None injects nothing.
+            progress: 0 first step … 1 last; decides which identities act.
+            run_block: how to run one block, where a host wants to take part; called with
+                (index, block, visual tokens, text tokens, time embedding, rotary).
+
+        Returns:
+            (B, T, out_channels, H, W), the dtype of `latents`.
+        """
+        batch, frames, _, height, width = latents.shape
+        time = self.time_embedding(self.time_proj(timestep).to(latents.dtype))
+        words, visual = self.embed(latents, text)
+        run_block = run_block or _run_block
+        for i, block in enumerate(self.transformer_blocks):
+            visual, words = run_block(i, block, visual, words, time, rotary)
+            if run is not None and i % self.cross_attn_interval == 0:
+                layer = i // self.cross_attn_interval
+                visual = run.add_to(visual, layer, self.layer_attention[layer], progress)
+        visual = self.proj_out(self.norm_out(self.norm_final(visual), temb=time))
+        p = self.config.patch_size
+        patches = visual.reshape(batch, frames, height // p, width // p, -1, p, p)
+        return patches.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
+
+    def embed(self, latents: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, T, C, H, W), text (B, L, D) → text tokens (B, L, dim), visual tokens (B, T·H/p·W/p, dim)."""
+        words = self.patch_embed.text_proj(text)
+        visual = self.patch_embed.proj(latents.flatten(0, 1)).flatten(2).transpose(1, 2)
+        visual = visual.unflatten(0, latents.shape[:2]).flatten(1, 2)
+        if self.config.use_learned_positional_embeddings:
+            learned, start = self.patch_embed.pos_embedding.to(visual), self.config.max_text_seq_length
+            words = words + learned[:, : words.shape[1]]
+            visual = visual + learned[:, start : start + visual.shape[1]]
+        return words, visual
+
+    def check_sizes(self, frames: int, height: int, width: int) -> None:
+        """Raise SamplingError where latents of `frames` × `height` × `width` do not suit this model."""
+        c = self.config
+        if height % c.patch_size or width % c.patch_size:
+            raise SamplingError(f"Latent height and width must be multiples of {c.patch_size}; got {height} × {width}.")
+        if not c.use_learned_positional_embeddings:
+            return
+        most = (c.sample_frames - 1) // c.temporal_compression_ratio + 1
+        if (height, width) != (c.sample_height, c.sample_width) or not 1 <= frames <= most:
+            scale, time = 8, c.temporal_compression_ratio
+            raise SamplingError(
+                f"This model was trained with fixed positions: {c.sample_width * scale} × {c.sample_height * scale} "
+                f"pixels and at most {c.sample_frames} frames. {width * scale} × {height * scale} pixels and "
+                f"{(frames - 1) * time + 1} frames were asked for; set width, height and frames to what it knows."
+            )
+
+    def rotary_embedding(self, frames: int, height: int, width: int, device: torch.device | str) -> Rotary | None:
+        """Cosines and sines for latents of this size, scaled to the size the model was trained at."""
+        c = self.config
+        grid = (c.sample_height // c.patch_size, c.sample_width // c.patch_size)
+        return self.rotary_embedding_on(grid, frames, height, width, device)
+
+    def rotary_embedding_on(
+        self, base: tuple[int, int], frames: int, height: int, width: int, device: torch.device | str
+    ) -> Rotary | None:
+        """As `rotary_embedding`, on a base grid of (rows, columns) patches."""
+        c = self.config
+        if not c.use_rotary_positional_embeddings:
+            return None
+        grid = (height // c.patch_size, width // c.patch_size)
+        crop = get_resize_crop_region_for_grid(grid, base[1], base[0])
+        return get_3d_rotary_pos_embed(c.attention_head_dim, crop, grid, frames, device=device)
+
+
+def _run_block(
+    index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary: Rotary | None
+) -> tuple[Tensor, Tensor]:
+    return block(hidden_states=visual, encoder_hidden_states=words, temb=time, image_rotary_emb=rotary)
+
+
+def from_published(
+    config: Mapping, published: Published, model_class: type[FantasyIDTransformer] = FantasyIDTransformer
+) -> FantasyIDTransformer:
+    """Build the DiT with its injection layers from a published `config.json` and state dict.
+
+    Raises:
+        WeightsError: the tensors do not fit the configuration, or the model is of another kind.
+    """
+    if config.get("patch_size_t") or config.get("ofs_embed_dim"):
+        raise WeightsError("This is a CogVideoX 1.5 transformer; FantasyID was trained on CogVideoX 1.0 (5B I2V).")
+    extra = {"cross_attn_interval": int(config.get("cross_attn_interval", 1))}
+    if published.has_identity:
+        twice_inner, token_dim = published.layer_attention["0.to_kv.weight"].shape
+        extra |= {
+            "injections": len({name.split(".")[0] for name in published.layer_attention}),
+            "token_dim": token_dim,
+            "layer_attention_dim": twice_inner // 2,
+            "layer_attention_head_dim": int(config.get("layer_attention_head_dim", 128)),
+        }
+    with torch.device("meta"):
+        model = model_class(**diffusers_arguments(config), **extra)
+    injection = {f"layer_attention.{name}": tensor for name, tensor in published.layer_attention.items()}
+    load_into(model, published.dit | injection, what="video transformer")
+    return model.eval().requires_grad_(False)
+
+
+def diffusers_arguments(config: Mapping) -> dict:
+    """What diffusers' CogVideoX transformer takes of a published `config.json`."""
+    known = inspect.signature(CogVideoXTransformer3DModel.__init__).parameters
+    return {name: value for name, value in config.items() if name in known}
+
+
+def infer_config(published: Published) -> dict:
+    """The configuration of a transformer that comes as a single file without one: sizes from its tensors.
+
+    Sample size and frames are the release's (720 × 480, 49) where the file has learned positions.
+
+    Raises:
+        WeightsError: no CogVideoX transformer under diffusers' names, or one with positions of another size.
+    """
+    dit = published.dit
+    try:
+        dim, channels, patch, _ = dit["patch_embed.proj.weight"].shape
+        head_dim = dit["transformer_blocks.0.attn1.norm_q.weight"].shape[0]
+        time_dim = dit["time_embedding.linear_2.weight"].shape[0]
+        text_dim = dit["patch_embed.text_proj.weight"].shape[1]
+        out_channels = dit["proj_out.weight"].shape[0] // patch**2
+    except (KeyError, ValueError) as error:
+        raise WeightsError(
+            f"This file holds no CogVideoX transformer under diffusers' names (looked for {error})."
+        ) from error
+    layers = len({name.split(".")[1] for name in dit if name.startswith("transformer_blocks.")})
+    injections = len({name.split(".")[0] for name in published.layer_attention})
+    positions = dit.get("patch_embed.pos_embedding")
+    text_length, frames = 226, 13
+    if positions is not None and positions.shape[1] != text_length + frames * RELEASE_GRID[0] * RELEASE_GRID[1]:
+        raise WeightsError(
+            f"This transformer has learned positions for {positions.shape[1]} tokens, not for 720 × 480 pixels and 49 "
+            "frames. Its size cannot be told from the file: put it into a folder with its config.json."
+        )
+    return {
+        "num_attention_heads": dim // head_dim,
+        "attention_head_dim": head_dim,
+        "in_channels": channels,
+        "out_channels": out_channels,
+        "num_layers": layers,
+        "time_embed_dim": time_dim,
+        "text_embed_dim": text_dim,
+        "patch_size": patch,
+        "use_rotary_positional_embeddings": True,
+        "use_learned_positional_embeddings": positions is not None,
+        "cross_attn_interval": layers // injections if injections else 1,
+    }
