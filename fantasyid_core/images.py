@@ -1,0 +1,118 @@
+"""Photos in: whatever the host, a file or a script hands over → (H, W, 3) float32, RGB, 0…1."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import ImageError
+from .optional import require
+
+MIN_SIDE = 16
+MAX_SIDE = 16_384
+_INTEGER_RANGE = {torch.uint8: 255.0, torch.uint16: 65_535.0}
+# Resampling overshoots 1 a little and HDR by more; values beyond this are a picture in 0…255.
+_LARGEST_VALUE = 64.0
+
+
+def as_photo(image: Tensor, name: str = "image") -> Tensor:
+    """One photo as (H, W, 3) float32, RGB, 0…1, on the device it came on.
+
+    Args:
+        image: (1, H, W, C) or (H, W, C); C = 1 (grey), 3, or 4 (alpha is dropped, as the host's own image loader does);
+            uint8, uint16 or floating point in 0…1 (what lies slightly outside is clamped).
+        name: how error messages call it.
+
+    A side above 16,384 px is thinned out by a whole factor first, so that memory stays bounded.
+
+    Raises:
+        ImageError: not such a tensor, empty, under 16 px on a side, NaN or infinite.
+    """
+    if not isinstance(image, Tensor):
+        raise ImageError(f"The {name} is a {type(image).__name__}; expected an image tensor (height, width, channels).")
+    shape = tuple(image.shape)
+    if image.ndim == 4 and shape[0] == 1:
+        image = image[0]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
+        raise ImageError(
+            f"The {name} has shape {shape}; expected one picture (height, width, channels) with 1, 3 or 4 channels. "
+            "Pick a single picture from the batch, or convert it to RGB."
+        )
+    height, width = image.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        raise ImageError(
+            f"The {name} is {width} × {height} px; expected at least {MIN_SIDE} px on each side. Use a larger photo."
+        )
+    if not (image.is_floating_point() or image.dtype in _INTEGER_RANGE):
+        raise ImageError(f"The {name} holds {image.dtype} values; expected float in 0…1, uint8 or uint16.")
+
+    step = -(-max(height, width) // MAX_SIDE)
+    image = image[::step, ::step, :3]
+    if min(image.shape[:2]) < MIN_SIDE:
+        raise ImageError(f"The {name} is {width} × {height} px, too narrow to be a photo. Crop it around the face.")
+    photo = image.to(torch.float32)
+    if image.dtype in _INTEGER_RANGE:
+        photo = photo / _INTEGER_RANGE[image.dtype]
+    low, high = torch.stack(photo.aminmax()).tolist()
+    if not np.isfinite(low + high):
+        raise ImageError(f"The {name} contains NaN or infinite values; check the node that made it.")
+    if high > _LARGEST_VALUE:
+        raise ImageError(f"The {name} has values up to {high:g}; expected 0…1. Divide it by 255 if it is in 0…255.")
+    if low < 0 or high > 1:
+        photo = photo.clamp(0, 1)
+    return photo.expand(-1, -1, 3)
+
+
+def load_photo(path: str | Path) -> Tensor:
+    """Read a picture file → (H, W, 3) float32, RGB, 0…1.
+
+    EXIF orientation is applied, 16-bit grey keeps its depth, palettes and CMYK become RGB, alpha is dropped.
+
+    Raises:
+        ImageError: missing, truncated or not a picture; or a picture that `as_photo` rejects.
+    """
+    Image = require("PIL.Image", "Reading a photo", "pillow")
+    ImageOps = require("PIL.ImageOps", "Reading a photo", "pillow")
+    path = Path(path)
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I"):  # 16-bit grey, "I" in files that Pillow widens to 32
+                pixels = np.asarray(picture).clip(0, 65_535).astype(np.uint16)[..., None]
+            else:
+                pixels = np.array(picture.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+        raise ImageError(
+            f"The photo '{path.name}' could not be read ({type(error).__name__}: {error}). "
+            "It may be missing, truncated or not a picture; save it again as PNG or JPEG."
+        ) from error
+    return as_photo(torch.from_numpy(pixels), f"photo '{path.name}'")
+
+
+def resize(photo: Tensor, height: int, width: int) -> Tensor:
+    """(H, W, 3) → (height, width, 3), bilinear, antialiased when it shrinks."""
+    if photo.shape[:2] == (height, width):
+        return photo
+    channels_first = photo.movedim(-1, 0)[None]
+    return F.interpolate(channels_first, (height, width), mode="bilinear", antialias=True)[0].movedim(0, -1)
+
+
+def to_pil(photo: Tensor):
+    """(H, W, 3) float 0…1 → 8-bit PIL image, to draw on."""
+    Image = require("PIL.Image", "Drawing a preview", "pillow")
+    return Image.fromarray((photo.detach() * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def from_pil(picture) -> Tensor:
+    """PIL RGB image → (H, W, 3) float32 0…1."""
+    return torch.from_numpy(np.array(picture)).float() / 255
+
+
+def label(draw, corner: tuple[float, float], text: str, colour: tuple[int, int, int] = (255, 255, 255)) -> None:
+    """Write `text` on a dark ground with its top left at `corner`, moved into the picture where that is outside."""
+    corner = (max(0, corner[0]), max(0, corner[1]))
+    x0, y0, x1, y1 = draw.textbbox(corner, text)
+    draw.rectangle((x0 - 3, y0 - 3, x1 + 3, y1 + 3), fill=(0, 0, 0))
+    draw.text(corner, text, fill=colour)

