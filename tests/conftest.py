@@ -66,3 +66,11 @@ def six_faces() -> torch.Tensor:
     if photo is None or not photo.is_file():
         pytest.skip("the insightface package with its sample photo is not installed")
     return torch.from_numpy(np.array(Image.open(photo).convert("RGB"))).float()[None] / 255
+
+
+@pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder in the published layout with small random weights."""
+    from fantasyid_core import standin
+
+    return standin.write(tmp_path_factory.mktemp("models") / "standin")

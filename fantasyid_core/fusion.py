@@ -1,0 +1,162 @@
+"""Feature fusion: face views and a face mesh → the identity (paper, sections 3.1 and 3.2).
+
+An identity is a constant of the video. It is computed once, kept on its device, and can be saved.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .errors import IdentityError, SaveError
+from .face_abstractor import FaceAbstractor
+from .image_tower import ImageTower
+from .reconstruction import FaceMesh
+from .spiral_net import VertexReducer, VertexSpiralNet
+from .topology import Topology
+from .views import FaceViews
+from .weights import Published
+
+COMBINE = ("first view", "mean of views")
+FORMAT = "fantasyid-identity-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """Who is in the video.
+
+    Attributes:
+        face_tokens: (36, K) float32, the 2-D part of the ID descriptor.
+        vertex_tokens: (79, K) float32, its 3-D part.
+        image: (512, 512, 3) float32 in 0…1, the aligned reference crop.
+    """
+
+    face_tokens: Tensor
+    vertex_tokens: Tensor
+    image: Tensor
+
+    @property
+    def tokens(self) -> Tensor:
+        """(N, K) what the injection layers attend to: face tokens, then vertex tokens."""
+        return torch.cat([self.face_tokens, self.vertex_tokens])
+
+
+class IdentityEncoder(nn.Module):
+    """Image tower, face abstractor, spiral network and reducer."""
+
+    def __init__(
+        self, tower: ImageTower, abstractor: FaceAbstractor, spiral_net: VertexSpiralNet, reducer: VertexReducer
+    ):
+        super().__init__()
+        self.tower = tower
+        self.abstractor = abstractor
+        self.spiral_net = spiral_net
+        self.reducer = reducer
+
+    def face_tokens(self, crops: Tensor) -> Tensor:
+        """Aligned crops (N, 512, 512, 3) in 0…1 → face tokens (N, 36, K)."""
+        return self.abstractor(self.tower.last_hidden_state(self.tower.preprocess(crops)))
+
+    def vertex_tokens(self, vertices: Tensor, face_tokens: Tensor) -> Tensor:
+        """Vertices (B, V, 3) and face tokens (B, 36, K) → vertex tokens (B, 79, K)."""
+        return self.reducer(self.spiral_net(vertices, face_tokens))
+
+
+def build_encoder(published: Published, tower: ImageTower, topology: Topology, config: Mapping) -> IdentityEncoder:
+    """The identity encoder from the published transformer's identity tensors, an image tower and a mesh hierarchy.
+
+    Raises:
+        WeightsError: tensors are missing or do not fit each other.
+    """
+    return IdentityEncoder(
+        tower,
+        FaceAbstractor.from_published(published.face_abstractor, int(config.get("face_queries", 36))),
+        VertexSpiralNet.from_published(published.vertex_spiral_net, topology),
+        VertexReducer.from_published(published.vertex_reducer),
+    ).requires_grad_(False)
+
+
+@torch.no_grad()
+def fuse(
+    encoder: IdentityEncoder,
+    views: FaceViews,
+    mesh: FaceMesh,
+    combine: str = "first view",
+    device: torch.device | str = "cpu",
+) -> Identity:
+    """Compute the identity of the person in `views` with the face shape of `mesh`, in float32 on `device`.
+
+    Args:
+        combine: "first view" uses the reference alone, as released; "mean of views" averages the face tokens of all.
+
+    Raises:
+        MeshError: the mesh has another topology than the encoder was trained on.
+    """
+    if combine not in COMBINE:
+        raise IdentityError(
+            f"There is no way to combine views called '{combine}'; choose one of: {', '.join(COMBINE)}."
+        )
+    crops = views.crops[:1] if combine == "first view" else views.crops
+    face_tokens = encoder.face_tokens(crops.to(device, torch.float32)).mean(0, keepdim=True)
+    vertex_tokens = encoder.vertex_tokens(mesh.vertices[None].to(device, torch.float32), face_tokens)
+    if not (face_tokens.isfinite().all() and vertex_tokens.isfinite().all()):
+        raise IdentityError(
+            "The identity came out with values that are not finite. The weights or the mesh are damaged; "
+            "load the model again, and check the mesh in its preview."
+        )
+    return Identity(face_tokens[0], vertex_tokens[0], views.crops[0].float())
+
+
+def save_identity(identity: Identity, path: Path) -> None:
+    """Write an identity to a `.safetensors` file. Raises SaveError when the disk refuses it."""
+    from safetensors.torch import save_file
+
+    tensors = {name: getattr(identity, name).float().cpu().contiguous() for name in Identity.__dataclass_fields__}
+    partial = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"format": FORMAT})
+        partial.replace(path)
+    except Exception as error:  # safetensors reports a full disk with an error type of its own
+        partial.unlink(missing_ok=True)
+        raise SaveError(
+            f"The identity could not be saved to {path}: {error}. Free some disk space or choose another folder."
+        ) from error
+
+
+def load_identity(path: Path) -> Identity:
+    """Read an identity from a `.safetensors` file.
+
+    Raises:
+        IdentityError: the file is missing, damaged or of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise IdentityError(f"There is no identity file {path}. Save one with the Save Identity node first.")
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise IdentityError(f"{path.name} is not a FantasyID identity file (its format is not {FORMAT}).")
+            identity = Identity(**{name: file.get_tensor(name).float() for name in Identity.__dataclass_fields__})
+    except SafetensorError as error:
+        raise IdentityError(
+            f"{path.name} is damaged or no safetensors file ({error}). Save the identity again."
+        ) from error
+    _check(identity, path.name)
+    return identity
+
+
+def _check(identity: Identity, name: str) -> None:
+    face, vertex, image = identity.face_tokens, identity.vertex_tokens, identity.image
+    fits = (
+        face.ndim == vertex.ndim == 2 and face.shape[1] == vertex.shape[1] and image.ndim == 3 and image.shape[2] == 3
+    )
+    finite = all(x.isfinite().all() for x in (face, vertex, image))
+    if not (fits and finite):
+        raise IdentityError(
+            f"{name} does not hold a usable identity: face tokens {tuple(face.shape)}, vertex tokens "
+            f"{tuple(vertex.shape)}, image {tuple(image.shape)}, finite: {finite}. Save it again from Feature Fusion."
+        )

@@ -1,0 +1,121 @@
+"""Layer-aware injection: what an identity adds, where, when and how strongly."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fantasyid_core.errors import IdentityError
+from fantasyid_core.injection import Injection, InjectionRun, LayerAttention, check, parse_curve, stretch
+
+DIM, TOKEN_DIM, INNER, HEAD = 24, 20, 32, 8
+
+
+@pytest.fixture
+def layer() -> LayerAttention:
+    torch.manual_seed(0)
+    return LayerAttention(DIM, TOKEN_DIM, INNER, HEAD)
+
+
+@pytest.fixture
+def hidden() -> torch.Tensor:
+    return torch.randn(2, 7, DIM, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randn(5, TOKEN_DIM, generator=torch.Generator().manual_seed(2))
+
+
+def written_out(layer: LayerAttention, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The plain twin: attention head by head with an explicit softmax, as the release writes it."""
+    q = layer.to_q(layer.norm2(hidden))
+    k, v = layer.to_kv(layer.norm1(tokens)).chunk(2, -1)
+    heads = []
+    for i in range(INNER // HEAD):
+        part = slice(i * HEAD, (i + 1) * HEAD)
+        weight = (q[..., part] @ k[..., part].transpose(-1, -2) / HEAD**0.5).softmax(-1)
+        heads.append(weight @ v[..., part])
+    return layer.to_out(torch.cat(heads, -1))
+
+
+def test_fused_attention_equals_the_written_out_one(layer, hidden, tokens):
+    fused = layer(hidden, layer.keys_values(tokens[None]))
+    torch.testing.assert_close(fused, written_out(layer, hidden, tokens[None].expand(2, -1, -1)))
+
+
+def test_strength_scales_what_is_added(layer, hidden, tokens):
+    def added(strength: float) -> torch.Tensor:
+        return InjectionRun([Injection(tokens, strength)]).add_to(hidden, 0, layer, 0.5) - hidden
+
+    torch.testing.assert_close(added(0.5), 0.5 * added(1.0))
+    assert InjectionRun([Injection(tokens, 0.0)]).add_to(hidden, 0, layer, 0.5) is hidden
+
+
+def test_layer_weights_choose_the_layer(layer, hidden, tokens):
+    run = InjectionRun([Injection(tokens, layer_weights=(0.0, 1.0))])
+    assert run.add_to(hidden, 0, layer, 0.5) is hidden
+    assert not torch.equal(run.add_to(hidden, 1, layer, 0.5), hidden)
+
+
+@pytest.mark.parametrize(("progress", "acts"), [(0.0, False), (0.25, True), (0.5, True), (0.75, True), (0.76, False)])
+def test_start_and_end_bound_the_part_of_the_run(layer, hidden, tokens, progress, acts):
+    run = InjectionRun([Injection(tokens, start=0.25, end=0.75)])
+    assert (run.add_to(hidden, 0, layer, progress) is not hidden) == acts
+    assert run.depends_on_progress
+
+
+def test_two_identities_add_up_from_the_same_hidden_state(layer, hidden, tokens):
+    other = tokens.flip(0) * 2
+    one, two = (InjectionRun([Injection(t)]).add_to(hidden, 0, layer, 0.0) - hidden for t in (tokens, other))
+    both = InjectionRun([Injection(tokens), Injection(other)]).add_to(hidden, 0, layer, 0.0) - hidden
+    torch.testing.assert_close(both, one + two)
+
+
+def test_keys_and_values_are_computed_once_a_run(layer, hidden, tokens, monkeypatch):
+    calls = []
+    original = layer.keys_values
+    monkeypatch.setattr(layer, "keys_values", lambda t: calls.append(1) or original(t))
+    run = InjectionRun([Injection(tokens)])
+    for _ in range(5):
+        run.add_to(hidden, 0, layer, 0.0)
+    assert len(calls) == 1
+    InjectionRun([Injection(tokens)]).add_to(hidden, 0, layer, 0.0)
+    assert len(calls) == 2
+
+
+def test_misfits_are_refused(layer, tokens):
+    layers = nn.ModuleList([layer])
+    check(Injection(tokens), layers)
+    with pytest.raises(IdentityError, match="no identity injection layers"):
+        check(Injection(tokens), nn.ModuleList())
+    with pytest.raises(IdentityError, match="width 19"):
+        check(Injection(tokens[:, :19]), layers)
+    with pytest.raises(IdentityError, match="2 layer weights"):
+        check(Injection(tokens, layer_weights=(1.0, 1.0)), layers)
+
+
+def test_curves_are_stretched_over_the_layers():
+    assert parse_curve("", 4) == ()
+    assert parse_curve("0.5", 3) == (0.5, 0.5, 0.5)
+    assert parse_curve("0, 1", 3) == pytest.approx((0.0, 0.5, 1.0))
+    for wrong in ("a", "1, nan", "1; 2", "inf"):
+        with pytest.raises(IdentityError):
+            parse_curve(wrong, 3)
+
+
+@given(points=st.lists(st.floats(-10, 10), min_size=1, max_size=12), layers=st.integers(1, 60))
+def test_a_stretched_curve_has_a_weight_per_layer_within_its_range(points, layers):
+    curve = stretch(points, layers)
+    assert len(curve) == layers
+    assert min(points) - 1e-6 <= min(curve) <= max(curve) <= max(points) + 1e-6
+
+
+@given(text=st.text(max_size=30))
+def test_any_text_is_a_curve_or_a_clear_error(text):
+    try:
+        curve = parse_curve(text, 5)
+    except IdentityError:
+        return
+    assert len(curve) in (0, 5)

@@ -1,0 +1,100 @@
+"""The DiT: equal to diffusers' without an identity, strict about what it loads."""
+
+import pytest
+import torch
+
+from fantasyid_core import standin as standin_weights
+from fantasyid_core.errors import SamplingError, WeightsError
+from fantasyid_core.injection import Injection, InjectionRun
+from fantasyid_core.transformer import FantasyIDTransformer, diffusers_arguments, from_published, infer_config
+from fantasyid_core.weights import read, read_config, split_published
+
+
+@pytest.fixture(scope="module")
+def published(standin):
+    return split_published(read(standin / "transformer"))
+
+
+@pytest.fixture(scope="module")
+def config(standin):
+    return read_config(standin / "transformer")
+
+
+@pytest.fixture(scope="module")
+def model(published, config) -> FantasyIDTransformer:
+    return from_published(config, published)
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, 7, 32, 16, 24, generator=generator)
+    return latents, torch.randn(2, 226, 32, generator=generator), torch.tensor([500, 500])
+
+
+@torch.no_grad()
+def test_without_identity_it_is_diffusers_cogvideox(model, published, config, inputs):
+    from diffusers import CogVideoXTransformer3DModel
+
+    reference = CogVideoXTransformer3DModel(**diffusers_arguments(config)).eval()
+    reference.load_state_dict(published.dit)
+    latents, text, timestep = inputs
+    rotary = model.rotary_embedding(7, 16, 24, "cpu")
+    theirs = reference(latents, text, timestep, image_rotary_emb=rotary, return_dict=False)[0]
+    torch.testing.assert_close(model(latents, text, timestep, rotary=rotary), theirs)
+
+
+@torch.no_grad()
+def test_an_identity_is_injected_after_every_second_block(model, inputs):
+    latents, text, timestep = inputs
+    rotary = model.rotary_embedding(7, 16, 24, "cpu")
+    asked = []
+
+    class Spy(InjectionRun):
+        def add_to(self, hidden, layer, attention, progress):
+            asked.append((layer, attention is model.layer_attention[layer], progress))
+            return super().add_to(hidden, layer, attention, progress)
+
+    tokens = torch.randn(20, standin_weights.TOKENS, generator=torch.Generator().manual_seed(4))
+    plain = model(latents, text, timestep, rotary=rotary)
+    injected = model(latents, text, timestep, rotary=rotary, run=Spy([Injection(tokens)]), progress=0.5)
+    assert asked == [(0, True, 0.5), (1, True, 0.5)]
+    assert (injected - plain).norm() > 0.01 * plain.norm()
+
+
+@torch.no_grad()
+def test_fewer_frames_use_the_first_positions(model, inputs):
+    latents, text, _ = inputs
+    words, visual = model.embed(latents, text)
+    fewer_words, fewer = model.embed(latents[:, :3], text)
+    torch.testing.assert_close(fewer, visual[:, : fewer.shape[1]])
+    torch.testing.assert_close(fewer_words, words)
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(8, 16, 24), (7, 8, 24), (7, 16, 16), (7, 15, 24)])
+def test_sizes_it_does_not_know_are_refused(model, frames, height, width):
+    model.check_sizes(7, 16, 24)
+    with pytest.raises(SamplingError):
+        model.check_sizes(frames, height, width)
+
+
+def test_missing_and_mismatched_tensors_are_named(published, config):
+    damaged = dict(published.dit)
+    damaged.pop("proj_out.weight")
+    with pytest.raises(WeightsError, match=r"proj_out\.weight"):
+        from_published(config, type(published)(**{**vars(published), "dit": damaged}))
+    with pytest.raises(WeightsError, match="another shape"):
+        from_published({**config, "time_embed_dim": 64}, published)
+    with pytest.raises(WeightsError, match=r"1\.5"):
+        from_published({**config, "patch_size_t": 2}, published)
+
+
+def test_a_single_file_without_config_is_understood(published, config):
+    without_positions = {k: v for k, v in published.dit.items() if k != "patch_embed.pos_embedding"}
+    inferred = infer_config(type(published)(**{**vars(published), "dit": without_positions}))
+    same = set(inferred) - {"use_learned_positional_embeddings"}
+    assert {name: inferred[name] for name in same} == {name: config.get(name, 2) for name in same}
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        infer_config(published)
+    with pytest.raises(WeightsError, match="no CogVideoX"):
+        infer_config(type(published)(**{**vars(published), "dit": {}}))
