@@ -113,7 +113,7 @@ class Regressor(nn.Module):
                 module = cls({name: tensor.shape for name, tensor in tensors.items()})
         except (KeyError, IndexError, ValueError) as error:
             raise WeightsError(f"These weights are not of DECA's regressor (its tensors lack {error}).") from error
-        load_into(module, tensors, ignore=(), what="DECA regressor")
+        load_into(module, tensors, what="DECA regressor")
         return module.eval().requires_grad_(False)
 
 

@@ -12,9 +12,13 @@ from .errors import MeshError, WeightsError, WeightsMissingError
 from .spirals import check_mesh
 
 SHAPE_COLUMNS = 300  # of `shapedirs`; the rest are expressions
+MAX_JOINTS = 64
+HEAD, JAW = 0, 2  # joints that DECA's pose turns
+_NAMES = {"v_template": 2, "f": 2, "shapedirs": 3, "posedirs": 3, "weights": 2, "kintree_table": 2, "J_regressor": 2}
+"""Of the file, with their numbers of dimensions."""
 SOURCE = (
-    "FLAME is free for non-commercial research only: register at https://flame.is.tue.mpg.de, accept its licence, "
-    "download FLAME 2020 and copy its generic_model.pkl there. Without it, load a vertex file (.ply) instead."
+    "FLAME is licensed for non-commercial research only: register at https://flame.is.tue.mpg.de, accept the licence, "
+    "download FLAME 2020 and copy its generic_model.pkl there."
 )
 
 
@@ -55,6 +59,9 @@ class Flame:
 
         Returns:
             (B, V, 3) float32, metres.
+
+        Raises:
+            MeshError: a code has more components than the model.
         """
         offset = _blend(self.shape_basis, shape)
         if expression is not None:
@@ -62,11 +69,11 @@ class Flame:
         vertices = self.template + offset
         if pose is None:
             return vertices
-        rest = pose.new_zeros(len(pose), len(self.parents), 3)
-        rest[:, 0], rest[:, 2] = pose[:, :3], pose[:, 3:]
-        rotations = axis_angle_to_matrix(rest)
+        turns = vertices.new_zeros(len(pose), len(self.parents), 3)  # neck and eyes stay at rest
+        turns[:, HEAD], turns[:, JAW] = pose[:, :3].to(turns), pose[:, 3:].to(turns)
+        rotations = axis_angle_to_matrix(turns)
         joints = self.joint_regressor @ vertices
-        turned = rotations[:, 1:] - torch.eye(3, device=pose.device)
+        turned = rotations[:, 1:] - torch.eye(3, device=rotations.device)
         vertices = vertices + _blend(self.pose_basis, turned.flatten(1))
         return self._skin(vertices, joints, rotations)
 
@@ -106,23 +113,21 @@ def load(path: str | Path) -> Flame:
     if not path.is_file():
         raise WeightsMissingError(f"The face model {path} is not there. {SOURCE}")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    parents = tensors["kintree_table"][0].tolist() if tensors["kintree_table"].ndim == 2 else []
-    shapedirs, posedirs = tensors["shapedirs"], tensors["posedirs"]
+    for name, dimensions in _NAMES.items():
+        if tensors[name].ndim != dimensions:
+            raise WeightsError(f"{name} in {path} has {tensors[name].ndim} dimensions, expected {dimensions}.")
     flame = Flame(
         template=tensors["v_template"].float(),
         faces=tensors["f"].long(),
-        shape_basis=shapedirs[..., :SHAPE_COLUMNS].float(),
-        expression_basis=shapedirs[..., SHAPE_COLUMNS:].float(),
-        pose_basis=posedirs.float(),
+        shape_basis=tensors["shapedirs"][..., :SHAPE_COLUMNS].float(),
+        expression_basis=tensors["shapedirs"][..., SHAPE_COLUMNS:].float(),
+        pose_basis=tensors["posedirs"].float(),
         joint_regressor=tensors["J_regressor"].float(),
         weights=tensors["weights"].float(),
-        parents=(-1, *(int(parent) for parent in parents[1:])),
+        parents=(-1, *tensors["kintree_table"][0, 1:].long().tolist()),
     )
     _check(flame, path)
     return flame
-
-
-_NAMES = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -131,14 +136,13 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     if missing:
         raise WeightsError(f"{path} is not FLAME's generic_model.pkl: it lacks {', '.join(missing)}. {SOURCE}")
     arrays = {name: unpickle.array(content[name], f"{name} of {path}") for name in _NAMES if name != "J_regressor"}
-    tensors = {
-        name: torch.from_numpy(x.astype("int64" if x.dtype.kind in "iu" else x.dtype)) for name, x in arrays.items()
-    }
+    for name in ("f", "kintree_table"):
+        arrays[name] = arrays[name].astype("int64")  # PyTorch has few operations on the file's unsigned numbers
+    tensors = {name: torch.from_numpy(x) for name, x in arrays.items()}
     matrix = unpickle.sparse(content["J_regressor"], f"J_regressor of {path}")
-    shape = (len(tensors["weights"].T), len(tensors["v_template"]))
-    if matrix.shape != shape:
-        raise WeightsError(f"J_regressor of {path} is {matrix.shape}, expected {shape}: the file is damaged.")
-    dense = torch.zeros(shape)
+    if matrix.shape[0] > MAX_JOINTS or matrix.shape[1] != len(arrays["v_template"]):
+        raise WeightsError(f"J_regressor of {path} is {matrix.shape}, which does not fit its vertices: it is damaged.")
+    dense = torch.zeros(matrix.shape)
     dense[torch.from_numpy(matrix.rows), torch.from_numpy(matrix.columns)] = torch.from_numpy(matrix.values).float()
     return tensors | {"J_regressor": dense}
 
@@ -148,7 +152,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in _NAMES}
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a face model ({error}): expected {', '.join(_NAMES)}.") from error
+        raise WeightsError(
+            f"{path} is not a face model ({error}): expected the tensors {', '.join(_NAMES)}."
+        ) from error
 
 
 def _check(flame: Flame, path: Path) -> None:
@@ -176,5 +182,9 @@ def _check(flame: Flame, path: Path) -> None:
 
 def _blend(basis: Tensor, code: Tensor) -> Tensor:
     """(V, 3, K) and (B, ≤ K) → (B, V, 3)."""
+    if code.shape[1] > basis.shape[2]:
+        raise MeshError(
+            f"A code of {code.shape[1]} components does not fit this face model, which has {basis.shape[2]}."
+        )
     code = code.to(basis)
     return torch.einsum("vxk,bk->bvx", basis[..., : code.shape[1]], code)

@@ -216,10 +216,9 @@ GROUPS: dict[str, tuple[Group, ...]] = {
 
 
 @torch.no_grad()
-def compare(folder: Path) -> list[Row]:
-    """Recompute every output in `folder`. An output that nothing here recomputes gets an infinite error."""
-    fixtures = Fixtures(folder)
-    rows = []
+def compare(fixtures: Fixtures) -> list[Row]:
+    """Recompute every output there is. One that nothing here recomputes gets an infinite error."""
+    folder, rows = fixtures.folder, []
     for file, groups in GROUPS.items():
         if not (folder / file).is_file():
             continue
@@ -247,9 +246,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fantasyid_core.parity", description=__doc__)
     parser.add_argument("folder", type=Path, help="a folder shaped like shared/parity")
     try:
-        folder = parser.parse_args(arguments).folder
-        rows = compare(folder)
-        print(Fixtures(folder).published.report)
+        fixtures = Fixtures(parser.parse_args(arguments).folder)
+        print(fixtures.published.report)
+        rows = compare(fixtures)
     except FantasyIDError as error:
         print(error, file=sys.stderr)
         return 2

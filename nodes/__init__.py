@@ -1,0 +1,18 @@
+"""The pack's nodes, one file per stage, in a photo's order."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import detection, download, fusion, injection, loading, reconstruction, sampling, text, video, views
+
+STAGES = (download, loading, text, detection, reconstruction, views, fusion, injection, sampling, video)
+
+
+class FantasyIDExtension(ComfyExtension):
+    """What the host asks for the pack's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [node for stage in STAGES for node in stage.NODES]
+
+
+async def comfy_entrypoint() -> FantasyIDExtension:
+    return FantasyIDExtension()

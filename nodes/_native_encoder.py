@@ -1,0 +1,79 @@
+"""The identity encoder under the host's memory management."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+
+from ..fantasyid_core.errors import WeightsMissingError
+from ..fantasyid_core.fusion import Identity, IdentityEncoder, build_encoder, fuse
+from ..fantasyid_core.image_tower import ImageTower
+from ..fantasyid_core.reconstruction import FaceMesh
+from ..fantasyid_core.topology import load as load_topology
+from ..fantasyid_core.views import FaceViews
+from ..fantasyid_core.weights import Published, read
+from ._operators import to_host_operators
+from ._paths import SOURCE
+
+TOWERS = ("EVA02_CLIP_L_336_psz14_s6B.pt", "image_tower.safetensors")
+TOPOLOGIES = ("topology.safetensors", "transform.pkl")
+
+
+class NativeEncoder:
+    """Image tower, face abstractor, spiral network and reducer of one model; read from disk at first use."""
+
+    def __init__(self, config: Mapping, published: Published, face_encoder: list[Path], face_model: list[Path]):
+        self._config, self._published = config, published
+        self._face_encoder, self._face_model = face_encoder, face_model
+        self._patcher: comfy.model_patcher.ModelPatcher | None = None
+
+    def fuse(self, views: FaceViews, mesh: FaceMesh, combine: str) -> Identity:
+        """Load onto the host's device, as its memory allows, and compute the identity there."""
+        patcher = self.patcher
+        comfy.model_management.load_models_gpu([patcher])
+        return fuse(patcher.model, views, mesh, combine, patcher.load_device)
+
+    @property
+    def patcher(self) -> comfy.model_patcher.ModelPatcher:
+        if self._patcher is None:
+            self._patcher = comfy.model_patcher.ModelPatcher(
+                self._build(),
+                load_device=comfy.model_management.get_torch_device(),
+                offload_device=comfy.model_management.unet_offload_device(),
+            )
+        return self._patcher
+
+    def _build(self) -> IdentityEncoder:
+        if not self._published.has_identity:
+            raise WeightsMissingError(
+                "This model has no identity encoder: its transformer is a plain CogVideoX without the tensors "
+                f"face_abstractor.*, vertex_spiral_net.* and vertex_reducer.*. {SOURCE}"
+            )
+        tower = find_first(self._face_encoder, TOWERS, "the image tower (face_encoder/)", SOURCE)
+        topology = find_first(
+            self._face_model,
+            TOPOLOGIES,
+            "the mesh hierarchy that the spiral network was trained on (face_model/)",
+            "transform.pkl comes with the code of FantasyID (assets/) and of CVTHead; copy it there.",
+        )
+        logging.info("FantasyID: %s", self._published.report)
+        encoder = build_encoder(
+            self._published,
+            ImageTower.from_state_dict(read(tower), live_only=True),
+            load_topology(topology),
+            self._config,
+        )
+        to_host_operators(encoder)
+        return encoder
+
+
+def find_first(folders: list[Path], names: tuple[str, ...], what: str, cure: str) -> Path:
+    """The first of `names` in the first of `folders` that has one. Raises WeightsMissingError."""
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    expected = " or ".join(str(folder / name) for folder in folders for name in names)
+    raise WeightsMissingError(f"Missing: {what}. Expected {expected}. {cure}")

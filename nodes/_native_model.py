@@ -1,0 +1,268 @@
+"""The video DiT as a native `MODEL`: the host loads, streams, patches and samples it like one of its own."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.patcher_extension
+import comfy.supported_models_base
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor, nn
+
+from ..fantasyid_core.errors import IdentityError
+from ..fantasyid_core.injection import Injection, InjectionRun
+from ..fantasyid_core.injection import check as check_injection
+from ..fantasyid_core.sampling import RELEASE_SCHEDULE, TRAIN_STEPS
+from ..fantasyid_core.transformer import FantasyIDTransformer, Rotary, from_published
+from ..fantasyid_core.video import first_frame_condition
+from ..fantasyid_core.weights import Published
+from ._operators import to_host_operators
+
+DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
+INJECTIONS, RUN = "fantasyid_injections", "fantasyid_run"
+OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+
+
+class HostAttention:
+    """diffusers attention processor on the attention that the artist chose for the host (sage, flash, split, …)."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: None = None,
+        image_rotary_emb: Rotary | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        words = encoder_hidden_states.shape[1]
+        x = torch.cat([encoder_hidden_states, hidden_states], 1)
+        q, k, v = (f(x).unflatten(2, (attn.heads, -1)).transpose(1, 2) for f in (attn.to_q, attn.to_k, attn.to_v))
+        q, k = attn.norm_q(q), attn.norm_k(k)
+        if image_rotary_emb is not None:
+            q[:, :, words:] = apply_rotary_emb(q[:, :, words:], image_rotary_emb)
+            k[:, :, words:] = apply_rotary_emb(k[:, :, words:], image_rotary_emb)
+        x = attn.to_out[0](optimized_attention(q, k, v, attn.heads, skip_reshape=True))
+        return x[:, words:], x[:, :words]
+
+
+class NativeTransformer(FantasyIDTransformer):
+    """The DiT in the host's calling convention, (B, C, T, H, W), taking part in its wrappers and block patches."""
+
+    _rotary: tuple[tuple, Rotary | None] = ((), None)
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, control=None, transformer_options: Mapping = {}, **extra
+    ) -> Tensor:
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._predict, self, wrappers)
+        return executor.execute(x, timesteps, context, control, transformer_options, **extra)
+
+    def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, control, options: Mapping, **extra) -> Tensor:
+        run = options.get(RUN) or InjectionRun(options.get(INJECTIONS, ()))
+        # reading a timestep back from the GPU waits for it, so only where an identity acts on a part of the run
+        progress = 1 - timesteps[0].item() / (TRAIN_STEPS - 1) if run.depends_on_progress else 0.0
+        velocity = super().forward(
+            x.transpose(1, 2),
+            context,
+            timesteps,
+            rotary=self._rotary_for(x),
+            run=run,
+            progress=progress,
+            run_block=_BlockPatches(options, x),
+        )
+        return velocity.transpose(1, 2)
+
+    def _rotary_for(self, x: Tensor) -> Rotary | None:
+        key = (*x.shape[2:], x.device)
+        if self._rotary[0] != key:
+            self._rotary = (key, self.rotary_embedding(*x.shape[2:], x.device))
+        return self._rotary[1]
+
+
+class _BlockPatches:
+    """Runs one block as the host's other models do: `patches_replace` around it, `double_block` patches after it."""
+
+    def __init__(self, options: Mapping, x: Tensor):
+        self.options, self.x = options, x
+        self.replace = options.get("patches_replace", {}).get("dit", {})
+        self.after = options.get("patches", {}).get("double_block", [])
+
+    def __call__(
+        self, index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary: Rotary | None
+    ) -> tuple[Tensor, Tensor]:
+        def original(args: Mapping) -> dict[str, Tensor]:
+            img, txt = block(args["img"], args["txt"], args["vec"], args["pe"])
+            return {"img": img, "txt": txt}
+
+        args = {"img": visual, "txt": words, "vec": time, "pe": rotary, "transformer_options": self.options}
+        replace = self.replace.get(("double_block", index))
+        out = original(args) if replace is None else replace(args, {"original_block": original})
+        for patch in self.after:
+            out = patch({**out, "x": self.x, "vec": time, "block_index": index, "transformer_options": self.options})
+        return out["img"], out["txt"]
+
+
+class CogVideoXLatents(comfy.latent_formats.LatentFormat):
+    """16 channels; the colours of live previews are a linear fit that the community made for CogVideoX's VAE."""
+
+    latent_channels = 16
+    latent_dimensions = 3
+    scale_factor = 0.7
+    latent_rgb_factors = (
+        *((0.1195, 0.0992, -0.0048), (-0.0012, 0.0550, 0.0213), (-0.0141, -0.0087, -0.0210), (0.0306, 0.1219, 0.0140)),
+        *((0.0927, 0.0303, 0.0508), (0.0379, 0.0494, 0.0586), (0.0177, 0.0088, 0.0360), (0.1061, 0.0234, 0.0572)),
+        *((0.1274, -0.0110, 0.0433), (-0.0187, 0.0822, 0.1061), (0.0084, 0.0762, 0.0930), (0.1294, 0.1236, 0.0448)),
+        *((0.0457, 0.0411, -0.0177), (0.0002, -0.0140, 0.0533), (0.0808, 0.1155, -0.0215), (-0.0152, -0.0058, 0.0722)),
+    )
+
+
+class FantasyIDConfig(comfy.supported_models_base.BASE):
+    """What the host asks a model configuration; sampling settings are the release's schedule."""
+
+    unet_extra_config: ClassVar[dict] = {}
+    sampling_settings: ClassVar[dict] = {
+        "beta_schedule": "linear",  # the host's name for scaled_linear
+        "linear_start": RELEASE_SCHEDULE["beta_start"],
+        "linear_end": RELEASE_SCHEDULE["beta_end"],
+        "timesteps": TRAIN_STEPS,
+        "zsnr": True,
+    }
+    latent_format = CogVideoXLatents
+    memory_usage_factor = 1.6  # 4.4 GiB for 49 × 480 × 720 with both guidance branches; 3.4 were measured on an H100
+
+
+class FantasyIDModel(comfy.model_base.QwenImage):
+    """The host's wrapper of the DiT. Only `isinstance` is wanted of its base class: the host maps LoRA names with the
+    prefix `transformer.`, as diffusers and PEFT write them, for that class and a few others by name."""
+
+    def __init__(self, config: FantasyIDConfig, transformer: NativeTransformer, device: torch.device | None):
+        config.unet_config["disable_unet_model_creation"] = True
+        comfy.model_base.BaseModel.__init__(self, config, comfy.model_base.ModelType.V_PREDICTION, device=device)
+        self.diffusion_model = transformer
+
+    extra_conds = comfy.model_base.BaseModel.extra_conds
+    extra_conds_shapes = comfy.model_base.BaseModel.extra_conds_shapes
+
+    def get_dtype(self) -> torch.dtype:
+        return self.diffusion_model.proj_out.weight.dtype
+
+    def concat_cond(self, **kwargs: Any) -> Tensor | None:
+        """The image latents (B, 16, T, H, W): the conditioning's `concat_latent_image`, else zeros."""
+        noise, image = kwargs["noise"], kwargs.get("concat_latent_image")
+        channels = self.diffusion_model.config.in_channels - noise.shape[1]
+        if channels <= 0:
+            return None
+        self.diffusion_model.check_sizes(*noise.shape[2:])
+        if image is None:
+            return noise.new_zeros(noise.shape[0], channels, *noise.shape[2:])
+        if image.shape[-2:] != noise.shape[-2:]:
+            raise IdentityError(
+                f"The image condition is {image.shape[-1] * 8} × {image.shape[-2] * 8} pixels, the video "
+                f"{noise.shape[-1] * 8} × {noise.shape[-2] * 8}. Make both with the same width and height."
+            )
+        image = first_frame_condition(self.process_latent_in(image).to(kwargs["device"]), noise.shape[2])
+        return comfy.utils.resize_to_batch_size(image, noise.shape[0])
+
+
+def load_model(
+    config: Mapping, published: Published, weight_dtype: str = "default", scale_factor: float = 0.7
+) -> comfy.model_patcher.ModelPatcher:
+    """The published transformer as a host `MODEL`.
+
+    Args:
+        config: the transformer's `config.json`.
+        weight_dtype: a key of DTYPES; fp8 stores the blocks' linear layers so and computes in the host's choice.
+        scale_factor: of the VAE's latents.
+
+    Raises:
+        WeightsError: tensors and configuration do not fit each other.
+    """
+    transformer = from_published(config, published, NativeTransformer)
+    transformer.set_attn_processor(HostAttention())
+    left = to_host_operators(transformer)
+    if left:
+        raise RuntimeError(f"modules without a host operator: {left}")
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    compute = _cast(transformer, DTYPES[weight_dtype], load_device)
+    settings = FantasyIDConfig({})
+    settings.latent_format.scale_factor = scale_factor
+    settings.manual_cast_dtype = compute
+    model = FantasyIDModel(settings, transformer, offload_device)
+    return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+
+
+def _cast(transformer: NativeTransformer, wanted: torch.dtype | None, device: torch.device) -> torch.dtype | None:
+    """Store the weights as asked and say what to compute in (None: as stored), by the host's own rules."""
+    own = transformer.proj_out.weight.dtype
+    parameters = sum(p.numel() for p in transformer.parameters())
+    fp8 = wanted == torch.float8_e4m3fn
+    stored = comfy.model_management.unet_dtype(
+        model_params=parameters, supported_dtypes=SUPPORTED, weight_dtype=own if fp8 or wanted is None else wanted
+    )
+    if wanted is not None and not fp8:
+        stored = wanted
+    if own != stored:
+        transformer.to(stored)
+    compute = comfy.model_management.unet_manual_cast(stored, device, SUPPORTED)
+    if fp8:
+        for module in [*transformer.transformer_blocks.modules(), *transformer.layer_attention.modules()]:
+            if isinstance(module, nn.Linear):
+                module.weight.data = module.weight.data.to(torch.float8_e4m3fn)
+        return compute or stored
+    return compute
+
+
+def transformer_of(model: comfy.model_patcher.ModelPatcher) -> NativeTransformer:
+    """The DiT behind a `MODEL`. Raises IdentityError for a model that is none of ours."""
+    transformer = getattr(model.model, "diffusion_model", None)
+    if not isinstance(transformer, FantasyIDTransformer):
+        raise IdentityError(
+            f"This MODEL is a {type(model.model).__name__}, which cannot take a FantasyID identity. "
+            "Connect the MODEL of 'FantasyID Load Model' (LoRA and other patches in between are fine)."
+        )
+    return transformer
+
+
+def add_injection(model: comfy.model_patcher.ModelPatcher, injection: Injection) -> comfy.model_patcher.ModelPatcher:
+    """A clone of `model`, sharing its weights, that injects one identity more.
+
+    Raises:
+        IdentityError: not a FantasyID model, or the identity was made for another.
+    """
+    check_injection(injection, transformer_of(model).layer_attention)
+    model = model.clone()
+    options = model.model_options["transformer_options"]
+    options[INJECTIONS] = [*options.get(INJECTIONS, []), injection]
+    model.remove_wrappers_with_key(OUTER_SAMPLE, RUN)
+    model.add_wrapper_with_key(OUTER_SAMPLE, RUN, _start_run)
+    return model
+
+
+def has_injection(model: comfy.model_patcher.ModelPatcher) -> bool:
+    return bool(model.model_options["transformer_options"].get(INJECTIONS))
+
+
+def _start_run(executor, *args: Any, **kwargs: Any) -> Tensor:
+    """Around each sampling run: what is constant over it is computed once and forgotten afterwards."""
+    options = executor.class_obj.model_options["transformer_options"]
+    options[RUN] = InjectionRun(options[INJECTIONS])
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        options.pop(RUN, None)

@@ -1,0 +1,116 @@
+"""Feature fusion: views and mesh → identity; identities as files."""
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..fantasyid_core.errors import IdentityError
+from ..fantasyid_core.fusion import COMBINE, load_identity, save_identity
+from . import _paths
+from ._base import CATEGORY, FantasyIDNode
+from ._sockets import Encoder, Identity, Mesh, Views
+
+CONSENT = "An identity file describes a person's face: keep and share it only with that person's consent."
+
+
+class FantasyIDFuse(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDFuse",
+            display_name="FantasyID Feature Fusion",
+            category=CATEGORY,
+            description=(
+                "Fuses what the face looks like (views) with its 3-D shape (mesh) into the identity that the video "
+                "model follows. Computed once; it stays on the GPU."
+            ),
+            inputs=[
+                Encoder.Input("encoder", tooltip="From FantasyID Load Model."),
+                Views.Input("views", tooltip="One or several views of the face, from FantasyID Multi-View."),
+                Mesh.Input("mesh", tooltip="The face's shape, from FantasyID Reconstruct 3D or FantasyID Load Mesh."),
+                io.Combo.Input(
+                    "combine",
+                    options=list(COMBINE),
+                    default=COMBINE[0],
+                    tooltip="first view: the reference alone, as released. mean of views: the average of all views.",
+                ),
+            ],
+            outputs=[
+                Identity.Output(
+                    display_name="identity", tooltip="Who is in the video; for Apply FantasyID and the sampler."
+                )
+            ],
+        )
+
+    @classmethod
+    def run(cls, encoder, views, mesh, combine: str) -> io.NodeOutput:
+        return io.NodeOutput(encoder.fuse(views, mesh, combine))
+
+
+class FantasyIDSaveIdentity(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDSaveIdentity",
+            display_name="FantasyID Save Identity",
+            category=CATEGORY,
+            description=f"Saves an identity (its tokens and the reference crop) to the output folder. {CONSENT}",
+            inputs=[
+                Identity.Input("identity", tooltip="From FantasyID Feature Fusion."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="fantasyid/identity",
+                    tooltip="Name of the file in the output folder; a counter and .safetensors are added.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="file", tooltip="The saved file's name, as FantasyID Load Identity takes it."
+                )
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def run(cls, identity, filename_prefix: str) -> io.NodeOutput:
+        path = _paths.identity_save_path(filename_prefix)
+        save_identity(identity, path)
+        name = path.relative_to(folder_paths.get_output_directory()).as_posix() + " [output]"
+        return io.NodeOutput(name, ui={"text": [name]})
+
+
+class FantasyIDLoadIdentity(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDLoadIdentity",
+            display_name="FantasyID Load Identity",
+            category=CATEGORY,
+            description=f"Loads a saved identity from the input or output folder. {CONSENT}",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=_paths.identity_files(),
+                    tooltip="An identity file in the input folder, or in the output folder (marked [output]).",
+                )
+            ],
+            outputs=[Identity.Output(display_name="identity", tooltip="For Apply FantasyID and the sampler.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        try:
+            _paths.identity_path(file)
+        except IdentityError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> float:
+        return _paths.identity_path(file).stat().st_mtime
+
+    @classmethod
+    def run(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(load_identity(_paths.identity_path(file)))
+
+
+NODES = [FantasyIDFuse, FantasyIDSaveIdentity, FantasyIDLoadIdentity]

@@ -1,0 +1,113 @@
+"""Load models: the published folder, or single files, as the host's MODEL and VAE, and the identity encoder."""
+
+import json
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..fantasyid_core.errors import WeightsError, WeightsMissingError
+from ..fantasyid_core.optional import require
+from ..fantasyid_core.weights import read, read_config, read_metadata, split_published
+from . import _paths
+from ._base import CATEGORY, FantasyIDNode
+from ._sockets import Encoder
+
+FROM_FOLDER = "from the model's folder"
+WEIGHT_DTYPES = ["default", "bf16", "fp16", "fp32", "fp8_e4m3fn"]
+
+
+class FantasyIDLoadModel(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDLoadModel",
+            display_name="FantasyID Load Model",
+            category=CATEGORY,
+            description=(
+                "Loads a FantasyID model: the video transformer as a native MODEL, its VAE, and the identity encoder. "
+                "Models lie in models/fantasyid/<name>/ in the layout of the published download, or as single "
+                ".safetensors files in models/fantasyid/. Weights for research by FantasyID's authors; use only faces "
+                "of people who agreed to it."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=[*_paths.model_folders(), *_paths.model_files()],
+                    tooltip="A folder in the published layout, or a single transformer file, in models/fantasyid.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=WEIGHT_DTYPES,
+                    default="default",
+                    tooltip=(
+                        "How the transformer's weights are stored. default: as the file has them, if the card can. "
+                        "fp8_e4m3fn: half the memory for a small loss of quality; it computes in bf16."
+                    ),
+                ),
+                io.Combo.Input(
+                    "vae_name",
+                    options=[FROM_FOLDER, *folder_paths.get_filename_list("vae")],
+                    default=FROM_FOLDER,
+                    tooltip="CogVideoX's VAE: the folder's own, or a file in models/vae.",
+                    optional=True,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The video transformer, for Apply FantasyID, LoRA nodes and samplers."),
+                io.Vae.Output(tooltip="CogVideoX's VAE."),
+                Encoder.Output(display_name="encoder", tooltip="The identity encoder, for FantasyID Feature Fusion."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str) -> bool | str:
+        return _paths.check(model_name)
+
+    @classmethod
+    def run(cls, model_name: str, weight_dtype: str, vae_name: str = FROM_FOLDER) -> io.NodeOutput:
+        require("diffusers", "The video transformer", "'diffusers>=0.33'")
+        from ..fantasyid_core.transformer import infer_config
+        from ._native_encoder import NativeEncoder
+        from ._native_model import load_model
+        from ._native_vae import load_vae
+
+        path = _paths.resolve(model_name)
+        if path.is_dir():
+            folder = _paths.transformer_folder(path)
+            if folder is None:
+                raise WeightsMissingError(f"{path} has no transformer/ folder. {_paths.SOURCE}")
+            published, config = split_published(read(folder)), read_config(folder)
+        else:
+            published = split_published(read(path))
+            config = _embedded_config(path) or infer_config(published)
+        vae = load_vae(_vae_path(path, vae_name))
+        model = load_model(config, published, weight_dtype, vae.first_stage_model.autoencoder.config.scaling_factor)
+        encoder = NativeEncoder(
+            config, published, _paths.beside(path, "face_encoder"), _paths.beside(path, "face_model")
+        )
+        return io.NodeOutput(model, vae, encoder)
+
+
+def _vae_path(model: Path, name: str) -> Path:
+    if name != FROM_FOLDER:
+        return Path(folder_paths.get_full_path_or_raise("vae", name))
+    if model.is_dir() and (model / "vae").is_dir():
+        return model / "vae"
+    raise WeightsMissingError(
+        f"'{model.name}' comes without a VAE: expected {model / 'vae'}. Choose CogVideoX's VAE as vae_name "
+        "(a file in models/vae), or use the published folder."
+    )
+
+
+def _embedded_config(path: Path) -> dict | None:
+    text = read_metadata(path).get("config")
+    if text is None:
+        return None
+    try:
+        return dict(json.loads(text))
+    except ValueError as error:
+        raise WeightsError(f"The configuration in the header of {path.name} is not readable JSON: {error}.") from error
+
+
+NODES = [FantasyIDLoadModel]

@@ -1,0 +1,155 @@
+"""The released recipe in one node, and its timesteps for the host's custom samplers."""
+
+import comfy.model_management
+import comfy.samplers
+import latent_preview
+import node_helpers
+import torch
+from comfy_api.latest import io
+
+from ..fantasyid_core.injection import Injection
+from ..fantasyid_core.optional import require
+from ..fantasyid_core.sampling import GUIDANCE, SCHEDULERS, STEPS, TRAIN_STEPS, timesteps
+from ..fantasyid_core.video import squeeze_to_frame
+from ._base import CATEGORY, FantasyIDNode
+from ._sockets import Identity
+from .video import empty_latent, size_inputs
+
+
+class FantasyIDSampler(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDSampler",
+            display_name="FantasyID Sampler",
+            category=CATEGORY,
+            description=(
+                "The released recipe in one node: CogVideoX's DPM or DDIM schedule, guidance, and the reference face "
+                "as first latent frame. Takes a plain MODEL, which then follows the identity at strength 1, or one of "
+                "Apply FantasyID, whose settings then hold."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="From FantasyID Load Model, or from Apply FantasyID."),
+                Identity.Input(
+                    "identity", tooltip="Who is in the video; its reference crop is the first latent frame."
+                ),
+                io.Vae.Input("vae", tooltip="The VAE of FantasyID Load Model; it encodes the reference crop."),
+                io.Conditioning.Input("positive", tooltip="The encoded prompt, from FantasyID Text Encode."),
+                io.Conditioning.Input("negative", tooltip="What to avoid; an empty prompt as released."),
+                io.Int.Input(
+                    "seed",
+                    default=42,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same video, on CPU and GPU.",
+                ),
+                io.Int.Input(
+                    "steps", default=STEPS, min=1, max=TRAIN_STEPS, tooltip="50 as released; 30 are often enough."
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=GUIDANCE,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance scale: how closely the video follows the prompt. 6 as released; 1 is off.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=list(SCHEDULERS),
+                    default=SCHEDULERS[0],
+                    tooltip="dpm: as released. ddim: draws no noise on the way, and equals KSampler's ddim.",
+                ),
+                *size_inputs(),
+                io.Noise.Input(
+                    "noise", optional=True, tooltip="From RandomNoise: replaces the first noise that seed would give."
+                ),
+            ],
+            outputs=[io.Latent.Output(tooltip="The video's latents, for VAE Decode.")],
+        )
+
+    @classmethod
+    def run(
+        cls,
+        model,
+        identity,
+        vae,
+        positive,
+        negative,
+        seed,
+        steps,
+        guidance,
+        scheduler,
+        width,
+        height,
+        frames,
+        noise=None,
+    ) -> io.NodeOutput:
+        require("diffusers", "The FantasyID Sampler", "'diffusers>=0.33'")
+        from ._native_model import add_injection, has_injection, transformer_of
+        from ._native_sampler import ReleaseSampler
+        from ._native_vae import encode_sample
+
+        latent = empty_latent(frames, height, width)
+        zeros = latent["samples"]
+        transformer_of(model).check_sizes(*zeros.shape[2:])
+        if not has_injection(model):
+            model = add_injection(model, Injection(identity.tokens))
+        generator = torch.Generator().manual_seed(seed)
+        first = encode_sample(vae, squeeze_to_frame(identity.image, height, width), generator)
+        if noise is None:
+            start = torch.randn(zeros.transpose(1, 2).shape, generator=generator).transpose(1, 2)
+        else:
+            start = noise.generate_noise(latent)
+        values = {"concat_latent_image": first}
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(
+            node_helpers.conditioning_set_values(positive, values),
+            node_helpers.conditioning_set_values(negative, values),
+        )
+        guider.set_cfg(guidance)
+        samples = guider.sample(
+            start,
+            zeros,
+            ReleaseSampler(scheduler, steps, generator),
+            trailing_sigmas(model, steps),
+            callback=latent_preview.prepare_callback(model, steps),
+            seed=seed,
+        )
+        return io.NodeOutput({"samples": samples.to(comfy.model_management.intermediate_device())})
+
+
+class FantasyIDSigmas(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDSigmas",
+            display_name="FantasyID Sigmas",
+            category=CATEGORY,
+            description=(
+                "The release's trailing timesteps as SIGMAS, for SamplerCustomAdvanced. KSampler's scheduler 'simple' "
+                "is almost the same; 'normal' and 'ddim_uniform' are not."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The FantasyID MODEL that will be sampled."),
+                io.Int.Input(
+                    "steps", default=STEPS, min=1, max=TRAIN_STEPS, tooltip="Denoising steps; 50 as released."
+                ),
+            ],
+            outputs=[io.Sigmas.Output(tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def run(cls, model, steps: int) -> io.NodeOutput:
+        require("diffusers", "FantasyID Sigmas", "'diffusers>=0.33'")
+        return io.NodeOutput(trailing_sigmas(model, steps))
+
+
+def trailing_sigmas(model, steps: int) -> torch.Tensor:
+    """(steps + 1,) sigmas of the release's timesteps, ending in 0."""
+    known = model.get_model_object("model_sampling").sigmas
+    return torch.cat([known[timesteps(steps)].cpu(), torch.zeros(1)])
+
+
+NODES = [FantasyIDSampler, FantasyIDSigmas]

@@ -1,0 +1,77 @@
+"""Prompts for CogVideoX: 226 tokens of T5-XXL, from the host's CLIPLoader or from the published folder."""
+
+from comfy_api.latest import io
+
+from . import _paths
+from ._base import CATEGORY, FantasyIDNode
+
+
+class FantasyIDTextEncode(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDTextEncode",
+            display_name="FantasyID Text Encode",
+            category=CATEGORY,
+            description=(
+                "Encodes a prompt as CogVideoX expects it: 226 tokens of T5-XXL, without attention mask and without "
+                "prompt weights. Use one for the prompt and one, usually empty, for the negative prompt."
+            ),
+            inputs=[
+                io.Clip.Input(
+                    "clip",
+                    tooltip="T5-XXL: CLIPLoader with type 'pixart' (fp8 files too), or FantasyID Load Text Encoder.",
+                ),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip=(
+                        "What happens in the video. Describe the person, the action, the place and the light in full "
+                        "sentences. What is longer than 225 tokens (some 150 words) is cut off."
+                    ),
+                ),
+            ],
+            outputs=[io.Conditioning.Output(tooltip="For the positive or negative input of a sampler.")],
+        )
+
+    @classmethod
+    def run(cls, clip, text: str) -> io.NodeOutput:
+        from ._native_text import encode_text
+
+        return io.NodeOutput(encode_text(clip, text))
+
+
+class FantasyIDLoadTextEncoder(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDLoadTextEncoder",
+            display_name="FantasyID Load Text Encoder",
+            category=CATEGORY,
+            description=(
+                "Loads the T5 text encoder that lies in a model's folder (text_encoder/). If you already have T5-XXL "
+                "for another model, CLIPLoader with type 'pixart' saves the disk space."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=_paths.model_folders(),
+                    tooltip="A folder in models/fantasyid with a text_encoder/ in it.",
+                )
+            ],
+            outputs=[io.Clip.Output(tooltip="For FantasyID Text Encode.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str) -> bool | str:
+        return _paths.check(model_name)
+
+    @classmethod
+    def run(cls, model_name: str) -> io.NodeOutput:
+        from ._native_text import load_text_encoder
+
+        return io.NodeOutput(load_text_encoder(_paths.resolve(model_name)))
+
+
+NODES = [FantasyIDLoadTextEncoder, FantasyIDTextEncode]

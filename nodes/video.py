@@ -1,0 +1,83 @@
+"""The video's size and its image condition, for the host's own samplers."""
+
+import comfy.model_management
+import node_helpers
+import torch
+from comfy_api.latest import io
+
+from ..fantasyid_core.video import FRAMES, HEIGHT, LATENT_CHANNELS, WIDTH, latent_size, squeeze_to_frame
+from ._base import CATEGORY, FantasyIDNode
+from ._sockets import Identity
+
+MAX_SIDE = 2048
+
+
+def size_inputs() -> list[io.Input]:
+    """Width, height and frames of the video, the same in every node that asks for them."""
+    return [
+        io.Int.Input(
+            "width", default=WIDTH, min=16, max=MAX_SIDE, step=16, tooltip="Pixels. The published model knows 720 only."
+        ),
+        io.Int.Input(
+            "height",
+            default=HEIGHT,
+            min=16,
+            max=MAX_SIDE,
+            step=16,
+            tooltip="Pixels. The published model knows 480 only.",
+        ),
+        io.Int.Input(
+            "frames",
+            default=FRAMES,
+            min=1,
+            max=1025,
+            step=4,
+            tooltip="A multiple of 4 plus 1; 49 are 6 s at 8 frames a second.",
+        ),
+    ]
+
+
+def empty_latent(frames: int, height: int, width: int) -> dict[str, torch.Tensor]:
+    """A `LATENT` of zeros for a video of this size. Raises SamplingError where there is none."""
+    size = (1, LATENT_CHANNELS, *latent_size(frames, height, width))
+    return {"samples": torch.zeros(size, device=comfy.model_management.intermediate_device())}
+
+
+class FantasyIDImageCondition(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDImageCondition",
+            display_name="FantasyID Image Condition",
+            category=CATEGORY,
+            description=(
+                "For KSampler and SamplerCustomAdvanced: the empty latent of a video, and the reference face as its "
+                "first latent frame, as the release does. Without an identity the model gets no first frame."
+            ),
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="The encoded prompt."),
+                io.Conditioning.Input("negative", tooltip="What to avoid; an empty prompt as released."),
+                io.Vae.Input("vae", tooltip="The VAE of FantasyID Load Model."),
+                *size_inputs(),
+                Identity.Input("identity", optional=True, tooltip="Its reference crop becomes the first latent frame."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the image condition."),
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="The negative prompt with the image condition."
+                ),
+                io.Latent.Output(tooltip="Empty latents of the video, for latent_image."),
+            ],
+        )
+
+    @classmethod
+    def run(cls, positive, negative, vae, width: int, height: int, frames: int, identity=None) -> io.NodeOutput:
+        latent = empty_latent(frames, height, width)
+        if identity is not None:
+            values = {"concat_latent_image": vae.encode(squeeze_to_frame(identity.image, height, width))}
+            positive = node_helpers.conditioning_set_values(positive, values)
+            negative = node_helpers.conditioning_set_values(negative, values)
+        return io.NodeOutput(positive, negative, latent)
+
+
+NODES = [FantasyIDImageCondition]

@@ -1,0 +1,187 @@
+"""The two commands: `python run.py demo [--photo FILE] [--prompt TEXT]` and `python run.py test [pytest arguments]`.
+
+Both set up everything in `.venv` themselves: Python 3.10 or newer and this checkout are enough.
+"""
+
+from __future__ import annotations  # so that an old Python reaches the message about its version
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+from tools.environment import ROOT, SetupError, install
+
+VENV = ROOT / ".venv"
+DEMO_WORKFLOW = ROOT / "workflows" / "fantasyid.json"
+DEMO_PHOTO = ROOT / "workflows" / "assets" / "portrait.jpg"
+DEMO_OUTPUT = ROOT / "output" / "demo"
+DEMO_FILES = ("video", "face", "mesh", "contact_sheet")  # what the workflow saves, each as demo/NAME
+STAND_IN = "stand-in"
+
+
+def main() -> int:
+    """Parse the command line, set up, run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Try the pack in a real ComfyUI, or run its tests.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="make a video from one photo, in output/demo/")
+    demo.add_argument("--photo", type=Path, default=DEMO_PHOTO, help="a photo with one face")
+    demo.add_argument("--prompt", help="what the person does in the video")
+    commands.add_parser("test", help="run the test suite; further arguments go to pytest", add_help=False)
+    arguments, rest = parser.parse_known_args()
+    if rest and arguments.command == "demo":
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    try:
+        if Path(sys.prefix).resolve() != VENV.resolve():
+            return _again_in_venv()
+        install(for_tests=arguments.command == "test", say=_say)
+        if arguments.command == "test":
+            return subprocess.call([sys.executable, "-m", "pytest", *rest], cwd=ROOT)
+        return _demo(arguments.photo, arguments.prompt)
+    except SetupError as error:
+        _say(f"Error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _again_in_venv() -> int:
+    """Run this same command line with the Python of `.venv`, which is made first if it is absent or broken."""
+    if sys.version_info < (3, 10):  # noqa: UP036
+        raise SetupError(f"Python 3.10 to 3.13 is needed; this is {sys.version.split()[0]}.")
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    try:
+        usable = subprocess.call([python, "-c", "import pip"], stderr=subprocess.DEVNULL) == 0
+    except OSError:
+        usable = False
+    if not usable:
+        _say(f"Making {VENV} …")
+        try:
+            venv.create(VENV, clear=True, with_pip=True, symlinks=os.name != "nt")
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise SetupError(
+                f"Could not make {VENV}: {error}. On Debian and Ubuntu the package python3-venv is needed."
+            ) from error
+    return subprocess.call([python, __file__, *sys.argv[1:]])
+
+
+def _demo(photo: Path, prompt: str | None) -> int:
+    """Run the demo workflow through the API of a real server and collect what it saved."""
+    from tools.comfy_host import ComfyServer, ServerError
+    from tools.workflow import to_graph
+
+    if not photo.is_file():
+        _say(f"Error: there is no photo at {photo}.")
+        return 1
+    base = ROOT / ".work" / "demo"
+    model, server_arguments = _demo_model(base)
+    _say("Starting ComfyUI …")
+    try:
+        with ComfyServer(base, server_arguments) as server:
+            info = server.object_info()
+            graph = to_graph(json.loads(DEMO_WORKFLOW.read_text("utf-8")), info)
+            _fill_in(graph, info, model, server.upload_image(photo), prompt)
+            _say(f"Running {DEMO_WORKFLOW.relative_to(ROOT)} on {photo} …")
+            began = time.monotonic()
+            run = server.run(graph, timeout=24 * 3600, on_event=_Progress(graph))
+            if run.error:
+                _say(f"Error: {run.error.message}\nThe server's log: {server.log}")
+                return 1
+            missing = _collect(server, run)
+    except (ServerError, ValueError) as error:
+        _say(f"Error: {error}")
+        return 1
+    if missing:
+        _say(f"Error: the workflow saved no {', '.join(missing)}.")
+        return 1
+    _say(f"Done in {time.monotonic() - began:.0f} s: {DEMO_OUTPUT}")
+    if model == STAND_IN:
+        _say(
+            "This ran on small stand-in weights, which are random: it shows that everything works, "
+            "but the video is noise, not the person. The README says where to get the real weights."
+        )
+    return 0
+
+
+def _demo_model(base: Path) -> tuple[str, list[str]]:
+    """Name of the model to use and the server arguments to find it; random weights are made if there is none."""
+    server_arguments = []
+    places = [base / "models" / "fantasyid"]
+    if host := os.environ.get("COMFYUI_PATH"):
+        host = Path(host).expanduser().resolve()
+        places.append(host / "models" / "fantasyid")
+        config = base / "models.yaml"
+        config.parent.mkdir(parents=True, exist_ok=True)
+        own = {"base_path": str(host), "fantasyid": "models/fantasyid", "text_encoders": "models/text_encoders"}
+        config.write_text(json.dumps({"comfyui": own}), "utf-8")  # JSON is YAML
+        server_arguments = ["--extra-model-paths-config", str(config)]
+    transformers = [folder for place in places for folder in sorted(place.glob("*/transformer*/"))]
+    real = [folder.parent.name for folder in transformers if folder.parent.name != STAND_IN]
+    if real:
+        return real[0], server_arguments
+    from fantasyid_core import standin
+
+    _say(f"No model in {' or '.join(map(str, places))}: making small stand-in weights (random numbers).")
+    standin.write(places[0] / STAND_IN)
+    return STAND_IN, server_arguments
+
+
+def _fill_in(graph: dict, info: dict, model: str, photo: str, prompt: str | None) -> None:
+    """Put the model, the photo and the prompt into the graph, whatever the workflow had been saved with."""
+    for node in graph.values():
+        kind, inputs, title = node["class_type"], node["inputs"], node["_meta"]["title"]
+        if kind == "LoadImage":
+            inputs["image"] = photo
+        if prompt and kind == "FantasyIDTextEncode" and "Prompt" in title and "Negative" not in title:
+            inputs["text"] = prompt
+        for name, (choices, *options) in info[kind]["input"].get("required", {}).items():
+            choices = options[0].get("options", []) if choices == "COMBO" else choices
+            if kind.startswith("FantasyID") and isinstance(choices, list) and model in choices:
+                inputs[name] = model
+
+
+def _collect(server, run) -> list[str]:
+    """Copy the saved files to `output/demo/` under their plain names; returns what was expected but not saved."""
+    shutil.rmtree(DEMO_OUTPUT, ignore_errors=True)
+    DEMO_OUTPUT.mkdir(parents=True)
+    found = set()
+    for file in run.files:
+        if file["type"] == "output" and file["subfolder"] == "demo":
+            path = Path(file["filename"])
+            name = re.sub(r"_\d+_$", "", path.stem)
+            (DEMO_OUTPUT / f"{name}{path.suffix}").write_bytes(server.download(file))
+            found.add(name)
+    return [name for name in DEMO_FILES if name not in found]
+
+
+class _Progress:
+    """Prints each node as it starts, and its progress in steps of a tenth."""
+
+    def __init__(self, graph: dict):
+        self._graph = graph
+        self._shown = -1
+
+    def __call__(self, event) -> None:
+        if event.kind == "executing":
+            self._shown = -1
+            node = self._graph.get(event.node)
+            _say(f"  {node['_meta']['title'] if node else event.node}")
+        elif event.kind == "progress" and event.maximum > 1:
+            tenth = int(10 * event.value / event.maximum)
+            if tenth != self._shown:
+                self._shown = tenth
+                _say(f"    {event.value:.0f} of {event.maximum:.0f}")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""What all nodes share: errors under the host's V3 machinery, names that stay in its folders; and the download node."""
+
+import functools
+import hashlib
+import json
+import os
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import host
+
+base = Path(sys.argv[1])
+host.start(base)
+models = base / "models" / "fantasyid"
+for folder in ("models/fantasyid/tiny/transformer", "models/fantasyid/no_model/vae", "input", "output/faces"):
+    (base / folder).mkdir(parents=True)
+for file in ("one.safetensors", "notes.txt", ".hidden.safetensors"):
+    (models / file).touch()
+(base / "secret.safetensors").touch()
+for file in ("input/anne.safetensors", "output/faces/bob.safetensors"):
+    (base / file).touch()
+
+import comfy.model_management  # noqa: E402
+import torch  # noqa: E402
+from comfy_api.latest import io  # noqa: E402
+from pack.fantasyid_core.errors import FaceNotFoundError  # noqa: E402
+from pack.nodes import _paths  # noqa: E402
+from pack.nodes._base import FantasyIDNode  # noqa: E402
+from pack.nodes.download import FantasyIDDownload  # noqa: E402
+
+CAUSES = {
+    "own": FaceNotFoundError("no face in the photo"),
+    "cancel": comfy.model_management.InterruptProcessingException(),
+    "memory": torch.cuda.OutOfMemoryError("out of memory"),
+    "other": ValueError("a bug"),
+}
+
+
+class Probe(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [io.String.Input("cause")]
+        return io.Schema(node_id="Probe", display_name="FantasyID Probe", inputs=inputs, outputs=[io.String.Output()])
+
+    @classmethod
+    def run(cls, cause: str) -> io.NodeOutput:
+        if cause in CAUSES:
+            raise CAUSES[cause]
+        return io.NodeOutput(f"fine with {cause}, hidden is {cls.hidden is not None}")
+
+
+def execute(node: type, **inputs):
+    """As the host's execution does: a locked clone of the class, called by its normalised name."""
+    from comfy_api.internal import make_locked_method_func
+
+    node.GET_SCHEMA()
+    return make_locked_method_func(node, node.FUNCTION, node.PREPARE_CLASS_CLONE({}))(**inputs).args
+
+
+def outcome(action) -> str:
+    try:
+        return str(action())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+found: dict = {"node": execute(Probe, cause="nothing")[0]}
+found["causes"] = {name: outcome(lambda name=name: execute(Probe, cause=name)) for name in CAUSES}
+found["input_types"] = list(Probe.INPUT_TYPES()["required"])
+
+found["folders"], found["files"] = _paths.model_folders(), _paths.model_files()
+found["resolved"] = [_paths.resolve("tiny") == models / "tiny", _paths.resolve("one.safetensors").is_file()]
+TRICKS = [
+    "../../secret.safetensors",
+    "/etc/passwd",
+    "C:\\x",
+    "tiny/../one.safetensors",
+    "..",
+    ".",
+    "",
+    ".hidden.safetensors",
+]
+found["tricks"] = {name: outcome(lambda name=name: _paths.resolve(name)) for name in TRICKS}
+found["targets"] = {name: outcome(lambda name=name: _paths.download_folder(name)) for name in TRICKS}
+found["missing"] = _paths.check("absent")
+found["identities"] = _paths.identity_files()
+found["identity_paths"] = [_paths.identity_path(name).is_file() for name in found["identities"]]
+found["identity_tricks"] = [
+    outcome(lambda name=name: _paths.identity_path(name))
+    for name in ("../secret.safetensors", "../secret.safetensors [output]", str(base / "secret.safetensors"), "absent")
+]
+found["saved"] = _paths.identity_save_path("faces/carol").relative_to(base).as_posix()
+found["save_trick"] = outcome(lambda: _paths.identity_save_path("../../carol"))
+
+commit, content = "a" * 40, b'{"block_out_channels": [8]}'
+hub = base / "hub"
+listing = hub / "api/models/acvlab/FantasyID/revision/main"
+listing.parent.mkdir(parents=True)
+git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+entry = {"rfilename": "vae/config.json", "size": len(content), "blobId": git}
+listing.write_text(json.dumps({"sha": commit, "siblings": [entry]}))
+served = hub / "acvlab/FantasyID/resolve" / commit / "vae/config.json"
+served.parent.mkdir(parents=True)
+served.write_bytes(content)
+server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(SimpleHTTPRequestHandler, directory=str(hub)))
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ.update(HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", no_proxy="127.0.0.1")
+inputs = {"repository": "acvlab/FantasyID", "revision": "main", "folder_name": "FantasyID"}
+found["unconfirmed"] = outcome(lambda: execute(FantasyIDDownload, **inputs, confirm=False))
+found["nothing_written"] = not (models / "FantasyID").exists()
+found["download"] = list(execute(FantasyIDDownload, **inputs, confirm=True))
+found["downloaded"] = (models / "FantasyID/vae/config.json").read_bytes() == content
+comfy.model_management.interrupt_current_processing()
+found["cancelled"] = outcome(lambda: execute(FantasyIDDownload, **{**inputs, "folder_name": "second"}, confirm=True))
+host.report(**found)

@@ -1,0 +1,34 @@
+"""For scripts that test the pack's adapters in one process with the host's modules, without its server.
+
+A script calls `start`, imports the host's modules and `pack.…`, and ends with `report`; pytest runs it as a process of
+its own, because the host reads the command line and puts its folder on `sys.path`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(base: Path, *arguments: str) -> None:
+    """Make the host's modules importable, with `base` as its base directory, and the pack as the package `pack`."""
+    for name, folder in (("tools", ROOT / "tools"), ("pack", ROOT)):
+        package = sys.modules[name] = ModuleType(name)
+        package.__path__ = [str(folder)]
+    from tools.environment import find_host
+    from tools.launch_comfy import fit_imports
+
+    fit_imports()
+    sys.path.insert(0, str(find_host()))
+    sys.argv = ["main.py", "--base-directory", str(base), *(arguments or ("--cpu",))]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+
+
+def report(**found: Any) -> None:
+    """Hand the findings to the test: the last line of the output, as JSON."""
+    sys.stdout.write("\n" + json.dumps(found) + "\n")

@@ -1,0 +1,90 @@
+"""T5 from a published folder as the host's CLIP, compared with transformers on the same small random weights."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import host
+
+base = Path(sys.argv[1])
+host.start(base)
+
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+from comfy.text_encoders import genmo, pixart_t5  # noqa: E402
+from pack.fantasyid_core.errors import FantasyIDError  # noqa: E402
+from pack.nodes._native_text import encode_text, load_text_encoder  # noqa: E402
+from transformers import T5Config, T5EncoderModel, T5TokenizerFast  # noqa: E402
+
+torch.set_grad_enabled(False)
+torch.manual_seed(0)
+PROMPTS = {
+    "empty": "",
+    "short": "A woman with grey hair laughs, (very:1.3) close to the camera.",
+    "long": "The quick brown fox, a well-known animal, jumps over the lazy dog. " * 30,
+}
+found: dict = {}
+warnings = []
+handler = logging.Handler()
+handler.emit = lambda record: warnings.append(record.getMessage())
+logging.getLogger().addHandler(handler)
+
+tokenizer = T5TokenizerFast.from_pretrained(os.path.join(os.path.dirname(pixart_t5.__file__), "t5_tokenizer"))
+for name, gate in (("gated", "gated-gelu"), ("plain", "relu")):
+    config = T5Config(d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=2, vocab_size=32128, feed_forward_proj=gate)
+    theirs = T5EncoderModel(config).eval()
+    for parameter in theirs.parameters():
+        parameter.data = torch.randn_like(parameter) * 0.3
+    folder = base / name
+    theirs.save_pretrained(folder / "text_encoder")
+    clip = load_text_encoder(folder)
+    for key, text in PROMPTS.items():
+        ids = tokenizer(text, padding="max_length", max_length=226, truncation=True, return_tensors="pt").input_ids
+        ours = clip.tokenize(text, disable_weights=True, tokenizer_options={"t5xxl_min_length": 226})["t5xxl"][0]
+        if len(ours) == 226:
+            found[f"{name} {key} same tokens"] = [token for token, _ in ours] == ids[0].tolist()
+        reference = theirs(ids).last_hidden_state
+        ((embeddings, extra),) = encode_text(clip, text)
+        found[f"{name} {key} shape"] = list(embeddings.shape)
+        found[f"{name} {key} difference"] = float((embeddings - reference).norm() / reference.norm())
+        found[f"{name} {key} has a mask"] = "attention_mask" in extra
+found["warnings"] = [w for w in warnings if w.startswith("FantasyID")]
+weight = clip.cond_stage_model.t5xxl.transformer.encoder.block[0].layer[0].SelfAttention.q.weight
+found["is_host_clip"] = isinstance(clip, comfy.sd.CLIP)
+found["kept_dtype"] = str(weight.dtype)
+
+
+def small(model: type, tokenizer: type) -> comfy.sd.CLIP:
+    """As the host's CLIPLoader builds it from a file, at another size."""
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 1}
+    target = SimpleNamespace(params={}, clip=model, tokenizer=tokenizer)
+    return comfy.sd.CLIP(target, model_options={"t5xxl_model_config": sizes})
+
+
+stock = small(pixart_t5.pixart_te(), pixart_t5.PixArtTokenizer)
+found["stock shape"] = list(encode_text(stock, "hello")[0][0].shape)
+masked = small(genmo.mochi_te(), genmo.MochiT5Tokenizer)
+
+
+def refused(action) -> str:
+    try:
+        action()
+    except FantasyIDError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def with_config(**changes) -> Path:
+    T5EncoderModel(T5Config(**{**config.to_diff_dict(), **changes})).save_pretrained(base / "other" / "text_encoder")
+    return base / "other"
+
+
+found["errors"] = {
+    "masked": refused(lambda: encode_text(masked, "hello")),
+    "missing": refused(lambda: load_text_encoder(base / "nowhere")),
+    "vocabulary": refused(lambda: load_text_encoder(with_config(vocab_size=100))),
+    "activation": refused(lambda: load_text_encoder(with_config(feed_forward_proj="gated-silu"))),
+}
+host.report(**found)

@@ -1,0 +1,91 @@
+"""The DiT as the host's MODEL, in one process with the real host's modules (`host_scripts/model.py`)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "host_scripts" / "model.py"
+
+
+@pytest.fixture(scope="module")
+def found(standin, tmp_path_factory) -> dict:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(standin), str(tmp_path_factory.mktemp("host"))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_prediction_through_the_host_equals_the_core(found):
+    assert found["prediction difference"] < 1e-5
+
+
+def test_the_stock_ddim_sampler_and_the_released_loop_agree(found):
+    assert found["ddim cosine"] >= 0.999
+
+
+def test_the_dpm_scheduler_repeats_with_its_seed(found):
+    assert found["dpm repeats"]
+
+
+def test_the_image_condition_and_the_identity_change_the_video(found):
+    assert found["image condition acts"] > 0.01
+    assert found["identity acts"] > 0.01
+
+
+def test_applications_share_weights_and_leave_the_plain_model_alone(found):
+    assert found["shares weights"]
+    assert found["plain untouched"]
+    assert found["strength 0"] == 0
+    assert found["two identities"] > 0.01
+
+
+def test_start_percent_bounds_when_the_identity_acts(found):
+    assert found["second half only"] > 1e-3
+    assert found["after the last step"] == 0
+
+
+def test_keys_and_values_are_computed_once_per_layer_and_run(found):
+    assert found["keys and values computed"] == 2
+
+
+@pytest.mark.parametrize("names", ["peft", "host", "injection"])
+def test_a_stock_lora_equals_weights_changed_by_hand(found, names):
+    assert found[f"lora {names}"] < 1e-4
+    assert found[f"lora {names} acts"] > 1e-3
+
+
+def test_a_lora_leaves_no_trace(found):
+    assert found["unpatched again"] == 0
+
+
+def test_fp8_storage_equals_dequantised_weights(found):
+    assert found["fp8 stored"]
+    assert found["fp8 difference"] == 0
+
+
+def test_partial_loading_changes_nothing(found):
+    assert found["partially loaded"]
+    assert found["partial difference"] == 0
+
+
+def test_patches_and_wrappers_of_other_packs_take_part(found):
+    assert found["patches seen"] == [6, 6, 6, 6]
+    assert found["patched difference"] == 0
+
+
+def test_misfits_are_named(found):
+    assert "width 10" in found["wrong identity"]
+    assert "192 × 128" in found["wrong size"]
+    assert "24 missing" in found["wrong config"]
+
+
+def test_live_previews_have_a_colour_for_every_channel(found):
+    assert found["preview factors"] == [16, 3]
