@@ -1,0 +1,85 @@
+"""The explicit download: nothing is fetched unless this node runs with its licence box ticked."""
+
+import logging
+
+import comfy.model_management
+import comfy.utils
+from comfy_api.latest import io
+
+from ..fantasyid_core import download
+from ..fantasyid_core.errors import DownloadError
+from . import _paths
+from ._base import CATEGORY, FantasyIDNode
+
+LICENCES = (
+    "FantasyID's code is under Apache-2.0; its weights build on CogVideoX-5B, with its own licence: read both "
+    "at the model's page. DECA and FLAME are non-commercial and not part of this download. The release's InsightFace "
+    "(non-commercial), detection and parsing models are skipped: nothing needs them."
+)
+
+
+class FantasyIDDownload(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDDownload",
+            display_name="FantasyID Download Model",
+            category=CATEGORY,
+            description=(
+                "Downloads the published model from Hugging Face into models/fantasyid. It resumes after an "
+                "interruption, stays at one revision and checks every file's hash. The first run without 'confirm' "
+                f"says what would be fetched and how large it is. {LICENCES}"
+            ),
+            is_output_node=True,
+            inputs=[
+                io.String.Input(
+                    "repository",
+                    default=download.REPOSITORY,
+                    tooltip="owner/name on Hugging Face, or on the mirror that the variable HF_ENDPOINT names.",
+                ),
+                io.String.Input(
+                    "revision",
+                    default="main",
+                    tooltip=(
+                        "A commit (40 digits), or a branch or tag that is resolved once: the commit is then kept in "
+                        f"{download.LOCK} in the model's folder, with the SHA-256 of every file."
+                    ),
+                ),
+                io.String.Input(
+                    "folder_name", default="FantasyID", tooltip="Name of the model's folder in models/fantasyid."
+                ),
+                io.Boolean.Input(
+                    "confirm", default=False, tooltip=f"I have read the licences and want to download. {LICENCES}"
+                ),
+            ],
+            outputs=[
+                io.String.Output("model_name", tooltip="The folder's name, as the loaders list it after a refresh.")
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder_name: str, **others) -> str:
+        """Run again when the folder has gone."""
+        return str((_paths.download_folder(folder_name) / download.LOCK).is_file())
+
+    @classmethod
+    def run(cls, repository: str, revision: str, folder_name: str, confirm: bool) -> io.NodeOutput:
+        folder = _paths.download_folder(folder_name)
+        plan = download.plan(folder, repository, revision)
+        what = f"{len(plan.files)} files, {plan.size / 1e9:.2f} GB, {repository} at {plan.commit}"
+        if not confirm:
+            raise DownloadError(f"Nothing was downloaded. It would be {what}, to {folder}. {LICENCES} Tick 'confirm'.")
+        logging.info("FantasyID: downloading %s to %s", what, folder)
+        bar = comfy.utils.ProgressBar(1000)
+
+        def progress(done: int, total: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            permille = done * 1000 // max(total, 1)
+            if permille != bar.current:
+                bar.update_absolute(permille)
+
+        download.fetch(plan, folder, progress)
+        return io.NodeOutput(folder_name)
+
+
+NODES = [FantasyIDDownload]
