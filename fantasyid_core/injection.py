@@ -3,6 +3,7 @@
 The descriptor is a constant of the video, so the keys and values of all layers are computed once per sampling run.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,10 +73,14 @@ class InjectionRun:
     """Identities over one sampling run. Holds what is constant in it: the keys and values of every layer.
 
     Make a new one for every run: a LoRA or another model changes the layers that the keys and values come from.
+
+    Args:
+        keep: False where a host changes weights in the middle of a run; keys and values are then computed every time.
     """
 
-    def __init__(self, injections: Sequence[Injection]):
+    def __init__(self, injections: Sequence[Injection], keep: bool = True):
         self.injections = tuple(injections)
+        self._keep = keep
         self._keys_values: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -94,9 +99,12 @@ class InjectionRun:
 
     def _layer(self, i: int, layer: int, attention: LayerAttention, like: Tensor) -> tuple[Tensor, Tensor]:
         key = (i, layer, like.device, like.dtype)
-        if key not in self._keys_values:
-            self._keys_values[key] = attention.keys_values(self.injections[i].tokens[None].to(like))
-        return self._keys_values[key]
+        if key in self._keys_values:
+            return self._keys_values[key]
+        keys_values = attention.keys_values(self.injections[i].tokens[None].to(like))
+        if self._keep:
+            self._keys_values[key] = keys_values
+        return keys_values
 
 
 def check(injection: Injection, layers: nn.ModuleList) -> None:
@@ -106,6 +114,8 @@ def check(injection: Injection, layers: nn.ModuleList) -> None:
             "This model has no identity injection layers (no 'layer_attention' tensors). Load a FantasyID transformer; "
             "a plain CogVideoX cannot take an identity."
         )
+    if not math.isfinite(injection.strength):
+        raise IdentityError(f"The identity's strength must be a finite number; got {injection.strength}.")
     width = layers[0].norm1.weight.shape[0]
     if injection.tokens.shape[-1] != width:
         raise IdentityError(

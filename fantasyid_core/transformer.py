@@ -12,11 +12,12 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor, nn
 
+from .block import FusedBlock
 from .errors import SamplingError, WeightsError
 from .injection import InjectionRun, LayerAttention
-from .weights import Published, load_into
+from .kernels import Rotary
+from .weights import Published, configured, load_into
 
-Rotary = tuple[Tensor, Tensor]
 RunBlock = Callable[[int, nn.Module, Tensor, Tensor, Tensor, Rotary | None], tuple[Tensor, Tensor]]
 
 RELEASE_GRID = (30, 45)  # patches of 480 × 720 pixels; the release's pipeline scales the rotary grid to it
@@ -45,6 +46,8 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
     ):
         super().__init__(**config)
         dim = self.config.num_attention_heads * self.config.attention_head_dim
+        for block in self.transformer_blocks:
+            block.__class__ = FusedBlock
         self.cross_attn_interval = cross_attn_interval
         self.layer_attention = nn.ModuleList(
             LayerAttention(dim, token_dim, layer_attention_dim, layer_attention_head_dim) for _ in range(injections)
@@ -75,6 +78,9 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
 
         Returns:
             (B, T, out_channels, H, W), the dtype of `latents`.
+
+        Raises:
+            SamplingError: more text than the model has positions for.
         """
         batch, frames, _, height, width = latents.shape
         time = self.time_embedding(self.time_proj(timestep).to(latents.dtype))
@@ -95,6 +101,11 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         words = self.patch_embed.text_proj(text)
         visual = self.patch_embed.proj(latents.flatten(0, 1)).flatten(2).transpose(1, 2)
         visual = visual.unflatten(0, latents.shape[:2]).flatten(1, 2)
+        if words.shape[1] > self.config.max_text_seq_length:
+            raise SamplingError(
+                f"The prompt is {words.shape[1]} tokens long; this model takes {self.config.max_text_seq_length}. "
+                "Encode it with FantasyID Text Encode, and do not concatenate prompts."
+            )
         if self.config.use_learned_positional_embeddings:
             learned, start = self.patch_embed.pos_embedding.to(visual), self.config.max_text_seq_length
             words = words + learned[:, : words.shape[1]]
@@ -151,6 +162,16 @@ def from_published(
     """
     if config.get("patch_size_t") or config.get("ofs_embed_dim"):
         raise WeightsError("This is a CogVideoX 1.5 transformer; FantasyID was trained on CogVideoX 1.0 (5B I2V).")
+    with configured("FantasyID transformer"):
+        extra = _injection_arguments(config, published)
+        with torch.device("meta"):
+            model = model_class(**diffusers_arguments(config), **extra)
+    injection = {f"layer_attention.{name}": tensor for name, tensor in published.layer_attention.items()}
+    load_into(model, published.dit | injection, what="video transformer")
+    return model.eval().requires_grad_(False)
+
+
+def _injection_arguments(config: Mapping, published: Published) -> dict:
     extra = {"cross_attn_interval": int(config.get("cross_attn_interval", 1))}
     if published.has_identity:
         twice_inner, token_dim = published.layer_attention["0.to_kv.weight"].shape
@@ -160,11 +181,14 @@ def from_published(
             "layer_attention_dim": twice_inner // 2,
             "layer_attention_head_dim": int(config.get("layer_attention_head_dim", 128)),
         }
-    with torch.device("meta"):
-        model = model_class(**diffusers_arguments(config), **extra)
-    injection = {f"layer_attention.{name}": tensor for name, tensor in published.layer_attention.items()}
-    load_into(model, published.dit | injection, what="video transformer")
-    return model.eval().requires_grad_(False)
+        wanted = len(range(0, config["num_layers"], extra["cross_attn_interval"]))
+        if extra["injections"] != wanted or extra["layer_attention_dim"] % extra["layer_attention_head_dim"]:
+            raise ValueError(
+                f"{extra['injections']} injection layers of width {extra['layer_attention_dim']} do not fit "
+                f"{config['num_layers']} blocks, cross_attn_interval {extra['cross_attn_interval']} and "
+                f"layer_attention_head_dim {extra['layer_attention_head_dim']}"
+            )
+    return extra
 
 
 def diffusers_arguments(config: Mapping) -> dict:

@@ -12,14 +12,14 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
-from ..fantasyid_core.errors import IdentityError
+from ..fantasyid_core.errors import IdentityError, WeightsError
 from ..fantasyid_core.injection import Injection, InjectionRun
 from ..fantasyid_core.injection import check as check_injection
+from ..fantasyid_core.kernels import Rotary
 from ..fantasyid_core.sampling import RELEASE_SCHEDULE, TRAIN_STEPS
-from ..fantasyid_core.transformer import FantasyIDTransformer, Rotary, from_published
+from ..fantasyid_core.transformer import FantasyIDTransformer, from_published
 from ..fantasyid_core.video import first_frame_condition
 from ..fantasyid_core.weights import Published
 from ._operators import to_host_operators
@@ -36,32 +36,16 @@ INJECTIONS, RUN = "fantasyid_injections", "fantasyid_run"
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
 
 
-class HostAttention:
-    """diffusers attention processor on the attention that the artist chose for the host (sage, flash, split, …)."""
-
-    def __call__(
-        self,
-        attn: nn.Module,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: None = None,
-        image_rotary_emb: Rotary | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        words = encoder_hidden_states.shape[1]
-        x = torch.cat([encoder_hidden_states, hidden_states], 1)
-        q, k, v = (f(x).unflatten(2, (attn.heads, -1)).transpose(1, 2) for f in (attn.to_q, attn.to_k, attn.to_v))
-        q, k = attn.norm_q(q), attn.norm_k(k)
-        if image_rotary_emb is not None:
-            q[:, :, words:] = apply_rotary_emb(q[:, :, words:], image_rotary_emb)
-            k[:, :, words:] = apply_rotary_emb(k[:, :, words:], image_rotary_emb)
-        x = attn.to_out[0](optimized_attention(q, k, v, attn.heads, skip_reshape=True))
-        return x[:, words:], x[:, :words]
+def host_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(B, H, L, D) → (B, L, H · D) by the attention that the artist chose for the host (sage, flash, split, …)."""
+    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True)
 
 
 class NativeTransformer(FantasyIDTransformer):
     """The DiT in the host's calling convention, (B, C, T, H, W), taking part in its wrappers and block patches."""
 
     _rotary: tuple[tuple, Rotary | None] = ((), None)
+    _norms: dict[tuple, tuple[Tensor, Tensor]] | None = None
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor, control=None, transformer_options: Mapping = {}, **extra
@@ -86,6 +70,22 @@ class NativeTransformer(FantasyIDTransformer):
             run_block=_BlockPatches(options, x),
         )
         return velocity.transpose(1, 2)
+
+    def start_run(self, keep: bool) -> None:
+        """Forget the layer norms' weights; keep those of the run that starts now, if they are constant over it.
+
+        Streaming such small tensors anew for every block would wait for the card each time.
+        """
+        self._norms = {} if keep else None
+
+    def norm_weights(self, norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a layer norm as the host has them: from wherever it holds them, patched by it."""
+        if self._norms is None or torch.compiler.is_compiling():
+            return comfy.ops.cast_bias_weight(norm, like)
+        key = (norm, like.device, like.dtype)
+        if key not in self._norms:
+            self._norms[key] = comfy.ops.cast_bias_weight(norm, like)
+        return self._norms[key]
 
     def _rotary_for(self, x: Tensor) -> Rotary | None:
         key = (*x.shape[2:], x.device)
@@ -192,8 +192,11 @@ def load_model(
     Raises:
         WeightsError: tensors and configuration do not fit each other.
     """
+    if weight_dtype not in DTYPES:
+        raise WeightsError(f"There is no weight_dtype '{weight_dtype}'; choose one of: {', '.join(DTYPES)}.")
     transformer = from_published(config, published, NativeTransformer)
-    transformer.set_attn_processor(HostAttention())
+    for block in transformer.transformer_blocks:
+        block.attend, block.weights_of = host_attention, transformer.norm_weights
     left = to_host_operators(transformer)
     if left:
         raise RuntimeError(f"modules without a host operator: {left}")
@@ -204,7 +207,9 @@ def load_model(
     settings.latent_format.scale_factor = scale_factor
     settings.manual_cast_dtype = compute
     model = FantasyIDModel(settings, transformer, offload_device)
-    return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    patcher.add_wrapper_with_key(OUTER_SAMPLE, RUN, _around_run)
+    return patcher
 
 
 def _cast(transformer: NativeTransformer, wanted: torch.dtype | None, device: torch.device) -> torch.dtype | None:
@@ -249,8 +254,6 @@ def add_injection(model: comfy.model_patcher.ModelPatcher, injection: Injection)
     model = model.clone()
     options = model.model_options["transformer_options"]
     options[INJECTIONS] = [*options.get(INJECTIONS, []), injection]
-    model.remove_wrappers_with_key(OUTER_SAMPLE, RUN)
-    model.add_wrapper_with_key(OUTER_SAMPLE, RUN, _start_run)
     return model
 
 
@@ -258,11 +261,15 @@ def has_injection(model: comfy.model_patcher.ModelPatcher) -> bool:
     return bool(model.model_options["transformer_options"].get(INJECTIONS))
 
 
-def _start_run(executor, *args: Any, **kwargs: Any) -> Tensor:
+def _around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
     """Around each sampling run: what is constant over it is computed once and forgotten afterwards."""
-    options = executor.class_obj.model_options["transformer_options"]
-    options[RUN] = InjectionRun(options[INJECTIONS])
+    guider = executor.class_obj
+    options, transformer = guider.model_options["transformer_options"], transformer_of(guider.model_patcher)
+    constant = "registered_hooks" not in guider.model_options  # hooks swap weights in the middle of a run
+    options[RUN] = InjectionRun(options.get(INJECTIONS, ()), keep=constant)
+    transformer.start_run(keep=constant)
     try:
         return executor(*args, **kwargs)
     finally:
         options.pop(RUN, None)
+        transformer.start_run(keep=False)

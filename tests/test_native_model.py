@@ -84,7 +84,7 @@ def test_patches_and_wrappers_of_other_packs_take_part(found):
 def test_misfits_are_named(found):
     assert "width 10" in found["wrong identity"]
     assert "192 × 128" in found["wrong size"]
-    assert "24 missing" in found["wrong config"]
+    assert "do not fit 5 blocks" in found["wrong config"]
 
 
 def test_live_previews_have_a_colour_for_every_channel(found):

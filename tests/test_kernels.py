@@ -1,0 +1,87 @@
+"""Fused operations equal their plain twins; the block equals diffusers' (the GPU cases are skipped without one)."""
+
+import sys
+
+import pytest
+import torch
+
+import fantasyid_core
+from fantasyid_core import kernels
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def as_good_as(ours: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
+    """No farther from the result in float64 than the plain twin is, but for the order of a sum."""
+    error, twins = ((x.double() - exact).norm() / exact.norm() for x in (ours, plain))
+    assert error <= 1.1 * twins + 1e-6
+
+
+def draw(*shape: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+    return torch.randn(shape, device=device).to(dtype)
+
+
+@CUDA
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("length", "dim"), [(226, 3072), (7, 48), (1, 100)])
+def test_modulate(dtype, length, dim):
+    make = lambda *shape: draw(*shape, dtype=dtype, device="cuda")  # noqa: E731
+    x, weight, bias = make(2, length + 5, dim)[:, 2 : length + 2], 1 + 0.1 * make(dim), make(dim)
+    scale, shift, *_ = make(2, 6 * dim).chunk(6, 1)
+    joint = torch.full((2, length + 9, dim), float("nan"), device="cuda", dtype=dtype)
+    kernels.modulate(x, weight, bias, scale, shift, 1e-5, joint[:, 4 : 4 + length])
+    inputs = (x, weight, bias, scale, shift)
+    exact = kernels.modulate_plain(*(t.double() for t in inputs), 1e-5)
+    as_good_as(joint[:, 4 : 4 + length], kernels.modulate_plain(*inputs, 1e-5), exact)
+    assert joint[:, :4].isnan().all()
+    assert joint[:, 4 + length :].isnan().all()
+
+
+@CUDA
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gated_add(dtype):
+    make = lambda *shape: draw(*shape, dtype=dtype, device="cuda")  # noqa: E731
+    x, y, gate = make(2, 300, 3072), make(2, 310, 3072)[:, 10:], make(2, 3 * 3072).chunk(3, 1)[1]
+    exact = kernels.gated_add_plain(x.double(), y.double(), gate.double())
+    as_good_as(kernels.gated_add(x, y, gate), kernels.gated_add_plain(x, y, gate), exact)
+
+
+@CUDA
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rotates", [True, False])
+@pytest.mark.parametrize("dim", [64, 16])
+def test_norm_rotate(dtype, rotates, dim):
+    make = lambda *shape: draw(*shape, dtype=dtype, device="cuda")  # noqa: E731
+    x, weight, bias = make(2, 226 + 77, 3, dim), 1 + 0.1 * make(dim), make(dim)
+    angle = torch.rand(77, dim // 2, device="cuda").repeat_interleave(2, 1) * 6
+    rotary = (angle.cos(), angle.sin()) if rotates else None
+    plain = kernels.norm_rotate_plain(x, weight, bias, 1e-6, rotary, 226)
+    exact = kernels.norm_rotate_plain(x.double(), weight.double(), bias.double(), 1e-6, rotary, 226)
+    as_good_as(kernels.norm_rotate(x.clone(), weight, bias, 1e-6, rotary, 226), plain, exact)
+
+
+@CUDA
+def test_gradients_take_the_plain_twin():
+    x = torch.randn(1, 4, 32, device="cuda", requires_grad=True)
+    kernels.gated_add(x, torch.randn_like(x), torch.randn(1, 32, device="cuda")).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+
+
+def test_without_triton_the_plain_twin_runs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "fantasyid_core._triton_kernels", raising=False)
+    monkeypatch.delattr(fantasyid_core, "_triton_kernels", raising=False)
+    assert kernels._triton_kernels.__wrapped__() is None
+
+
+def test_rotation_is_diffusers():
+    from diffusers.models.embeddings import apply_rotary_emb
+
+    x = torch.randn(2, 10, 3, 16)
+    angle = torch.rand(8, 8).repeat_interleave(2, 1)
+    ones, zeros = torch.ones(16), torch.zeros(16)
+    ours = kernels.norm_rotate_plain(x, ones, zeros, 1e-6, (angle.cos(), angle.sin()), 2)
+    normed = torch.nn.functional.layer_norm(x, (16,), ones, zeros, 1e-6)
+    theirs = apply_rotary_emb(normed[:, 2:].transpose(1, 2), (angle.cos(), angle.sin())).transpose(1, 2)
+    torch.testing.assert_close(ours, torch.cat([normed[:, :2], theirs], 1))
