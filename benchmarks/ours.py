@@ -1,0 +1,96 @@
+"""FantasyID's modes through the real host: its model management, its sampler, its streaming."""
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fantasyid_core.weights import Published
+
+from .measure import GIB, Row, peak, relative_error, reset_peak, synchronize
+from .workload import Inputs, Workload
+
+STEPS = 5
+
+
+class Host:
+    """The host in this process, with one workload's random model. Make one per process, before importing `comfy`."""
+
+    def __init__(self, base: Path, work: Workload, published: Published, inputs: Inputs, *arguments: str):
+        from tools.in_process import start
+
+        start(base, *arguments)
+        self.work, self.published = work, published
+        frames, height, width = work.latents
+        generator = torch.Generator().manual_seed(2)
+        self.noise = torch.randn(1, 16, frames, height, width, generator=generator)
+        self.first = torch.randn(1, 16, 1, height, width, generator=generator)
+        self.text = inputs.text.float().cpu()
+        self.tokens = inputs.tokens.float().cpu()
+
+    def model(self, weight_dtype: str = "default", identity: bool = True):
+        """A fresh MODEL, with or without an identity."""
+        from pack.fantasyid_core.injection import Injection
+        from pack.nodes._native_model import add_injection, load_model
+
+        model = load_model(self.work.config, self.published, weight_dtype)
+        return add_injection(model, Injection(self.tokens)) if identity else model
+
+    def compiled(self, model):
+        """The same MODEL with every block compiled, through the host's own wrapper."""
+        from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+        model = model.clone()
+        keys = [f"diffusion_model.transformer_blocks.{i}" for i in range(self.work.config["num_layers"])]
+        set_torch_compile_wrapper(model=model, backend="inductor", keys=keys)
+        return model
+
+    def run(self, name: str, model, exact: Tensor | None = None, occupied: int = 0) -> tuple[Row, Tensor]:
+        """Sample a few steps with the stock DDIM sampler: median step after the first two, peak, latents."""
+        import comfy.samplers
+        from pack.nodes.sampling import trailing_sigmas
+
+        ends = []
+
+        def callback(*_) -> None:
+            synchronize()
+            ends.append(time.perf_counter())
+
+        guider = comfy.samplers.CFGGuider(model)
+        image = {"concat_latent_image": self.first}
+        guider.set_conds([[self.text[:1], dict(image)]], [[self.text[1:], dict(image)]])
+        guider.set_cfg(6.0)
+        reset_peak()
+        sampler, sigmas = comfy.samplers.sampler_object("ddim"), trailing_sigmas(model, STEPS)
+        latents = guider.sample(
+            self.noise, torch.zeros_like(self.noise), sampler, sigmas, callback=callback, seed=0, disable_pbar=True
+        )
+        steps = [b - a for a, b in pairwise(ends[1:])]
+        error = None if exact is None else relative_error(latents, exact)
+        return Row(name, 1000 * statistics.median(steps), peak(occupied), error), latents
+
+    def forget(self) -> None:
+        """Unload all models, so that the next mode starts from an empty card."""
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()
+        gc.collect()
+        reset_peak()
+
+    @contextmanager
+    def only_free(self, gib: float) -> Iterator[int]:
+        """Occupy the card so that `gib` remain free; yields the bytes taken."""
+        self.forget()
+        free, _ = torch.cuda.mem_get_info()
+        taken = torch.empty(max(0, int(free - gib * GIB)), dtype=torch.uint8, device="cuda")
+        try:
+            yield taken.nbytes
+        finally:
+            del taken
+            self.forget()
