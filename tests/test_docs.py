@@ -1,0 +1,149 @@
+"""What the documents and the packaging promise, checked against the text of the repository."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "THIRD_PARTY.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("web/docs/*.md")]
+CORE = sorted((ROOT / "fantasyid_core").glob("*.py"))
+NODES = sorted((ROOT / "nodes").glob("*.py"))
+HOST = {"comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "latent_preview", "node_helpers", "nodes"}
+HOST |= {"server", "comfy_execution"}
+ALWAYS_THERE = {"torch", "numpy", "safetensors", *sys.stdlib_module_names}
+HOST_BRINGS = re.compile(r"torch(vision|audio|sde)?|numpy|pillow|opencv.*|transformers|tokenizers|safetensors|scipy|av")
+
+
+def named_nodes() -> dict[str, str]:
+    """Node id → display name, from the schemas' text."""
+    pattern = r'node_id="(\w+)",\s+display_name="([^"]+)"'
+    return {node: name for file in NODES for node, name in re.findall(pattern, file.read_text("utf-8"))}
+
+
+def listed(text: str) -> dict[str, str]:
+    """Package → version condition, of requirements."""
+    return dict(re.match(r"([\w.-]+)(.*)", line).groups() for line in text.splitlines() if line.strip())
+
+
+def imports(file: Path, at_import: bool = False) -> Iterator[tuple[int, str, list[str]]]:
+    """(level, module, names) of every import in a file; `at_import`: of those that run when the file is imported."""
+    stack: list[ast.AST] = [ast.parse(file.read_text("utf-8"))]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or "", [alias.name for alias in node.names]
+        elif at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        elif at_import and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            stack += node.orelse
+        else:
+            stack += ast.iter_child_nodes(node)
+
+
+def imported_files(start: Path) -> set[Path]:
+    """The repository's files that importing `start` executes."""
+    found: set[Path] = set()
+    todo = [start]
+    while todo:
+        file = todo.pop()
+        if file in found or not file.is_file():
+            continue
+        found.add(file)
+        for level, module, names in imports(file, at_import=True):
+            if level:
+                base = file.parents[level - 1].joinpath(*module.split("."))
+                todo += [base.with_suffix(".py"), base / "__init__.py", *(base / f"{name}.py" for name in names)]
+    return found
+
+
+def test_every_node_has_a_help_page_and_every_page_a_node():
+    assert {page.stem for page in ROOT.glob("web/docs/*.md")} == set(named_nodes())
+
+
+def test_help_pages_are_titled_with_the_node_s_name():
+    for node, name in named_nodes().items():
+        assert (ROOT / "web" / "docs" / f"{node}.md").read_text("utf-8").startswith(f"# {name}\n")
+
+
+def test_readme_names_every_node():
+    missing = [node for node, name in named_nodes().items() if f"| {name} (`{node}`) |" not in README]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    "command", ["python run.py demo", "python run.py test", "python -m fantasyid_core.parity", "--photo", "--prompt"]
+)
+def test_readme_names_the_commands(command: str):
+    assert command in README
+
+
+def test_readme_lists_the_workflows_that_there_are():
+    assert set(re.findall(r"\(workflows/([\w.-]+\.json)\)", README)) == {
+        file.name for file in (ROOT / "workflows").glob("*.json")
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_into_the_repository_lead_somewhere(document: Path):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text("utf-8"))
+    broken = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    assert broken == []
+
+
+def test_the_parity_document_shows_every_output_that_is_compared():
+    tested = re.findall(r'"(\w+)"', re.search(r'parametrize\(\s+"name",\s+\[(.*?)\n    \],', _parity_tests(), re.S)[1])
+    document = (ROOT / "docs" / "parity.md").read_text("utf-8")
+    assert len(tested) == 15
+    assert [name for name in tested if not re.search(rf"^{name} ", document, re.M)] == []
+
+
+def _parity_tests() -> str:
+    return (ROOT / "tests" / "test_parity.py").read_text("utf-8")
+
+
+def test_requirements_leave_alone_what_the_host_brings():
+    requirements = listed((ROOT / "requirements.txt").read_text("utf-8"))
+    assert requirements
+    assert [name for name in requirements if HOST_BRINGS.fullmatch(name.lower())] == []
+    assert all(re.fullmatch(r">=[\d.]+", condition) for condition in requirements.values()), "a pin would downgrade"
+
+
+def test_pyproject_lists_the_same_requirements_and_a_licence_that_is_there():
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    dependencies = ast.literal_eval(re.search(r"^dependencies = (\[.*?\])", text, re.M | re.S)[1])
+    assert dependencies == (ROOT / "requirements.txt").read_text("utf-8").split()
+    licence = re.search(r'^license = \{ file = "(.+)" \}', text, re.M)[1]
+    assert "Apache License" in (ROOT / licence).read_text("utf-8")
+
+
+@pytest.mark.parametrize("file", CORE, ids=lambda path: path.name)
+def test_the_core_never_imports_the_host(file: Path):
+    assert [module for level, module, _ in imports(file) if not level and module.split(".")[0] in HOST] == []
+
+
+@pytest.mark.parametrize(
+    "file", [ROOT / "__init__.py", *NODES, *CORE], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_the_pack_imports_itself_relatively(file: Path):
+    """The host loads it by path, under a name of its own, and has a top-level `nodes` too."""
+    own = {"fantasyid_core", "nodes", "tools", "tests", "benchmarks"}
+    assert [module for level, module, _ in imports(file) if not level and module.split(".")[0] in own] == []
+
+
+def test_importing_the_pack_needs_no_optional_package():
+    files = imported_files(ROOT / "__init__.py")
+    assert {file for file in NODES if not file.name.startswith("_")} < files
+    needed = {
+        (file.name, module)
+        for file in files
+        for level, module, _ in imports(file, at_import=True)
+        if not level and module.split(".")[0] not in HOST | ALWAYS_THERE
+    }
+    assert needed == set()
