@@ -114,8 +114,9 @@ def load(path: str | Path) -> Flame:
         raise WeightsMissingError(f"The face model {path} is not there. {SOURCE}")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     for name, dimensions in _NAMES.items():
-        if tensors[name].ndim != dimensions:
-            raise WeightsError(f"{name} in {path} has {tensors[name].ndim} dimensions, expected {dimensions}.")
+        shape = tuple(tensors[name].shape)
+        if len(shape) != dimensions or 0 in shape:
+            raise WeightsError(f"{name} in {path} is {shape}, expected {dimensions} dimensions: it is damaged.")
     flame = Flame(
         template=tensors["v_template"].float(),
         faces=tensors["f"].long(),

@@ -79,7 +79,8 @@ def reconstruct(face: DetectedFace, regressor: deca.Regressor, model: flame.Flam
 def squeeze(photo: Tensor) -> Tensor:
     """(H, W, 3) in 0…1 → (1, 3, 224, 224), whatever the aspect ratio.
 
-    Pillow's antialiased bilinear, which the release used: width first, then height, each rounded to 8 bits.
+    Pillow's antialiased bilinear, which the release used: width first, then height, each rounded to 8 bits. (Newer
+    Pillows take the height first where that is faster, which changes some pixels by one step.)
     """
     x = photo.movedim(-1, 0)[None].float() * 255
     for size in ((x.shape[2], deca.SIZE), (deca.SIZE, deca.SIZE)):

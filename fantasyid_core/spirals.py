@@ -61,7 +61,7 @@ def check_mesh(vertices: Tensor, faces: Tensor | None, name: str = "The mesh") -
     if len(faces) and (int(faces.min()) < 0 or int(faces.max()) >= len(vertices)):
         raise MeshError(
             f"{name} has {len(vertices)} vertices, but its faces number them from {int(faces.min())} to "
-            f"{int(faces.max())}: the file is damaged."
+            f"{int(faces.max())}: it is damaged, export it again."
         )
 
 

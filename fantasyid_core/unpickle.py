@@ -30,7 +30,7 @@ _PASSIVE = {
     "collections.OrderedDict",
     "_codecs.encode",
     *(f"{module}._reconstructor" for module in ("copyreg", "copy_reg")),
-    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("object", "set")),
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("object", "set", "bytes")),
 }
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -105,7 +105,9 @@ def array(value: Any, what: str) -> np.ndarray:
     try:
         return _array(value)
     except (ValueError, IndexError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
-        raise WeightsError(f"{what} is not a plain array of numbers ({error}): the file is damaged.") from error
+        raise WeightsError(
+            f"{what}: no plain array of numbers ({error}). The file is damaged; download it again."
+        ) from error
 
 
 def sparse(value: Any, what: str) -> Sparse:
@@ -117,7 +119,9 @@ def sparse(value: Any, what: str) -> Sparse:
     if not (isinstance(value, Record) and _SPARSE.fullmatch(value.name)):
         dense = array(value, what)
         if dense.ndim != 2:
-            raise WeightsError(f"{what} is not a matrix: its shape is {dense.shape}.")
+            raise WeightsError(
+                f"{what}: no matrix, its shape is {dense.shape}. The file is damaged; download it again."
+            )
         rows, columns = np.nonzero(dense)
         return Sparse(rows, columns, dense[rows, columns], dense.shape)
     try:
@@ -139,8 +143,10 @@ def sparse(value: Any, what: str) -> Sparse:
         if not inside.all():
             raise ValueError("an index lies outside of the matrix")
         return Sparse(rows, columns, values, (count_rows, count_columns))
-    except (ValueError, IndexError, TypeError, AttributeError, KeyError, MemoryError) as error:
-        raise WeightsError(f"{what} is not a readable sparse matrix ({error}): the file is damaged.") from error
+    except (ValueError, IndexError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise WeightsError(
+            f"{what}: no readable sparse matrix ({error}). The file is damaged; download it again."
+        ) from error
 
 
 def _array(value: Any) -> np.ndarray:
@@ -155,9 +161,13 @@ def _array(value: Any) -> np.ndarray:
     kind, order = dtype.args[0], dtype.state[1]
     if dtype.name != "numpy.dtype" or not re.fullmatch(r"b1|[iu][1248]|f[248]", kind) or order not in "<>|=":
         raise TypeError(f"its elements are {kind!r}")
+    if any(length < 0 for length in shape):
+        raise ValueError("a negative length")
     if isinstance(raw, Record):  # protocol 2 under Python 3 wraps bytes as _codecs.encode(text, "latin1")
         raw = raw.args[0]
-    data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
+    data = raw.encode("latin1") if isinstance(raw, str) else raw
+    if not isinstance(data, bytes):  # of a number, bytes() would make as many zeros
+        raise TypeError(f"its elements are {type(data).__name__}")
     numbers = np.frombuffer(data, np.dtype(kind).newbyteorder(order)).reshape(shape, order="F" if fortran else "C")
     return numbers.astype(kind)
 
@@ -247,6 +257,10 @@ def _describe(made_by: Any, args: Any) -> Any:
             raise _Refused("makes an object of an unknown class")
     if made_by.name == "collections.OrderedDict":
         return _update({}, [x for pair in (args[0] if args else ()) for x in pair])
+    if made_by.name.endswith(".bytes"):  # how Python 3 writes empty bytes for Python 2
+        if args:
+            raise _Refused("makes bytes in an unknown way")
+        return b""
     if made_by.name.endswith(".set"):
         return list(args[0]) if args else []
     return Record(made_by.name, args)

@@ -1,0 +1,53 @@
+"""The nodes that make a mesh, in one process with the real host's modules (`host_scripts/reconstruction.py`)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fantasyid_core.mesh_files import write_ply
+from fantasyid_core.standin_head import head
+
+SCRIPT = Path(__file__).parent / "host_scripts" / "reconstruction.py"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, standin) -> dict:
+    base = tmp_path_factory.mktemp("host")
+    write_ply(base / "head.ply", head().template)
+    arguments = [sys.executable, str(SCRIPT), str(base), str(standin), str(base / "head.ply")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("mode", ["as released", "shape only"])
+def test_a_face_becomes_a_mesh_and_its_picture(found, mode):
+    assert found[mode] == [[642, 3], [1280, 3], [100], [1, 512, 512, 3]]
+    assert found[f"{mode}, seen"], "the preview shows the mesh"
+
+
+def test_every_input_has_a_tooltip(found):
+    assert found["missing_tooltips"] == []
+
+
+def test_a_vertex_file_becomes_a_mesh_of_dots(found):
+    assert found["files"] == ["broken.ply", "people/anne.ply"]
+    assert found["loaded"] == [[642, 3], [1, 512, 512, 3], True]
+
+
+def test_a_model_without_deca_and_flame_says_what_to_get(found):
+    assert found["bare"].startswith("WeightsMissingError: FantasyID Reconstruct 3D: ")
+    assert all(part in found["bare"] for part in ("deca_model.tar", "generic_model.pkl", "flame.is.tue.mpg.de"))
+
+
+def test_a_damaged_vertex_file_is_named(found):
+    assert found["broken"].startswith("MeshError: FantasyID Load Mesh: ")
+    assert "broken.ply" in found["broken"]
+
+
+def test_names_never_lead_out_of_the_input_folder(found):
+    assert all(isinstance(answer, str) for answer in found["tricks"]), "the server refuses the graph"
+    assert all(answer.startswith("MeshError: ") for answer in found["tricks_run"]), "and so does the node"
