@@ -1,4 +1,4 @@
-"""Measure and print a table: `python -m benchmarks [--smoke] [--json FILE]`.
+"""Measure and print a table: `python -m benchmarks [--smoke] [--json FILE] [--host ARGUMENTS]`.
 
 Set up the environment with `python run.py test` first, or set COMFYUI_PATH to a ComfyUI with what it requires.
 """
@@ -23,7 +23,7 @@ LIMITED = (12, 7)  # GiB free
 
 
 @torch.no_grad()
-def measure(smoke: bool) -> list[Row]:
+def measure(smoke: bool, host_arguments: list[str]) -> list[Row]:
     """All rows. A mode that this machine cannot run is left out with a line on stderr."""
     work = SMOKE if smoke else RELEASE
     device = "cuda" if torch.cuda.is_available() and not smoke else "cpu"
@@ -43,7 +43,8 @@ def measure(smoke: bool) -> list[Row]:
         reset_peak()
         _say(rows[-1])
     with tempfile.TemporaryDirectory() as base:
-        rows += _ours(Host(Path(base), work, published, inputs, *(["--cpu"] if device == "cpu" else [])), device)
+        arguments = ["--cpu"] if device == "cpu" else host_arguments
+        rows += _ours(Host(Path(base), work, published, inputs, *arguments), device)
     return rows
 
 
@@ -86,9 +87,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="a tiny model on the CPU, to see that everything runs")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--host", default="", help="ComfyUI's own arguments for our rows, such as '--novram'")
     arguments = parser.parse_args()
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-    rows = measure(arguments.smoke)
+    rows = measure(arguments.smoke, arguments.host.split())
     print(f"{card}, torch {torch.__version__}, {(SMOKE if arguments.smoke else RELEASE).name}")
     for row in rows:
         print(_line(row))
