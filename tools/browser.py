@@ -1,0 +1,159 @@
+"""ComfyUI's own page in a headless Chromium: open a workflow as an artist does, run it, see what comes out."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+PLACES = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    "C:/Program Files/Google/Chrome/Application/chrome.exe",
+    "C:/Program Files (x86)/Google/Chrome/Application/chrome.exe",
+    "C:/Program Files (x86)/Microsoft/Edge/Application/msedge.exe",
+)
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+# Links that lead nowhere or join two types, inputs that name a link that is not there.
+_WRONG_LINKS = """() => {
+  const wrong = [], types = (type) => String(type).split(",");
+  for (const link of app.graph.links.values()) {
+    const from = app.graph.getNodeById(link.origin_id)?.outputs[link.origin_slot];
+    const to = app.graph.getNodeById(link.target_id)?.inputs[link.target_slot];
+    if (!from?.links?.includes(link.id) || to?.link !== link.id || !types(to.type).includes(from.type))
+      wrong.push(`link ${link.id}: ${link.origin_id}.${link.origin_slot} → ${link.target_id}.${link.target_slot}`);
+  }
+  for (const node of app.graph.nodes) for (const input of node.inputs ?? [])
+    if (input.link != null && !app.graph.links.get(input.link)) wrong.push(`${node.title}: ${input.name}`);
+  return wrong;
+}"""
+
+
+def find_browser() -> Path | None:
+    """An installed Chromium, Chrome or Edge; `None` where there is none."""
+    found = [path for name in NAMES if (path := shutil.which(name))]
+    found += [place for place in PLACES if Path(place).is_file()]
+    return Path(found[0]) if found else None
+
+
+@contextmanager
+def open_browser(executable: Path) -> Iterator["Browser"]:
+    """Start the browser at `executable`; it ends with the context."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=OPTIONS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class ComfyPage:
+    """The page of the server at `url`, in a profile of its own, with nothing opened yet."""
+
+    def __init__(self, browser: "Browser", url: str):
+        self.page: Page = browser.new_page(viewport={"width": 1600, "height": 900})
+        # Else the page greets its first visitor with its template browser.
+        self.page.request.post(f"{url}/settings/Comfy.TutorialCompleted", data="true")
+        self.page.goto(url)
+        self.page.wait_for_function("() => window.app?.vueAppReady && window.app.graph")
+        self.page.get_by_test_id("queue-button").wait_for()
+
+    def close(self) -> None:
+        """Close the page."""
+        self.page.context.close()
+
+    def drop(self, file: Path) -> None:
+        """Drop a workflow file on the canvas, and wait until its nodes are there."""
+        count = file.read_text("utf-8").count('"Node name for S&R"')
+        transfer = self.page.evaluate_handle(
+            """([content, name]) => {
+              const transfer = new DataTransfer();
+              transfer.items.add(new File([content], name, { type: "application/json" }));
+              return transfer;
+            }""",
+            [file.read_text("utf-8"), file.name],
+        )
+        self.page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": transfer})
+        self.page.wait_for_function("count => count && app.graph.nodes.length >= count", arg=count)
+        self.page.wait_for_function("() => !document.querySelector('.p-progressspinner')")
+
+    def red(self) -> list[str]:
+        """What the page shows as missing or wrong: nodes it does not know, nodes marked red, invalid links."""
+        nodes = self.page.evaluate(
+            """() => app.graph.nodes
+              .filter((node) => node.has_errors || !LiteGraph.registered_node_types[node.type])
+              .map((node) => `${node.title} (${node.type})`)"""
+        )
+        return nodes + self.page.evaluate(_WRONG_LINKS)
+
+    def dialogs(self) -> list[str]:
+        """The text of every dialog that is open, such as the one about missing nodes."""
+        return self.page.locator("[role=dialog]:visible").all_inner_texts()
+
+    def workflow(self) -> dict[str, Any]:
+        """The graph as the page would save it now."""
+        return self.page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
+
+    def set_widgets(self, values: dict[str, Any]) -> None:
+        """Set every widget of these names, whatever node of the pack or sampler it is on."""
+        self.page.evaluate(
+            """(values) => {
+              for (const node of app.graph.nodes)
+                for (const widget of node.widgets ?? [])
+                  if (widget.name in values) {
+                    widget.value = values[widget.name];
+                    widget.callback?.(widget.value);
+                  }
+            }""",
+            values,
+        )
+
+    def replace(self, old: str, new: str) -> None:
+        """Put a new node of type `new` in the place of the one of type `old`: its first output takes over the links."""
+        self.page.evaluate(
+            """([old, type]) => {
+              const [from] = app.graph.findNodesByType(old);
+              const to = LiteGraph.createNode(type);
+              app.graph.add(to);
+              for (const id of [...from.outputs[0].links]) {
+                const link = app.graph.links.get(id);
+                to.connect(0, app.graph.getNodeById(link.target_id), link.target_slot);
+              }
+              app.graph.remove(from);
+            }""",
+            [old, new],
+        )
+
+    def look_at(self, kind: str) -> None:
+        """Bring the node of type `kind` into view: the page shows a node's pictures only there."""
+        self.page.evaluate(
+            """(kind) => {
+              const [node] = app.graph.findNodesByType(kind);
+              app.canvas.ds.scale = 1;
+              app.canvas.centerOnNode(node);
+              app.canvas.setDirty(true, true);
+            }""",
+            kind,
+        )
+
+    def run(self) -> str:
+        """Press the page's Run button; returns the id of the queued run, or raises with what the page answers."""
+        with self.page.expect_response(lambda response: response.url.endswith("/prompt")) as response:
+            self.page.get_by_test_id("queue-button").get_by_role("button").first.click()
+        if not response.value.ok:
+            raise RuntimeError(f"The server refused the workflow: {response.value.text()}")
+        return response.value.json()["prompt_id"]
+
+    def wait_for_video(self, timeout: float) -> dict[str, Any]:
+        """Wait until a video plays in the page; returns its `width`, `height`, `seconds` and `url`."""
+        video = self.page.locator("video").first
+        video.wait_for(state="visible", timeout=timeout * 1000)
+        self.page.wait_for_function("() => document.querySelector('video').readyState >= 2")
+        return video.evaluate("v => ({ width: v.videoWidth, height: v.videoHeight, seconds: v.duration, url: v.src })")
