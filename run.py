@@ -134,6 +134,7 @@ def _demo_model(base: Path) -> tuple[str, list[str]]:
 
 def _fill_in(graph: dict, info: dict, model: str, photo: str, prompt: str | None) -> None:
     """Put the model, the photo and the prompt into the graph, whatever the workflow had been saved with."""
+    small = _stand_in_sizes() if model == STAND_IN else {}
     for node in graph.values():
         kind, inputs, title = node["class_type"], node["inputs"], node["_meta"]["title"]
         if kind == "LoadImage":
@@ -144,6 +145,14 @@ def _fill_in(graph: dict, info: dict, model: str, photo: str, prompt: str | None
             choices = options[0].get("options", []) if choices == "COMBO" else choices
             if kind.startswith("FantasyID") and isinstance(choices, list) and model in choices:
                 inputs[name] = model
+        inputs.update({name: value for name, value in small.items() if name in inputs})
+
+
+def _stand_in_sizes() -> dict[str, int]:
+    """The only video that the stand-in weights know, in few steps: more would not make it less random."""
+    from fantasyid_core import standin
+
+    return {"width": standin.WIDTH, "height": standin.HEIGHT, "frames": standin.FRAMES, "steps": 10}
 
 
 def _collect(server, run) -> list[str]:
