@@ -182,6 +182,12 @@ def find_face(
     for i, photo in enumerate(photos):
         own_mask = mask[i] if mask is not None and mask.ndim == 3 and len(mask) == len(photos) else mask
         faces = detect(photo, min_score=min_score, device=device)
+        if not faces and as_photo(photo).median() > 0.99:
+            first_error = first_error or FaceNotFoundError(
+                "The photo is almost all white, so no face was found. If it looks right elsewhere it is a 16-bit grey "
+                "picture, which ComfyUI's Load Image turns white: save it with 8 bits."
+            )
+            continue
         try:
             face = select(faces, which, index, own_mask)
         except FaceNotFoundError as error:

@@ -154,7 +154,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in _NAMES}
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path} is not a face model ({error}): expected the tensors {', '.join(_NAMES)}."
+            f"{path} is not a face model ({error}): expected the tensors {', '.join(_NAMES)}. Copy it again."
         ) from error
 
 

@@ -3,6 +3,7 @@
 An identity is a constant of the video. It is computed once, kept on its device, and can be saved.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,8 @@ def save_identity(identity: Identity, path: Path) -> None:
         save_file(tensors, partial, metadata={"format": FORMAT})
         partial.replace(path)
     except Exception as error:  # safetensors reports a full disk with an error type of its own
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, ValueError):  # a name that cannot be written cannot be removed either
+            partial.unlink(missing_ok=True)
         raise SaveError(
             f"The identity could not be saved to {path}: {error}. Free some disk space or choose another folder."
         ) from error
@@ -153,7 +155,7 @@ def _check(identity: Identity, name: str) -> None:
     face, vertex, image = identity.face_tokens, identity.vertex_tokens, identity.image
     fits = (
         face.ndim == vertex.ndim == 2 and face.shape[1] == vertex.shape[1] and image.ndim == 3 and image.shape[2] == 3
-    )
+    ) and min(face.numel(), vertex.numel(), image.numel()) > 0
     finite = all(x.isfinite().all() for x in (face, vertex, image))
     if not (fits and finite):
         raise IdentityError(

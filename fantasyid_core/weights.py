@@ -6,7 +6,8 @@ Safetensors and PyTorch files are memory-mapped: a tensor that nobody uses is ne
 import json
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def find(folder: Path | str) -> Path:
     found = [file for file in usual if file.is_file()] + single
     if not found:
         held = ", ".join(file.name for file in files[:8]) or "nothing"
-        raise WeightsMissingError(f"No weights in {folder}: expected {usual[0].name}, but the folder holds {held}.")
+        raise WeightsMissingError(
+            f"No weights in {folder}: expected {usual[0].name}, but the folder holds {held}. Copy or download it again."
+        )
     return found[0]
 
 
@@ -83,6 +86,17 @@ def read_metadata(path: Path | str) -> dict[str, str]:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise _unreadable(Path(path), error) from error
+
+
+@contextmanager
+def configured(what: str) -> Iterator[None]:
+    """Around what builds a module from a `config.json`: values that make no such module raise WeightsError."""
+    try:
+        yield
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, NotImplementedError) as error:
+        raise WeightsError(
+            f"This config.json does not describe a {what} ({_first_line(error)}): copy or download it again."
+        ) from error
 
 
 def load_into(
@@ -225,7 +239,9 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         if not re.fullmatch(r"[\w.-]+", shard):
             raise WeightsError(f"{index} names the shard '{shard}', which is not a file name of its own folder.")
         if not (index.parent / shard).is_file():
-            raise WeightsMissingError(f"The shard {index.parent / shard} is not there, but {index.name} lists it.")
+            raise WeightsMissingError(
+                f"The shard {index.parent / shard} is not there, but {index.name} lists it: copy or download it too."
+            )
         tensors |= read(index.parent / shard)
     absent = [name for name in names if name not in tensors]
     if absent:

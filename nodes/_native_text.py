@@ -11,7 +11,7 @@ import comfy.sd1_clip
 from comfy.text_encoders.pixart_t5 import PixArtTokenizer, pixart_te
 
 from ..fantasyid_core import weights
-from ..fantasyid_core.errors import SamplingError, WeightsError
+from ..fantasyid_core.errors import SamplingError, WeightsError, WeightsMissingError
 
 TOKENS = 226  # a prompt's length, end token and padding included
 END = 1
@@ -27,14 +27,19 @@ def load_text_encoder(folder: Path) -> comfy.sd.CLIP:
     Raises:
         WeightsMissingError, WeightsError: not there, damaged, or no T5 encoder that the host can run.
     """
-    folder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
+    folder = folder / "text_encoder"
+    if not folder.is_dir():
+        raise WeightsMissingError(
+            f"{folder} is not there: copy or download it, or load T5-XXL with CLIPLoader set to type 'pixart'."
+        )
     config, tensors = _host_config(weights.read_config(folder), folder), weights.read(folder)
     dtype = tensors["shared.weight"].dtype if "shared.weight" in tensors else None
     # The host's own T5 without attention mask (its type "pixart"), built empty: it takes the mapped tensors themselves.
-    clip = comfy.sd.CLIP(
-        SimpleNamespace(params={}, clip=pixart_te(), tokenizer=PixArtTokenizer),
-        model_options={"t5xxl_model_config": config, "dtype": dtype, "initial_device": "meta"},
-    )
+    with weights.configured("T5 text encoder"):
+        clip = comfy.sd.CLIP(
+            SimpleNamespace(params={}, clip=pixart_te(), tokenizer=PixArtTokenizer),
+            model_options={"t5xxl_model_config": config, "dtype": dtype, "initial_device": "meta"},
+        )
     weights.load_into(clip.cond_stage_model.t5xxl.transformer, tensors, ignore=UNUSED, what="T5 text encoder")
     return clip
 

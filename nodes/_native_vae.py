@@ -31,10 +31,16 @@ def load_vae(path: Path) -> comfy.sd.VAE:
     config = weights.read_config(path) if path.is_dir() else _infer_config(tensors, path)
     diffusers = require("diffusers", "FantasyID's video VAE")
     known = inspect.signature(diffusers.AutoencoderKLCogVideoX.__init__).parameters
-    with torch.device("meta"):
+    with weights.configured("CogVideoX VAE"), torch.device("meta"):
         autoencoder = diffusers.AutoencoderKLCogVideoX(**{k: v for k, v in config.items() if k in known})
     weights.load_into(autoencoder, tensors, what="CogVideoX VAE")
     return CogVideoXVAE(autoencoder)
+
+
+def check_vae(vae: comfy.sd.VAE) -> None:
+    """Raise SamplingError for another kind of VAE."""
+    if not isinstance(vae, CogVideoXVAE):
+        raise SamplingError("This VAE is not CogVideoX's: connect the VAE output of 'FantasyID Load Model'.")
 
 
 def encode_sample(vae: comfy.sd.VAE, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -50,8 +56,7 @@ def encode_sample(vae: comfy.sd.VAE, pixels: Tensor, generator: torch.Generator 
     Raises:
         SamplingError: another kind of VAE.
     """
-    if not isinstance(vae, CogVideoXVAE):
-        raise SamplingError("This VAE is not CogVideoX's: connect the VAE output of 'FantasyID Load Model'.")
+    check_vae(vae)
     pixels = vae.vae_encode_crop_pixels(pixels).movedim(-1, 0)[None]
     needed = vae.memory_used_encode(pixels.shape, vae.vae_dtype)
     management.load_models_gpu([vae.patcher], memory_required=needed)

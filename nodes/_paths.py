@@ -56,8 +56,13 @@ def resolve(name: str) -> Path:
     raise WeightsMissingError(f"The model '{name}' is not there: expected {places}. {SOURCE}")
 
 
-def check(name: str) -> bool | str:
-    """For a node's `validate_inputs`: True, or why `name` cannot be loaded (instead of the host's 'not in list')."""
+def check(name: str | None) -> bool | str:
+    """For a node's `validate_inputs`: True, or why `name` cannot be loaded (instead of the host's 'not in list').
+
+    `None` stands for a name that arrives through a link: it is not known before the run, which resolves it again.
+    """
+    if name is None:
+        return True
     try:
         resolve(name)
     except WeightsMissingError as error:

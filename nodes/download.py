@@ -53,7 +53,9 @@ class FantasyIDDownload(FantasyIDNode):
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="model_name", tooltip="The folder's name, as the loaders list it after a refresh.")
+                io.String.Output(
+                    display_name="model_name", tooltip="The folder's name, as the loaders list it after a refresh."
+                )
             ],
         )
 

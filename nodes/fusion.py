@@ -97,7 +97,9 @@ class FantasyIDLoadIdentity(FantasyIDNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        if file is None:  # it arrives through a link
+            return True
         try:
             _paths.identity_path(file)
         except IdentityError as error:

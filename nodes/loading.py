@@ -91,7 +91,12 @@ class FantasyIDLoadModel(FantasyIDNode):
 
 def _vae_path(model: Path, name: str) -> Path:
     if name != FROM_FOLDER:
-        return Path(folder_paths.get_full_path_or_raise("vae", name))
+        path = folder_paths.get_full_path("vae", name)
+        if path is None:
+            raise WeightsMissingError(
+                f"The VAE '{name}' is not in models/vae: copy it there, or choose '{FROM_FOLDER}'."
+            )
+        return Path(path)
     if model.is_dir() and (model / "vae").is_dir():
         return model / "vae"
     raise WeightsMissingError(

@@ -81,7 +81,9 @@ class FantasyIDLoadMesh(FantasyIDNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        if file is None:  # it arrives through a link
+            return True
         try:
             mesh_path(file)
         except MeshError as error:

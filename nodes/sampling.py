@@ -1,5 +1,7 @@
 """The released recipe in one node, and its timesteps for the host's custom samplers."""
 
+import math
+
 import comfy.model_management
 import comfy.samplers
 import latent_preview
@@ -7,6 +9,7 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
+from ..fantasyid_core.errors import SamplingError
 from ..fantasyid_core.injection import Injection
 from ..fantasyid_core.optional import require
 from ..fantasyid_core.sampling import GUIDANCE, SCHEDULERS, STEPS, TRAIN_STEPS, timesteps
@@ -26,7 +29,8 @@ class FantasyIDSampler(FantasyIDNode):
             description=(
                 "The released recipe in one node: CogVideoX's DPM or DDIM schedule, guidance, and the reference face "
                 "as first latent frame. Takes a plain MODEL, which then follows the identity at strength 1, or one of "
-                "Apply FantasyID, whose settings then hold."
+                "Apply FantasyID, whose settings then hold. Prompts that passed FantasyID Image Condition likewise "
+                "keep its first frame."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="From FantasyID Load Model, or from Apply FantasyID."),
@@ -42,7 +46,7 @@ class FantasyIDSampler(FantasyIDNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The same seed gives the same video, on CPU and GPU.",
+                    tooltip="The same seed draws the same noise, on CPU and GPU.",
                 ),
                 io.Int.Input(
                     "steps", default=STEPS, min=1, max=TRAIN_STEPS, tooltip="50 as released; 30 are often enough."
@@ -91,23 +95,25 @@ class FantasyIDSampler(FantasyIDNode):
         from ._native_sampler import ReleaseSampler
         from ._native_vae import encode_sample
 
+        if not math.isfinite(guidance):
+            raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released.")
         latent = empty_latent(frames, height, width)
         zeros = latent["samples"]
         transformer_of(model).check_sizes(*zeros.shape[2:])
         if not has_injection(model):
             model = add_injection(model, Injection(identity.tokens))
         generator = torch.Generator().manual_seed(seed)
-        first = encode_sample(vae, squeeze_to_frame(identity.image, height, width), generator)
+        if not any("concat_latent_image" in values for _, values in [*positive, *negative]):
+            first = {
+                "concat_latent_image": encode_sample(vae, squeeze_to_frame(identity.image, height, width), generator)
+            }
+            positive, negative = (node_helpers.conditioning_set_values(c, first) for c in (positive, negative))
         if noise is None:
             start = torch.randn(zeros.transpose(1, 2).shape, generator=generator).transpose(1, 2)
         else:
             start = noise.generate_noise(latent)
-        values = {"concat_latent_image": first}
         guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(
-            node_helpers.conditioning_set_values(positive, values),
-            node_helpers.conditioning_set_values(negative, values),
-        )
+        guider.set_conds(positive, negative)
         guider.set_cfg(guidance)
         samples = guider.sample(
             start,
@@ -143,6 +149,9 @@ class FantasyIDSigmas(FantasyIDNode):
     @classmethod
     def run(cls, model, steps: int) -> io.NodeOutput:
         require("diffusers", "FantasyID Sigmas", "'diffusers>=0.33'")
+        from ._native_model import transformer_of
+
+        transformer_of(model)
         return io.NodeOutput(trailing_sigmas(model, steps))
 
 

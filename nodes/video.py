@@ -72,6 +72,9 @@ class FantasyIDImageCondition(FantasyIDNode):
 
     @classmethod
     def run(cls, positive, negative, vae, width: int, height: int, frames: int, identity=None) -> io.NodeOutput:
+        from ._native_vae import check_vae
+
+        check_vae(vae)
         latent = empty_latent(frames, height, width)
         if identity is not None:
             values = {"concat_latent_image": vae.encode(squeeze_to_frame(identity.image, height, width))}

@@ -15,7 +15,7 @@ class FantasyIDViews(FantasyIDNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FantasyIDViews",
-            display_name="FantasyID Views",
+            display_name="FantasyID Multi-View",
             category=CATEGORY,
             description=(
                 "Collects views of one person: the detected face, and the best faces of further photos or of a video's "

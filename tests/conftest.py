@@ -1,8 +1,12 @@
 """Shared set-up: packages without the repository root on `sys.path`, a real ComfyUI, where test data comes from."""
 
 import importlib.util
+import json
+import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PARITY = ROOT.parent / "shared" / "parity"
+TESTS = ROOT / "tests"
 
 
 def _register(package: str) -> None:
@@ -46,10 +51,44 @@ def parity_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """The real ComfyUI with the pack in it, one for all tests."""
-    with ComfyServer(tmp_path_factory.mktemp("comfy"), ["--preview-method", "auto"]) as server:
+def comfy(tmp_path_factory: pytest.TempPathFactory, standin: Path) -> Iterator[ComfyServer]:
+    """The real ComfyUI with the pack, the stand-in as its model `FantasyID` and `probe_nodes`, one for all tests."""
+    base = tmp_path_factory.mktemp("comfy")
+    shutil.copytree(standin, base / "models" / "fantasyid" / "FantasyID")
+    shutil.copytree(TESTS / "probe_nodes", base / "custom_nodes" / "probe_nodes")
+    with ComfyServer(base, ["--preview-method", "auto"]) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def portrait() -> Path:
+    """A photo file: one person, the face large, 512 × 512."""
+    return ROOT / "workflows" / "assets" / "portrait.jpg"
+
+
+@pytest.fixture(scope="session")
+def photo(comfy: ComfyServer, portrait: Path) -> str:
+    """`portrait` in the server's input folder, by the name that LoadImage takes."""
+    return comfy.upload_image(portrait)
+
+
+@pytest.fixture(scope="session")
+def host_script() -> Callable[..., dict]:
+    """Runs one of `host_scripts/` with arguments in a process of its own and returns what it found."""
+
+    def run(script: str, *arguments: Path) -> dict:
+        done = subprocess.run(
+            [sys.executable, str(TESTS / "host_scripts" / script), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # several threads only get in each other's way here
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
 
 
 @pytest.fixture(scope="session")

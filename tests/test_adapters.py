@@ -3,49 +3,29 @@
 Each script runs in a process of its own with the real host's modules (see `host_scripts/host.py`).
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parent / "host_scripts"
 
-
-def run(script: str, base: Path) -> dict:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # several threads only get in each other's way here
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / script), str(base)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def vae(host_script, tmp_path_factory) -> dict:
+    return host_script("vae.py", tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture(scope="module")
-def vae(tmp_path_factory) -> dict:
-    return run("vae.py", tmp_path_factory.mktemp("vae"))
+def text(host_script, tmp_path_factory) -> dict:
+    return host_script("text.py", tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory) -> dict:
-    return run("text.py", tmp_path_factory.mktemp("text"))
+def operators(host_script, tmp_path_factory) -> dict:
+    return host_script("operators.py", tmp_path_factory.mktemp("operators"))
 
 
 @pytest.fixture(scope="module")
-def operators(tmp_path_factory) -> dict:
-    return run("operators.py", tmp_path_factory.mktemp("operators"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> dict:
-    return run("base.py", tmp_path_factory.mktemp("base"))
+def base(host_script, tmp_path_factory) -> dict:
+    return host_script("base.py", tmp_path_factory.mktemp("base"))
 
 
 def test_a_node_s_own_errors_carry_its_name_and_all_others_pass_untouched(base):

@@ -1,26 +1,11 @@
 """The DiT as the host's MODEL, in one process with the real host's modules (`host_scripts/model.py`)."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-SCRIPT = Path(__file__).parent / "host_scripts" / "model.py"
 
 
 @pytest.fixture(scope="module")
-def found(standin, tmp_path_factory) -> dict:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(standin), str(tmp_path_factory.mktemp("host"))],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def found(host_script, standin, tmp_path_factory) -> dict:
+    return host_script("model.py", standin, tmp_path_factory.mktemp("host"))
 
 
 def test_a_prediction_through_the_host_equals_the_core(found):

@@ -1,26 +1,16 @@
 """The nodes that make a mesh, in one process with the real host's modules (`host_scripts/reconstruction.py`)."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from fantasyid_core.mesh_files import write_ply
 from fantasyid_core.standin_head import head
 
-SCRIPT = Path(__file__).parent / "host_scripts" / "reconstruction.py"
-
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, standin) -> dict:
+def found(host_script, tmp_path_factory, standin) -> dict:
     base = tmp_path_factory.mktemp("host")
     write_ply(base / "head.ply", head().template)
-    arguments = [sys.executable, str(SCRIPT), str(base), str(standin), str(base / "head.ply")]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return host_script("reconstruction.py", base, standin, base / "head.ply")
 
 
 @pytest.mark.parametrize("mode", ["as released", "shape only"])
