@@ -1,6 +1,7 @@
 """Shared set-up: packages without the repository root on `sys.path`, a real ComfyUI, where test data comes from."""
 
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 PARITY = ROOT.parent / "shared" / "parity"
 TESTS = ROOT / "tests"
+SEEDS = itertools.count(1000)
 
 
 def _register(package: str) -> None:
@@ -37,6 +39,8 @@ _register("fantasyid_core")
 _register("tools")
 
 from tools.comfy_host import ComfyServer  # noqa: E402
+from tools.complaints import good  # noqa: E402
+from tools.graphs import changed  # noqa: E402
 from tools.launch_comfy import fit_imports  # noqa: E402
 
 fit_imports()
@@ -70,6 +74,15 @@ def portrait() -> Path:
 def photo(comfy: ComfyServer, portrait: Path) -> str:
     """`portrait` in the server's input folder, by the name that LoadImage takes."""
     return comfy.upload_image(portrait)
+
+
+@pytest.fixture
+def lives_on(comfy: ComfyServer, photo: str) -> Iterator[None]:
+    """After the test the server samples and decodes as if nothing had been."""
+    yield
+    run = comfy.run(changed(good(photo), sample={"seed": next(SEEDS)}))
+    assert run.status == "success", run.error
+    assert len(run.files) == 1
 
 
 @pytest.fixture(scope="session")

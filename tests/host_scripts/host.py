@@ -15,18 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def start(base: Path, *arguments: str) -> None:
     """Make the host's modules importable, with `base` as its base directory, and the pack as the package `pack`."""
-    for name, folder in (("tools", ROOT / "tools"), ("pack", ROOT)):
-        package = sys.modules[name] = ModuleType(name)
-        package.__path__ = [str(folder)]
-    from tools.environment import find_host
-    from tools.launch_comfy import fit_imports
+    tools = sys.modules["tools"] = ModuleType("tools")
+    tools.__path__ = [str(ROOT / "tools")]
+    from tools import in_process
 
-    fit_imports()
-    sys.path.insert(0, str(find_host()))
-    sys.argv = ["main.py", "--base-directory", str(base), *(arguments or ("--cpu",))]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+    in_process.start(base, *(arguments or ("--cpu",)))
 
 
 def report(**found: Any) -> None:

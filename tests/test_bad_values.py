@@ -1,0 +1,120 @@
+"""Bad sizes, sockets and widget values: the real server names the node and the cure, and lives on."""
+
+from pathlib import Path
+
+import pytest
+
+from tools.comfy_host import ComfyServer
+from tools.complaints import check, good
+from tools.graphs import changed, conditioned, custom, frames_of, latents_of, node, stock
+
+pytestmark = pytest.mark.usefixtures("lives_on")
+
+
+SIZES = [
+    ({"width": 256}, "192 × 128 pixels and at most 25 frames", "set width, height and frames"),
+    ({"width": 720, "height": 480, "frames": 49}, "192 × 128 pixels and at most 25 frames"),
+    ({"width": 100}, "multiples of 16"),
+    ({"frames": 4}, "a multiple of 4 plus 1", "such as 1 or 5"),
+    ({"frames": 29}, "at most 25 frames", "29 frames were asked for"),
+    ({"frames": 0}, "frames"),
+    ({"frames": -3}, "frames"),
+    ({"frames": 10**9}, "frames"),
+    ({"width": 0}, "width"),
+    ({"height": 10**6}, "height"),
+]
+
+
+@pytest.mark.parametrize(("size", "words"), [(size, words) for size, *words in SIZES], ids=str)
+def test_wrong_size(comfy: ComfyServer, photo: str, size: dict, words: list):
+    check(comfy, changed(good(photo), sample=size), "FantasyIDSampler", *words)
+
+
+@pytest.mark.parametrize(
+    ("size", "name", "words"),
+    [
+        ({"width": 100}, "FantasyIDImageCondition", "multiples of 16"),
+        ({"frames": 0}, "FantasyIDImageCondition", "frames"),
+        ({"frames": 4}, "FantasyIDImageCondition", "a multiple of 4 plus 1"),
+        ({"width": 256}, "KSampler", "set width, height and frames to what it knows"),
+    ],
+    ids=str,
+)
+def test_wrong_size_for_a_stock_sampler(comfy: ComfyServer, photo: str, size: dict, name: str, words: str):
+    check(comfy, changed(frames_of(stock(photo, frames=1)), cond=size), name, words)
+
+
+def test_first_frame_of_another_size(comfy: ComfyServer, photo: str, standin: Path):
+    graph = changed(conditioned(photo) | good(photo), sample={"positive": ["cond", 0], "negative": ["cond", 1]})
+    words = "96 × 64 pixels", "192 × 128", "the same width and height"
+    check(comfy, changed(graph, cond={"width": 96, "height": 64}), "FantasyIDSampler", *words)
+
+
+def test_prompts_that_are_joined_are_too_long(comfy: ComfyServer, photo: str):
+    joined = node("ConditioningConcat", conditioning_to=["pos", 0], conditioning_from=["neg", 0])
+    graph = changed(good(photo) | {"joined": joined}, sample={"positive": ["joined", 0]})
+    check(comfy, graph, "FantasyIDSampler", "452 tokens", "takes 226", "FantasyID Text Encode")
+
+
+FOREIGN = [
+    ("pos", "clip", "ProbeClip", "FantasyIDTextEncode", ("SD1ClipModel", "type 'pixart'")),
+    ("pos", "clip", "ProbeMaskedT5", "FantasyIDTextEncode", ("MochiTEModel_", "type 'pixart'")),
+    ("sample", "model", "ProbeModel", "FantasyIDSampler", ("BaseModel", "MODEL of 'FantasyID Load Model'")),
+    ("sample", "vae", "ProbeVae", "FantasyIDSampler", ("not CogVideoX's", "VAE output of 'FantasyID Load Model'")),
+    ("apply", "model", "ProbeModel", "FantasyIDApply", ("BaseModel", "MODEL of 'FantasyID Load Model'")),
+    ("cond", "vae", "ProbeVae", "FantasyIDImageCondition", ("not CogVideoX's", "'FantasyID Load Model'")),
+    ("sigmas", "model", "ProbeModel", "FantasyIDSigmas", ("BaseModel", "MODEL of 'FantasyID Load Model'")),
+]
+
+
+@pytest.mark.parametrize(("where", "socket", "probe", "name", "words"), FOREIGN, ids=str)
+def test_socket_of_another_model(
+    comfy: ComfyServer, photo: str, where: str, socket: str, probe: str, name: str, words: tuple
+):
+    graph = custom(photo, frames=1) if where in ("apply", "cond", "sigmas") else good(photo)
+    graph = changed(latents_of(graph), **{where: {socket: ["probe", 0]}}) | {"probe": node(probe)}
+    check(comfy, graph, name, *words)
+
+
+VALUES = [
+    ("sample", {"steps": 0}, "steps"),
+    ("sample", {"steps": 1001}, "steps"),
+    ("sample", {"steps": "many"}, "steps"),
+    ("sample", {"guidance": 1e9}, "guidance"),
+    ("sample", {"guidance": float("nan")}, "must be a finite number"),
+    ("sample", {"seed": -1}, "seed"),
+    ("sample", {"seed": 2**64}, "seed"),
+    ("sample", {"scheduler": "magic"}, "choose one of dpm, ddim"),
+    ("apply", {"strength": float("inf")}, "strength"),
+    ("apply", {"strength": float("nan")}, "strength must be a finite number"),
+    ("apply", {"start_percent": 2.0}, "start_percent"),
+    ("apply", {"layer_weights": "much, little"}, "numbers separated by commas"),
+    ("apply", {"layer_weights": "1, nan"}, "finite"),
+    ("face", {"min_score": -1.0}, "min_score"),
+    ("face", {"min_score": float("nan")}, "lower min_score"),
+    ("face", {"index": -1}, "index"),
+    ("face", {"select": "prettiest"}, "largest"),
+    ("views", {"max_views": 0}, "max_views"),
+    ("id", {"combine": "all"}, "choose one of: first view, mean of views"),
+    ("mesh", {"mode": "best"}, "choose one of: as released, shape only"),
+    ("load", {"weight_dtype": "int3"}, "choose one of: default, bf16"),
+    ("load", {"vae_name": "../../secret.safetensors"}, "is not in models/vae"),
+    ("load", {"vae_name": "/etc/passwd"}, "is not in models/vae"),
+    *(
+        (where, {"model_name": name}, "is not a model's name")
+        for where in ("load", "clip", "mesh")
+        for name in ("../FantasyID", "/etc", "FantasyID/../FantasyID", "")
+    ),
+    ("load", {"model_name": "absent"}, "acvlab/FantasyID"),
+]
+
+
+@pytest.mark.parametrize(("where", "inputs", "words"), VALUES, ids=str)
+def test_absurd_value(comfy: ComfyServer, photo: str, where: str, inputs: dict, words: str):
+    graph = latents_of(stock(photo, frames=1)) if where == "apply" else good(photo)
+    check(comfy, changed(graph, **{where: inputs}), graph[where]["class_type"], words)
+
+
+@pytest.mark.parametrize("value", [{"steps": 1}, {"guidance": 1.0}, {"seed": 2**64 - 1}, {"steps": 2.5}], ids=str)
+def test_value_at_the_edge_works(comfy: ComfyServer, photo: str, value: dict):
+    assert comfy.run(changed(good(photo), sample=value)).status == "success"

@@ -1,0 +1,43 @@
+"""What the server says of a bad graph, and whether it names the node, the cause and the cure."""
+
+import json
+from dataclasses import dataclass
+
+from .comfy_client import Graph, ServerError
+from .comfy_host import ComfyServer
+from .graphs import frames_of, released
+
+
+@dataclass
+class Complaint:
+    """Why a graph did not run: the class of the node that is named, and what is said."""
+
+    node: str
+    message: str
+
+
+def complaint(comfy: ComfyServer, graph: Graph) -> Complaint:
+    """Run a bad graph. Errors of the pack's own, once running, begin with the node's name."""
+    try:
+        run = comfy.run(graph)
+    except ServerError as error:  # refused before it ran
+        (refused,) = json.loads(str(error).partition(": ")[2])["node_errors"].values()
+        return Complaint(refused["class_type"], "; ".join(f"{e['message']}: {e['details']}" for e in refused["errors"]))
+    assert run.status == "error"
+    found = Complaint(run.error.node_type, run.error.message)
+    if found.node.startswith("FantasyID"):
+        assert "fantasyid_core.errors" in run.error.exception, run.error
+        assert found.message.startswith(comfy.object_info(found.node)["display_name"] + ": ")
+    return found
+
+
+def check(comfy: ComfyServer, graph: Graph, name: str, *words: str) -> None:
+    """Run a bad graph: the node `name` must complain, in these words among others."""
+    found = complaint(comfy, graph)
+    assert found.node == name, found
+    assert [word for word in words if word not in found.message] == [], found.message
+
+
+def good(photo: str) -> Graph:
+    """A small graph that works."""
+    return frames_of(released(photo, steps=1, frames=1))
