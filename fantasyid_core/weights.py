@@ -88,6 +88,21 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         raise _unreadable(Path(path), error) from error
 
 
+def embedded_config(path: Path | str) -> dict[str, Any] | None:
+    """The `config.json` that a single safetensors file may carry in its header, as `config`; None without one.
+
+    Raises:
+        WeightsError: the header holds something else there.
+    """
+    text = read_metadata(path).get("config")
+    if text is None:
+        return None
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"The configuration in the header of {path} is no JSON object: {error}.") from error
+
+
 @contextmanager
 def configured(what: str) -> Iterator[None]:
     """Around what builds a module from a `config.json`: values that make no such module raise WeightsError."""

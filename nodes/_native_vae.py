@@ -28,7 +28,10 @@ def load_vae(path: Path) -> comfy.sd.VAE:
     if (path / "vae").is_dir():
         path = path / "vae"
     tensors = weights.read(path)
-    config = weights.read_config(path) if path.is_dir() else _infer_config(tensors, path)
+    if path.is_dir():
+        config = weights.read_config(path)
+    else:
+        config = weights.embedded_config(path) or _infer_config(tensors, path)
     diffusers = require("diffusers", "FantasyID's video VAE")
     known = inspect.signature(diffusers.AutoencoderKLCogVideoX.__init__).parameters
     with weights.configured("CogVideoX VAE"), torch.device("meta"):

@@ -1,14 +1,13 @@
 """Load models: the published folder, or single files, as the host's MODEL and VAE, and the identity encoder."""
 
-import json
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
 
-from ..fantasyid_core.errors import WeightsError, WeightsMissingError
+from ..fantasyid_core.errors import WeightsMissingError
 from ..fantasyid_core.optional import require
-from ..fantasyid_core.weights import read, read_config, read_metadata, split_published
+from ..fantasyid_core.weights import embedded_config, read, read_config, split_published
 from . import _paths
 from ._base import CATEGORY, FantasyIDNode
 from ._sockets import Encoder
@@ -80,7 +79,7 @@ class FantasyIDLoadModel(FantasyIDNode):
             published, config = split_published(read(folder)), read_config(folder)
         else:
             published = split_published(read(path))
-            config = _embedded_config(path) or infer_config(published)
+            config = embedded_config(path) or infer_config(published)
         vae = load_vae(_vae_path(path, vae_name))
         model = load_model(config, published, weight_dtype, vae.first_stage_model.autoencoder.config.scaling_factor)
         encoder = NativeEncoder(
@@ -103,16 +102,6 @@ def _vae_path(model: Path, name: str) -> Path:
         f"'{model.name}' comes without a VAE: expected {model / 'vae'}. Choose CogVideoX's VAE as vae_name "
         "(a file in models/vae), or use the published folder."
     )
-
-
-def _embedded_config(path: Path) -> dict | None:
-    text = read_metadata(path).get("config")
-    if text is None:
-        return None
-    try:
-        return dict(json.loads(text))
-    except ValueError as error:
-        raise WeightsError(f"The configuration in the header of {path.name} is not readable JSON: {error}.") from error
 
 
 NODES = [FantasyIDLoadModel]

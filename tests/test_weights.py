@@ -253,3 +253,13 @@ def test_a_plain_cogvideox_has_no_identity_and_a_half_one_is_refused(parity_dir)
     state["layer_attention.0.to_q.weight"] = torch.empty(1, device="meta")
     with pytest.raises(WeightsError, match="face_abstractor, vertex_spiral_net, vertex_reducer"):
         weights.split_published(state)
+
+
+def test_a_single_file_may_carry_its_configuration(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "with.safetensors", metadata={"config": '{"depth": 3}'})
+    save_file({"x": torch.zeros(1)}, tmp_path / "without.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "wrong.safetensors", metadata={"config": "[1, 2"})
+    assert weights.embedded_config(tmp_path / "with.safetensors") == {"depth": 3}
+    assert weights.embedded_config(tmp_path / "without.safetensors") is None
+    with pytest.raises(WeightsError, match="no JSON object"):
+        weights.embedded_config(tmp_path / "wrong.safetensors")
