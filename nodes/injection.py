@@ -62,7 +62,7 @@ class FantasyIDApply(FantasyIDNode):
     def run(
         cls, model, identity, strength: float, start_percent: float, end_percent: float, layer_weights: str
     ) -> io.NodeOutput:
-        require("diffusers", "The video transformer", "'diffusers>=0.33'")
+        require("diffusers", "The video transformer", "'diffusers>=0.35'")
         from ._native_model import add_injection, transformer_of
 
         curve = parse_curve(layer_weights, len(transformer_of(model).layer_attention))

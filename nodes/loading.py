@@ -65,7 +65,7 @@ class FantasyIDLoadModel(FantasyIDNode):
 
     @classmethod
     def run(cls, model_name: str, weight_dtype: str, vae_name: str = FROM_FOLDER) -> io.NodeOutput:
-        require("diffusers", "The video transformer", "'diffusers>=0.33'")
+        require("diffusers", "The video transformer", "'diffusers>=0.35'")
         from ..fantasyid_core.transformer import infer_config
         from ._native_encoder import NativeEncoder
         from ._native_model import load_model

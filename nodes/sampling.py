@@ -90,7 +90,7 @@ class FantasyIDSampler(FantasyIDNode):
         frames,
         noise=None,
     ) -> io.NodeOutput:
-        require("diffusers", "The FantasyID Sampler", "'diffusers>=0.33'")
+        require("diffusers", "The FantasyID Sampler", "'diffusers>=0.35'")
         from ._native_model import add_injection, has_injection, transformer_of
         from ._native_sampler import ReleaseSampler
         from ._native_vae import encode_sample
@@ -148,7 +148,7 @@ class FantasyIDSigmas(FantasyIDNode):
 
     @classmethod
     def run(cls, model, steps: int) -> io.NodeOutput:
-        require("diffusers", "FantasyID Sigmas", "'diffusers>=0.33'")
+        require("diffusers", "FantasyID Sigmas", "'diffusers>=0.35'")
         from ._native_model import transformer_of
 
         transformer_of(model)
