@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 CONTRACT = ROOT / "tests" / "contract.json"
 SMALL = {"width": 192, "height": 128, "frames": 9, "steps": 2}
+FILES = {"model_name", "file"}  # widgets that list what is on the disk
+T5 = "t5xxl_fp8_e4m3fn_scaled.safetensors"  # too large to be here: an empty file, for the server's list
 IDENTITY = "fantasyid/identity_00001_.safetensors"  # what the save part of the workflow writes first
 
 each = pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
@@ -31,41 +34,53 @@ def stocked(comfy: ComfyServer, standin: Path, portrait: Path) -> ComfyServer:
     shutil.copy(portrait, comfy.base / "input" / "portrait.jpg")
     mesh = topology.load(standin / "face_model" / "topology.safetensors")
     write_ply(comfy.base / "input" / "face.ply", mesh.template, mesh.faces[0])
+    (comfy.base / "models" / "text_encoders").mkdir(exist_ok=True)
+    (comfy.base / "models" / "text_encoders" / T5).touch()
     identity = fusion.Identity(torch.randn(4, 64), torch.randn(81, 64), torch.rand(512, 512, 3))
     fusion.save_identity(identity, comfy.base / "output" / IDENTITY)
     return comfy
 
 
 def described(info: dict) -> dict:
-    """What a saved workflow depends on: inputs in order with their types, and outputs."""
+    """What a saved workflow depends on: inputs in order with their types, a widget's choices, and outputs."""
     nodes = {}
     for name in sorted(name for name in info if name.startswith("FantasyID")):
-        node = info[name]
-        inputs = [
-            [key, "COMBO" if isinstance(kind := node["input"][group][key][0], list) else kind]
-            for group in ("required", "optional")
-            for key in node["input_order"].get(group, [])
-        ]
-        nodes[name] = {
-            "inputs": inputs,
-            "outputs": list(map(list, zip(node["output"], node["output_name"], strict=True))),
-        }
+        node, choices = info[name], {}
+        inputs = {"required": [], "optional": []}
+        for group, listed in inputs.items():
+            for key in node["input_order"].get(group, []):
+                kind, *options = node["input"][group][key]
+                if isinstance(kind, list):
+                    kind, options = "COMBO", [{"options": kind}]
+                listed.append([key, kind])
+                if kind == "COMBO" and key not in FILES:
+                    choices[key] = options[0]["options"]
+        outputs = [list(output) for output in zip(node["output"], node["output_name"], strict=True)]
+        nodes[name] = {**inputs, "choices": choices, "outputs": outputs}
     return nodes
 
 
-def test_saved_workflows_load_forever(comfy):
-    """Nodes and outputs stay, inputs keep name, type and place; new ones are added at the end."""
+def test_saved_workflows_load_forever(comfy: ComfyServer):
+    """Nodes, inputs, choices and outputs keep name, type and place. New: only behind them, and inputs only optional."""
     frozen, now = json.loads(CONTRACT.read_text("utf-8")), described(comfy.object_info())
+    new = {name: node for name, node in now.items() if name not in frozen}
+    assert new == {}, f"freeze the new nodes too: add them to {CONTRACT}"
     assert set(now) == set(frozen)
-    for name, node in frozen.items():
-        assert now[name]["inputs"][: len(node["inputs"])] == node["inputs"], name
-        assert now[name]["outputs"][: len(node["outputs"])] == node["outputs"], name
+    for name, then in frozen.items():
+        node = now[name]
+        assert node["required"] == then["required"], name
+        assert node["optional"][: len(then["optional"])] == then["optional"], name
+        assert node["outputs"][: len(then["outputs"])] == then["outputs"], name
+        for key, choices in then["choices"].items():
+            assert set(choices) <= set(node["choices"][key]), f"{name}: {key}"
 
 
 @each
-def test_the_file_becomes_a_graph_for_the_api(stocked, file):
+def test_the_server_accepts_the_file_as_it_is(stocked: ComfyServer, file: Path):
     graph = to_graph(json.loads(file.read_text("utf-8")), stocked.object_info())
-    assert any(node["class_type"] == "SaveVideo" for node in graph.values())
+    prompt = stocked.queue(graph)
+    stocked.interrupt()  # it would go on to the size of the real model
+    stocked.wait(prompt)
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +100,16 @@ def widget_values(workflow: dict) -> dict[int, list]:
 
 
 @each
-def test_dropped_on_the_page_it_makes_a_video(stocked, page, file):
+def test_dropped_on_the_page_it_makes_a_video(stocked: ComfyServer, page: ComfyPage, file: Path):
     page.drop(file)
     assert page.red() == []
-    assert page.dialogs() == []
+    assert page.messages() == []
     saved, shown = json.loads(file.read_text("utf-8")), page.workflow()
     assert widget_values(shown) == widget_values(saved)
     assert sorted(link[1:] for link in shown["links"]) == sorted(link[1:] for link in saved["links"])
     page.set_widgets(SMALL)
     if any(node["type"] == "CLIPLoader" for node in saved["nodes"]):
-        page.replace("CLIPLoader", "FantasyIDLoadTextEncoder")  # T5-XXL is too large to be here
+        page.replace("CLIPLoader", "FantasyIDLoadTextEncoder")
     run = stocked.wait(page.run(), timeout=300)
     assert run.error is None
     (video,) = [file for file in run.files if file["filename"].endswith(".mp4")]
@@ -105,3 +120,19 @@ def test_dropped_on_the_page_it_makes_a_video(stocked, page, file):
     seen = page.wait_for_video(timeout=60)
     assert (seen["width"], seen["height"]) == (192, 128)
     assert video["filename"] in seen["url"]
+
+
+def test_the_page_shows_what_is_wrong_with_a_file(page: ComfyPage, tmp_path: Path):
+    """So that the tests above could fail: a node that nobody has, and a link from nowhere."""
+    workflow = json.loads(WORKFLOWS[0].read_text("utf-8")) | {"id": str(uuid.uuid4())}
+    fuse = next(node for node in workflow["nodes"] if node["type"] == "FantasyIDFuse")
+    fuse["type"] = "FantasyIDGone"
+    link = next(link for link in workflow["links"] if link[3] != fuse["id"])
+    link[1] = 999
+    file = tmp_path / "broken.json"
+    file.write_text(json.dumps(workflow), "utf-8")
+    page.drop(file)
+    node, *links = page.red()
+    assert "FantasyIDGone" in node
+    assert links[0].startswith(f"link {link[0]}: 999.")
+    assert any("FantasyIDGone" in message for message in page.messages())

@@ -105,9 +105,13 @@ class ComfyClient:
         """Queue a graph; returns its prompt id.
 
         Raises:
-            ServerError: the server does not accept the graph, with its reasons per node.
+            ServerError: the server does not accept the graph, or only a part of it (which then runs), with its reasons
+                per node.
         """
-        return self._json("POST", "/prompt", json={"prompt": graph, "client_id": self._id})["prompt_id"]
+        answer = self._json("POST", "/prompt", json={"prompt": graph, "client_id": self._id})
+        if answer["node_errors"]:
+            raise ServerError(f"The server refused a part of the graph: {json.dumps(answer)}")
+        return answer["prompt_id"]
 
     def wait(self, prompt_id: str, timeout: float = 600, on_event: Callable[[Event], None] | None = None) -> Run:
         """Follow a queued graph until it is done; `on_event` is called as things happen.
