@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from .weights import load_into
 
-PREFIX = "face_abstractor."
-
 
 class LayerNorm2d(nn.LayerNorm):
     """Layer normalisation over the channels of (B, C, H, W)."""

@@ -86,12 +86,6 @@ def write(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def is_standin(folder: Path) -> bool:
-    """Whether a model folder holds this stand-in."""
-    readme = folder / "README.txt"
-    return readme.is_file() and readme.read_text().strip() == NOTICE
-
-
 def _fill(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> dict[str, Tensor]:
     """Random tensors that keep activations near 1: matrices by fan-in, norm weights near 1, biases near 0."""
     tensors = {}

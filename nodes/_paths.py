@@ -1,6 +1,7 @@
 """Where the pack's files lie. Names that come from widgets never lead out of the host's folders."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -56,16 +57,16 @@ def resolve(name: str) -> Path:
     raise WeightsMissingError(f"The model '{name}' is not there: expected {places}. {SOURCE}")
 
 
-def check(name: str | None) -> bool | str:
-    """For a node's `validate_inputs`: True, or why `name` cannot be loaded (instead of the host's 'not in list').
+def check(name: str | None, find: Callable[[str], Path] = resolve) -> bool | str:
+    """For a node's `validate_inputs`: True, or why `find` refuses `name` (instead of the host's 'not in list').
 
-    `None` stands for a name that arrives through a link: it is not known before the run, which resolves it again.
+    `None` stands for a name that arrives through a link: it is not known before the run, which looks it up again.
     """
     if name is None:
         return True
     try:
-        resolve(name)
-    except WeightsMissingError as error:
+        find(name)
+    except FantasyIDError as error:
         return str(error)
     return True
 

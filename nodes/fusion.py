@@ -3,7 +3,6 @@
 import folder_paths
 from comfy_api.latest import io
 
-from ..fantasyid_core.errors import IdentityError
 from ..fantasyid_core.fusion import COMBINE, load_identity, save_identity
 from . import _paths
 from ._base import CATEGORY, FantasyIDNode
@@ -98,13 +97,7 @@ class FantasyIDLoadIdentity(FantasyIDNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        if file is None:  # it arrives through a link
-            return True
-        try:
-            _paths.identity_path(file)
-        except IdentityError as error:
-            return str(error)
-        return True
+        return _paths.check(file, _paths.identity_path)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> float:

@@ -82,13 +82,7 @@ class FantasyIDLoadMesh(FantasyIDNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        if file is None:  # it arrives through a link
-            return True
-        try:
-            mesh_path(file)
-        except MeshError as error:
-            return str(error)
-        return True
+        return _paths.check(file, mesh_path)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> int:
