@@ -105,6 +105,25 @@ def host_script() -> Callable[..., dict]:
 
 
 @pytest.fixture(scope="session")
+def sphere() -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
+    """Function of a number of rings: vertices and faces of a unit sphere."""
+
+    def build(rings: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A closed unit sphere of 2 · rings · rings quads, each two triangles, seen from outside counter-clockwise."""
+        latitude = torch.linspace(0, torch.pi, rings + 1)[:, None].expand(-1, 2 * rings)
+        longitude = (torch.arange(2 * rings) * torch.pi / rings)[None].expand(rings + 1, -1)
+        vertices = torch.stack(
+            [latitude.sin() * longitude.sin(), latitude.cos(), latitude.sin() * longitude.cos()], -1
+        ).reshape(-1, 3)
+        row, column = torch.meshgrid(torch.arange(rings), torch.arange(2 * rings), indexing="ij")
+        a, b = row * 2 * rings + column, row * 2 * rings + (column + 1) % (2 * rings)
+        c, d = a + 2 * rings, b + 2 * rings
+        return vertices, torch.cat([torch.stack([a, c, b], -1), torch.stack([b, c, d], -1)]).reshape(-1, 3)
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def astronaut() -> torch.Tensor:
     """(1, 512, 512, 3) float32 0…1: one person, the face 90 px wide (public domain, from scikit-image)."""
     return torch.from_numpy(pytest.importorskip("skimage.data").astronaut()).float()[None] / 255
