@@ -1,0 +1,104 @@
+"""The judge: reads what it was taught from frames, whatever a video model's flaws, and travels as a small file."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from fantasyid_core.errors import WeightsError
+from fantasyid_core.evaluation import judge as judges
+from fantasyid_core.evaluation.judge import UNKNOWN, Judge, JudgeTargets
+
+COLOURS = 4
+
+
+@pytest.fixture
+def judge() -> Judge:
+    torch.manual_seed(0)
+    return Judge(COLOURS)
+
+
+def scenes(count: int) -> tuple[torch.Tensor, JudgeTargets]:
+    """Frames (count, 3, 160, 160) of a disc on a coloured ground over a coloured band, and what they show."""
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.9], [0.9, 0.9, 0.2]])
+    centre = 50 + 60 * torch.rand(count, 2, generator=generator)
+    background = torch.randint(COLOURS, (count,), generator=generator)
+    shirt = torch.randint(COLOURS, (count,), generator=generator)
+    y, x = torch.meshgrid(torch.arange(160.0), torch.arange(160.0), indexing="ij")
+    disc = ((x - centre[:, :1, None]).square() + (y - centre[:, 1:, None]).square() < 30**2)[:, None]
+    frames = colours[background][..., None, None].expand(-1, -1, 160, 160).clone()
+    frames[:, :, 130:] = colours[shirt][..., None, None]
+    frames = torch.where(disc, torch.tensor(0.7), frames)
+    angle = torch.arange(68) / 68 * 2 * math.pi
+    landmarks = centre[:, None] + 20 * torch.stack([angle.cos(), angle.sin()], -1)
+    pose = torch.cat([centre - 80, torch.zeros(count, 1)], 1)
+    expression = torch.zeros(count, 50)
+    return frames, JudgeTargets(judges.to_unit(landmarks, 160), pose, expression, shirt, background)
+
+
+def test_it_is_small(judge: Judge):
+    assert sum(p.numel() for p in judge.parameters()) <= 1_500_000
+
+
+def test_it_learns_a_few_frames_by_heart():
+    torch.manual_seed(0)
+    judge = Judge(COLOURS, widths=(16, 24, 32, 48))
+    frames, targets = scenes(4)
+    optimiser = torch.optim.AdamW(judge.parameters(), 3e-3, weight_decay=0)
+    for _ in range(60):
+        optimiser.zero_grad()
+        judges.loss(judge(frames), targets).backward()
+        optimiser.step()
+    reading = judges.look(judge, frames.movedim(1, -1))
+    assert (reading.landmarks - targets.landmarks).abs().mean() < 3 / 160
+    assert (reading.pose - targets.pose).abs().mean() < 4
+    assert torch.equal(reading.shirt.argmax(1), targets.shirt)
+    assert torch.equal(reading.background.argmax(1), targets.background)
+
+
+def test_what_is_not_known_teaches_nothing(judge: Judge):
+    frames, targets = scenes(2)
+    unknown = torch.full((2,), UNKNOWN)
+    outside = JudgeTargets(targets.landmarks - 5, targets.pose, targets.expression, unknown, unknown)
+    parts = judges.losses(judge(frames), outside)
+    assert parts["landmarks"] == parts["shirt"] == parts["background"] == 0
+    assert parts["pose"] > 0
+
+
+def test_frames_of_any_size_are_read_in_batches(judge: Judge):
+    frames = scenes(3)[0].movedim(1, -1)
+    whole = judges.look(judge, frames)
+    parts = judges.look(judge, frames, batch=2)
+    torch.testing.assert_close(whole.landmarks, parts.landmarks)
+    assert judges.look(judge, torch.rand(1, 90, 120, 3)).landmarks.shape == (1, 68, 2)
+    assert ((whole.landmarks > 0) & (whole.landmarks < 1)).all()
+
+
+def test_degraded_frames_stay_recognisable_and_repeat_by_seed():
+    frames, _ = scenes(32)
+    once = judges.degrade(frames, torch.Generator().manual_seed(3))
+    assert torch.equal(once, judges.degrade(frames, torch.Generator().manual_seed(3)))
+    change = (once - frames).abs().mean((1, 2, 3))
+    assert change.min() == 0  # some are left alone
+    assert 0.005 < change.max() < 0.2
+    assert once.aminmax()[0] >= 0
+    assert once.aminmax()[1] <= 1
+
+
+def test_it_is_saved_in_half_precision_and_read_back(judge: Judge, tmp_path: Path):
+    judge.save(tmp_path / "judge")
+    assert (tmp_path / "judge" / "judge.safetensors").stat().st_size < 3_000_000
+    again = judges.load(tmp_path / "judge")
+    frames = scenes(2)[0].movedim(1, -1)
+    a, b = judges.look(judge, frames), judges.look(again, frames)
+    torch.testing.assert_close(a.landmarks, b.landmarks, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("config", ['{"colours": 5}', '{"colors": 4}', '{"colours": 4, "widths": [1, 2]}'])
+def test_another_network_is_refused(judge: Judge, tmp_path: Path, config: str):
+    judge.save(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(WeightsError):
+        judges.load(tmp_path)
