@@ -43,6 +43,21 @@ def split(code: Tensor) -> DecaCode:
     return DecaCode(*code.split(CODE_SIZES, dim=-1))
 
 
+def project(vertices: Tensor, camera: Tensor) -> Tensor:
+    """Where DECA's camera, a weak perspective, sees points.
+
+    Args:
+        vertices: (B, V, 3) in FLAME's space, y up, z towards the viewer.
+        camera: (B, 3) scale and shift, as the regressor gives them.
+
+    Returns:
+        (B, V, 3) x and y in px of the regressor's input, y down; z in px, growing away from the viewer.
+    """
+    scale = camera[:, None, :1] * (SIZE / 2)
+    shifted = vertices + torch.cat([camera[:, None, 1:], torch.zeros_like(camera[:, None, :1])], -1)
+    return scale * shifted * camera.new_tensor([1, -1, -1]) + camera.new_tensor([SIZE / 2, SIZE / 2, 0])
+
+
 class Bottleneck(nn.Module):
     """ResNet block 1×1, 3×3, 1×1 with batch norm; the 3×3 convolution strides."""
 

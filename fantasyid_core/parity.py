@@ -175,8 +175,8 @@ def pipeline_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
 
 def deca_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
     """DECA's regressor on a drawn image and on the photo, and FLAME in both modes."""
+    from .deca_input import squeeze
     from .images import load_photo
-    from .reconstruction import squeeze
 
     regressor = Regressor.from_state_dict(fixtures.state("deca_encoder_manifest.json"))
     yield "encoder_code_for_draw_image", regressor(fixtures.draw("deca:image", (2, 3, 224, 224)).sigmoid())

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import deca, flame
+from .deca_input import WHOLE_PHOTO, prepare, to_photo
 from .detection import DetectedFace
 from .errors import MeshError, WeightsMissingError
 from .mesh_files import read_ply
@@ -30,11 +30,15 @@ class FaceMesh:
         vertices: (V, 3) float32 in FLAME's metric space: metres, y up, z out of the face.
         faces: (F, 3) int64 triangles, or `None` where the file has none.
         shape_code: (100,) FLAME's shape, or `None` where the mesh comes from a file.
+        in_photo: (V, 3) float32, the same vertices as the photo shows them, with its pose and expression: x and y in px
+            of the photo (integers are pixel centres), z in px, growing away from the viewer; `None` where the mesh
+            comes from a file.
     """
 
     vertices: Tensor
     faces: Tensor | None = None
     shape_code: Tensor | None = None
+    in_photo: Tensor | None = None
 
 
 def from_file(path: str | Path, expected_vertices: int | None = None) -> FaceMesh:
@@ -56,36 +60,34 @@ def from_file(path: str | Path, expected_vertices: int | None = None) -> FaceMes
 
 
 @torch.no_grad()
-def reconstruct(face: DetectedFace, regressor: deca.Regressor, model: flame.Flame, mode: str = AS_RELEASED) -> FaceMesh:
+def reconstruct(
+    face: DetectedFace,
+    regressor: deca.Regressor,
+    model: flame.Flame,
+    mode: str = AS_RELEASED,
+    look_at: str = WHOLE_PHOTO,
+) -> FaceMesh:
     """Estimate the mesh of the face in a photo. Photo, regressor and model lie on one device, the mesh does too.
 
     Args:
         mode: "as released": shape, expression and pose; "shape only": the shape alone, as in the paper (section 3.2).
-            Either way the regressor sees the whole photo squeezed to a square, as released.
+            `in_photo` has expression and pose either way.
+        look_at: what the regressor sees, `deca_input.INPUTS`: the whole photo squeezed to a square, as released, or
+            DECA's own crop of the face.
 
     Raises:
-        MeshError: there is no such mode, or the mesh came out with values that are not finite.
+        MeshError: there is no such mode or input, or the mesh came out with values that are not finite.
     """
     if mode not in MODES:
         raise MeshError(f"There is no reconstruction mode '{mode}'; choose one of: {', '.join(MODES)}.")
-    code = deca.split(regressor(squeeze(face.image)))
-    pose_too = (code.expression, code.pose) if mode == AS_RELEASED else ()
-    vertices = model.decode(code.shape, *pose_too)[0]
-    if not vertices.isfinite().all():
+    seen = prepare(face, look_at)
+    code = deca.split(regressor(seen.image))
+    posed = model.decode(code.shape, code.expression, code.pose)
+    vertices = posed if mode == AS_RELEASED else model.decode(code.shape)
+    if not (vertices.isfinite().all() and posed.isfinite().all()):
         raise MeshError("The face's mesh came out with values that are not finite: the weights of DECA are damaged.")
-    return FaceMesh(vertices, model.faces, code.shape[0])
-
-
-def squeeze(photo: Tensor) -> Tensor:
-    """(H, W, 3) in 0…1 → (1, 3, 224, 224), whatever the aspect ratio.
-
-    Pillow's antialiased bilinear, which the release used: width first, then height, each rounded to 8 bits. (Newer
-    Pillows take the height first where that is faster, which changes some pixels by one step.)
-    """
-    x = photo.movedim(-1, 0)[None].float() * 255
-    for size in ((x.shape[2], deca.SIZE), (deca.SIZE, deca.SIZE)):
-        x = (F.interpolate(x, size, mode="bilinear", antialias=True) + 0.5).floor().clamp(0, 255)
-    return x / 255
+    in_photo = to_photo(deca.project(posed, code.camera)[0], seen.to_photo)
+    return FaceMesh(vertices[0], model.faces, code.shape[0], in_photo)
 
 
 def find_files(*folders: Path) -> tuple[Path, Path]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fantasyid_core import deca, flame, reconstruction, topology
+from fantasyid_core import deca, deca_input, flame, reconstruction, topology
 from fantasyid_core.detection import DetectedFace
 from fantasyid_core.errors import MeshError, WeightsError, WeightsMissingError
 from fantasyid_core.images import load_photo
@@ -75,7 +75,7 @@ def test_the_regressor_codes_a_drawn_image_and_a_photo_as_the_release_does(parit
     network = deca.Regressor.from_state_dict(state)
     image = torch.from_numpy(recipe.draw("deca:image", (2, 3, 224, 224))).sigmoid()
     assert relative(network(image), theirs["encoder_code_for_draw_image"]) < TOLERANCE
-    photo = reconstruction.squeeze(load_photo(parity_dir / "anne.jpg"))
+    photo = deca_input.squeeze(load_photo(parity_dir / "anne.jpg"))
     assert relative(network(photo), theirs["encoder_code_for_photo_resized_224"]) < TOLERANCE
 
 
@@ -83,7 +83,7 @@ def test_the_regressor_codes_a_drawn_image_and_a_photo_as_the_release_does(parit
 def test_squeezing_is_pillow_s_resize_but_for_one_step_of_rounding(size):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     theirs = torch.from_numpy(np.array(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BILINEAR)))
-    ours = reconstruction.squeeze(torch.from_numpy(pixels).float() / 255)[0].movedim(0, -1) * 255
+    ours = deca_input.squeeze(torch.from_numpy(pixels).float() / 255)[0].movedim(0, -1) * 255
     difference = (ours - theirs).abs()
     assert difference.max() < 1.01
     assert difference.mean() < 0.3
@@ -139,7 +139,7 @@ def test_reconstruction_in_both_modes(regressor, model, astronaut):
     face = face_of(astronaut[0])
     released = reconstruction.reconstruct(face, regressor, model)
     neutral = reconstruction.reconstruct(face, regressor, model, "shape only")
-    code = deca.split(regressor(reconstruction.squeeze(astronaut[0])))
+    code = deca.split(regressor(deca_input.squeeze(astronaut[0])))
     assert torch.equal(neutral.vertices, model.decode(code.shape)[0])
     assert torch.equal(released.vertices, model.decode(code.shape, code.expression, code.pose)[0])
     assert torch.equal(neutral.shape_code, code.shape[0])
