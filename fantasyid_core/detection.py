@@ -1,7 +1,6 @@
 """Photo → faces: boxes, five landmarks and the FFHQ-aligned crop that identity encoders were trained on."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,18 +8,17 @@ from torch import Tensor
 
 from . import yunet
 from .alignment import align
-from .errors import FaceNotFoundError, ImageError
-from .images import as_photo, from_pil, label, resize, to_pil
-from .optional import require
+from .head_pose import FRONTAL, HeadPose, pose_from_landmarks
+from .images import as_photo, resize
+from .quality import occlusion, sharpness
 
 MAX_FACES = 32
-MIN_FACE = 24
-SELECTIONS = ("largest", "centre", "leftmost", "index")
 
 # YuNet knows faces of about 10 to 300 px: one copy for small faces, one for those that fill the picture.
 _PIXELS = 1 << 20
 _LARGER_PIXELS = 1 << 22
 _SMALL_LONG_SIDE = 320
+_FULL_SIZE = 160
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +32,9 @@ class DetectedFace:
         score: 0…1, the detector's certainty.
         crop: (512, 512, 3) float32 0…1, FFHQ-aligned.
         to_crop: (2, 3) similarity, photo px → crop px.
+        pose: how the head is turned, degrees.
+        sharpness: 0…1, see `quality.sharpness`.
+        occlusion: 0…1, share of the face that is covered or cut off; 0 is an open face.
     """
 
     image: Tensor
@@ -42,6 +43,15 @@ class DetectedFace:
     score: float
     crop: Tensor
     to_crop: Tensor
+    pose: HeadPose = FRONTAL
+    sharpness: float = 1.0
+    occlusion: float = 0.0
+
+    @property
+    def quality(self) -> float:
+        """0…1, to rank views of a person by: certainty × sharpness × what is uncovered × size (full from 160 px)."""
+        size = min(1.0, float((self.box[2:] - self.box[:2]).min().clamp(min=0)) / _FULL_SIZE)
+        return self.score * self.sharpness * (1 - self.occlusion) * size
 
 
 def detect(image: Tensor, *, min_score: float = 0.6, device: torch.device | str | None = None) -> list[DetectedFace]:
@@ -84,140 +94,14 @@ def detect(image: Tensor, *, min_score: float = 0.6, device: torch.device | str 
 def _face(photo: Tensor, row: Tensor, score: float) -> DetectedFace:
     landmarks = row[4:14].reshape(5, 2)
     crop, to_crop = align(photo, landmarks)
-    return DetectedFace(photo, row[:4], landmarks, score, crop, to_crop)
-
-
-def select(
-    faces: Sequence[DetectedFace], which: str = "largest", index: int = 0, mask: Tensor | None = None
-) -> DetectedFace:
-    """One of the faces of one photo.
-
-    Args:
-        faces: as `detect` returns them.
-        which: "largest", "centre" (nearest to the middle of the photo), "leftmost", or "index".
-        index: position in `faces` (0 is the largest), for "index".
-        mask: (H, W) or (1, H, W), any size, stretched over the photo; only faces with at least three of their five
-            landmarks where it is above 0.5 are considered. `index` still counts all faces.
-
-    Raises:
-        FaceNotFoundError: no face, not that face, or one too small to tell a person by.
-        ImageError: the mask has another shape.
-    """
-    if which not in SELECTIONS:
-        raise FaceNotFoundError(f"There is no way to select a face called '{which}'; expected one of {SELECTIONS}.")
-    if not faces:
-        raise FaceNotFoundError(
-            "No face was found in the photo. Use a photo in which the face is upright, well lit and not covered, "
-            "or lower min_score."
-        )
-    if which == "index" and not 0 <= index < len(faces):
-        raise FaceNotFoundError(
-            f"Face {index} was asked for, but the photo shows {len(faces)}. "
-            f"Choose an index from 0 (the largest) to {len(faces) - 1}."
-        )
-    chosen = [faces[index]] if which == "index" else list(faces)
-    if mask is not None:
-        chosen = [face for face in chosen if _inside(face, mask)]
-        if not chosen:
-            asked = f"Face {index} is not" if which == "index" else f"None of the {len(faces)} faces in the photo is"
-            raise FaceNotFoundError(f"{asked} inside the mask. Paint the mask over the face's eyes, nose and mouth.")
-
-    def key(face: DetectedFace) -> float:
-        x0, y0, x1, y1 = face.box.tolist()
-        if which == "leftmost":
-            return x0
-        if which == "centre":
-            height, width = face.image.shape[:2]
-            return math.hypot((x0 + x1 - width) / 2, (y0 + y1 - height) / 2)
-        return (x0 - x1) * (y1 - y0)
-
-    face = min(chosen, key=key)
-    face_width, face_height = (face.box[2:] - face.box[:2]).tolist()
-    if min(face_width, face_height) < MIN_FACE:
-        raise FaceNotFoundError(
-            f"The face is only {face_width:.0f} × {face_height:.0f} px; expected at least {MIN_FACE} px. "
-            "Use a closer or larger photo."
-        )
-    return face
-
-
-def _inside(face: DetectedFace, mask: Tensor) -> bool:
-    if mask.ndim == 3 and mask.shape[0] == 1:
-        mask = mask[0]
-    if mask.ndim != 2 or 0 in mask.shape:
-        raise ImageError(f"The mask has shape {tuple(mask.shape)}; expected one mask (height, width) for the photo.")
-    height, width = face.image.shape[:2]
-    hits = 0
-    for x, y in face.landmarks.tolist():
-        row, column = math.floor(y / height * mask.shape[0]), math.floor(x / width * mask.shape[1])
-        within = 0 <= row < mask.shape[0] and 0 <= column < mask.shape[1]
-        hits += within and bool(mask[row, column] > 0.5)
-    return hits >= 3
-
-
-def find_face(
-    images: Tensor,
-    which: str = "largest",
-    index: int = 0,
-    mask: Tensor | None = None,
-    *,
-    min_score: float = 0.6,
-    device: torch.device | str | None = None,
-) -> tuple[DetectedFace, list[DetectedFace]]:
-    """The selected face of a photo, or of the frame of a batch that shows it best, and all faces of that photo.
-
-    Args:
-        images: (B, H, W, C). A frame without a (fitting) face is skipped; of the others the most certain face wins.
-        which, index, mask: as for `select`; the mask is one for all frames (H, W), (1, H, W), or one each (B, H, W).
-        min_score, device: as for `detect`.
-
-    Raises:
-        FaceNotFoundError: no frame shows that face; the message is that of the first frame.
-        ImageError: a photo or the mask cannot be used.
-    """
-    photos = images if images.ndim == 4 else images[None]
-    if not len(photos):
-        raise ImageError("The image batch is empty; expected at least one photo.")
-    best, first_error = None, None
-    for i, photo in enumerate(photos):
-        own_mask = mask[i] if mask is not None and mask.ndim == 3 and len(mask) == len(photos) else mask
-        faces = detect(photo, min_score=min_score, device=device)
-        if not faces and as_photo(photo).median() > 0.99:
-            first_error = first_error or FaceNotFoundError(
-                "The photo is almost all white, so no face was found. If it looks right elsewhere it is a 16-bit grey "
-                "picture, which ComfyUI's Load Image turns white: save it with 8 bits."
-            )
-            continue
-        try:
-            face = select(faces, which, index, own_mask)
-        except FaceNotFoundError as error:
-            first_error = first_error or error
-            continue
-        if best is None or face.score > best[0].score:
-            best = face, faces
-    if best is None:
-        raise first_error
-    return best
-
-
-def numbered(faces: Sequence[DetectedFace], chosen: DetectedFace | None = None, long_side: int = 1024) -> Tensor:
-    """The photo of `faces` (at least one) with their boxes, positions and scores drawn; the chosen one in green.
-
-    Returns:
-        (h, w, 3) float32 0…1, long side at most `long_side`, on the CPU.
-    """
-    ImageDraw = require("PIL.ImageDraw", "Drawing a preview", "pillow")
-    photo = faces[0].image
-    height, width = photo.shape[:2]
-    scale = min(1.0, long_side / max(height, width))
-    picture = to_pil(resize(photo, max(1, round(height * scale)), max(1, round(width * scale))))
-    draw = ImageDraw.Draw(picture)
-    line = max(2, long_side // 400)
-    for i, face in enumerate(faces):
-        colour = (80, 255, 80) if face is chosen else (255, 210, 60)
-        x0, y0, x1, y1 = (face.box * scale).tolist()
-        draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=line)
-        for x, y in (face.landmarks * scale).tolist():
-            draw.ellipse((x - line, y - line, x + line, y + line), fill=colour)
-        label(draw, (x0, y0), f"{i}  {face.score:.2f}", colour)
-    return from_pil(picture)
+    return DetectedFace(
+        photo,
+        row[:4],
+        landmarks,
+        score,
+        crop,
+        to_crop,
+        pose_from_landmarks(landmarks),
+        float(sharpness(crop[None])[0]),
+        float(occlusion(to_crop, *photo.shape[:2], size=crop.shape[0])),
+    )

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .detection import DetectedFace, detect, select
+from .detection import DetectedFace, detect
 from .errors import FaceNotFoundError, ImageError
 from .images import from_pil, label, resize, to_pil
 from .optional import require
+from .selection import select
 
 log = logging.getLogger(__name__)
 

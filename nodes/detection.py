@@ -4,7 +4,8 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..fantasyid_core import detection
+from ..fantasyid_core import selection
+from ..fantasyid_core.detection import MAX_FACES
 from ._base import CATEGORY, FantasyIDNode
 from ._sockets import Face
 
@@ -24,7 +25,7 @@ class FantasyIDDetectFace(FantasyIDNode):
                 io.Image.Input("image", tooltip="The photo of the person: face visible, upright, at least 24 px."),
                 io.Combo.Input(
                     "select",
-                    options=list(detection.SELECTIONS),
+                    options=list(selection.SELECTIONS),
                     default="largest",
                     tooltip="Which face to take where there are several: the largest, the one nearest to the centre, "
                     "the leftmost, or the one whose number in the preview is in 'index'.",
@@ -33,7 +34,7 @@ class FantasyIDDetectFace(FantasyIDNode):
                     "index",
                     default=0,
                     min=0,
-                    max=detection.MAX_FACES - 1,
+                    max=MAX_FACES - 1,
                     tooltip="The face's number in the preview, 0 is the largest. Used where 'select' is 'index'.",
                 ),
                 io.Float.Input(
@@ -66,8 +67,8 @@ class FantasyIDDetectFace(FantasyIDNode):
         cls, image: torch.Tensor, select: str, index: int, min_score: float, mask: torch.Tensor | None = None
     ) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
-        face, faces = detection.find_face(image, select, index, mask, min_score=min_score, device=device)
-        return io.NodeOutput(face, face.crop[None], detection.numbered(faces, face)[None])
+        face, faces = selection.find_face(image, select, index, mask, min_score=min_score, device=device)
+        return io.NodeOutput(face, face.crop[None], selection.numbered(faces, face)[None])
 
 
 NODES = [FantasyIDDetectFace]

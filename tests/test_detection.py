@@ -8,22 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fantasyid_core import yunet
 from fantasyid_core.alignment import BORDER_GREY, FFHQ_TEMPLATE, align, similarity
-from fantasyid_core.detection import (
-    MIN_FACE,
-    SELECTIONS,
-    DetectedFace,
-    detect,
-    find_face,
-    numbered,
-    select,
-)
+from fantasyid_core.detection import DetectedFace, detect
 from fantasyid_core.errors import FaceNotFoundError, ImageError
 from fantasyid_core.images import load_photo, resize
+from fantasyid_core.selection import MIN_FACE, SELECTIONS, find_face, numbered, select
 
 
 @pytest.fixture(scope="session")
@@ -213,6 +206,7 @@ def test_no_face_and_tiny_face_and_unknown_way():
         select([drawn_face(10, 10, 100)], "best")
 
 
+@settings(deadline=None)
 @given(
     places=st.lists(st.tuples(st.floats(-50, 990), st.floats(-50, 990), st.floats(0, 600)), max_size=6),
     which=st.sampled_from(SELECTIONS),
