@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fantasyid_core.detection import DetectedFace, detect
-from fantasyid_core.head_pose import FRONTAL, MEAN_FACE, HeadPose, pose_from_landmarks, rotation
+from fantasyid_core.head_pose import FRONTAL, MEAN_FACE, pose_from_landmarks, rotation
 from fantasyid_core.quality import occlusion, sharpness
 
 
@@ -56,16 +56,11 @@ def test_real_faces_look_where_they_look(six_faces: torch.Tensor):
     assert by_place[2].pose.roll > 4
 
 
-def test_mirrored_photo_turns_the_other_way(astronaut: torch.Tensor, six_faces: torch.Tensor):
+def test_mirrored_photo_turns_the_other_way(astronaut: torch.Tensor):
     """Within what YuNet's landmarks differ between a photo and its mirror image."""
-
-    def poses(photo: torch.Tensor) -> list[HeadPose]:
-        return [face.pose for face in sorted(detect(photo), key=lambda face: float(face.box[0]))]
-
-    for photo in (astronaut, six_faces):
-        for one, other in zip(poses(photo), reversed(poses(photo.flip(2))), strict=True):
-            assert one.yaw == pytest.approx(-other.yaw, abs=15)
-            assert one.roll == pytest.approx(-other.roll, abs=10)
+    (pose,), (mirrored,) = ([face.pose for face in detect(photo)] for photo in (astronaut, astronaut.flip(2)))
+    assert pose.yaw == pytest.approx(-mirrored.yaw, abs=5)
+    assert pose.roll == pytest.approx(-mirrored.roll, abs=5)
 
 
 def test_sharpness_is_the_blur_effect(astronaut: torch.Tensor):
