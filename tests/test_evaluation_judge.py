@@ -20,17 +20,19 @@ def judge() -> Judge:
 
 
 def scenes(count: int) -> tuple[torch.Tensor, JudgeTargets]:
-    """Frames (count, 3, 160, 160) of a disc on a coloured ground over a coloured band, and what they show."""
+    """Frames (count, 3, 160, 160) of a painted disc on a coloured ground over a coloured band, and what they show."""
     generator = torch.Generator().manual_seed(0)
     colours = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.9], [0.9, 0.9, 0.2]])
     centre = 50 + 60 * torch.rand(count, 2, generator=generator)
     background = torch.randint(COLOURS, (count,), generator=generator)
     shirt = torch.randint(COLOURS, (count,), generator=generator)
     y, x = torch.meshgrid(torch.arange(160.0), torch.arange(160.0), indexing="ij")
-    disc = ((x - centre[:, :1, None]).square() + (y - centre[:, 1:, None]).square() < 30**2)[:, None]
+    dx, dy = (x - centre[:, :1, None]) / 60, (y - centre[:, 1:, None]) / 60
+    disc = (dx.square() + dy.square() < 0.25)[:, None]
+    paint = torch.stack([0.5 + dx, 0.5 + dy, dx * 0 + 0.5], 1)  # so that places on it can be told apart
     frames = colours[background][..., None, None].expand(-1, -1, 160, 160).clone()
     frames[:, :, 130:] = colours[shirt][..., None, None]
-    frames = torch.where(disc, torch.tensor(0.7), frames)
+    frames = torch.where(disc, paint, frames)
     angle = torch.arange(68) / 68 * 2 * math.pi
     landmarks = centre[:, None] + 20 * torch.stack([angle.cos(), angle.sin()], -1)
     pose = torch.cat([centre - 80, torch.zeros(count, 1)], 1)
@@ -45,15 +47,15 @@ def test_it_is_small(judge: Judge):
 def test_it_learns_a_few_frames_by_heart():
     torch.manual_seed(0)
     judge = Judge(COLOURS, widths=(16, 24, 32, 48))
-    frames, targets = scenes(4)
+    frames, targets = scenes(6)
     optimiser = torch.optim.AdamW(judge.parameters(), 3e-3, weight_decay=0)
     for _ in range(60):
         optimiser.zero_grad()
         judges.loss(judge(frames), targets).backward()
         optimiser.step()
-    reading = judges.look(judge, frames.movedim(1, -1))
-    assert (reading.landmarks - targets.landmarks).abs().mean() < 3 / 160
-    assert (reading.pose - targets.pose).abs().mean() < 4
+    reading = judges.look(judge.eval(), frames.movedim(1, -1))
+    assert (reading.landmarks - targets.landmarks).abs().mean() < 4 / 160
+    assert (reading.pose - targets.pose).abs().mean() < 0.5 * targets.pose.abs().mean()
     assert torch.equal(reading.shirt.argmax(1), targets.shirt)
     assert torch.equal(reading.background.argmax(1), targets.background)
 

@@ -23,6 +23,7 @@ UNKNOWN = -1  # a colour that is not labelled
 
 _FILE = "judge.safetensors"
 _LOCAL = 16  # features that are read around each landmark
+_SHARP = 8  # on the logits of the heat maps: they start flat and must become peaks
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class JudgeReading:
         pose: (B, 3) yaw, pitch, roll in degrees, as `people` has them.
         expression: (B, 50) strengths of the expressions.
         shirt, background: (B, C) logits over the colours.
+        heat: (B, 68, h, w) log-probabilities of the landmarks' places on a grid over the frame; `None` but in training.
     """
 
     landmarks: Tensor
@@ -41,6 +43,7 @@ class JudgeReading:
     expression: Tensor
     shirt: Tensor
     background: Tensor
+    heat: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +137,8 @@ class Judge(nn.Module):
         fine = F.interpolate(self.up_quarter(eighth), quarter.shape[2:], mode="bilinear")
         fine = self.merge_quarter(fine + self.side_quarter(quarter))
 
-        heat = self.heat(fine).flatten(2).float().softmax(-1)  # (B, 68, h·w)
+        log_heat = (_SHARP * self.heat(fine).flatten(2).float()).log_softmax(-1)  # (B, 68, h·w)
+        heat = log_heat.exp()
         landmarks = heat @ _grid(fine)
         around = heat.to(fine.dtype) @ self.local(fine).flatten(2).transpose(1, 2)  # (B, 68, _LOCAL)
         layout, place = _normalised(landmarks)
@@ -145,7 +149,8 @@ class Judge(nn.Module):
         colours = F.interpolate(frames, fine.shape[2:], mode="area").to(fine.dtype)
         shown = look.to(fine.dtype) @ torch.cat([fine, colours * 4 - 2], 1).flatten(2).transpose(1, 2)
         shirt, background = (head(shown[:, i]).float() for i, head in enumerate(self.colour))
-        return JudgeReading(landmarks, pose * 45, expression, shirt, background)
+        shown_in_training = log_heat.unflatten(2, fine.shape[2:]) if self.training else None
+        return JudgeReading(landmarks, pose * 45, expression, shirt, background, shown_in_training)
 
     def save(self, folder: Path) -> None:
         """Write `judge.safetensors` (float16) and `config.json` into `folder`, made if missing."""
@@ -179,17 +184,19 @@ def look(judge: Judge, frames: Tensor, batch: int = 64) -> JudgeReading:
         if part.shape[2:] != (SIZE, SIZE):
             part = F.interpolate(part, (SIZE, SIZE), mode="bilinear", antialias=True)
         readings.append(judge(part))
-    return JudgeReading(*(torch.cat([getattr(r, f.name) for r in readings]) for f in fields(JudgeReading)))
+    names = [field.name for field in fields(JudgeTargets)]
+    return JudgeReading(*(torch.cat([getattr(reading, name) for reading in readings]) for name in names))
 
 
 def losses(reading: JudgeReading, targets: JudgeTargets) -> dict[str, Tensor]:
     """Scalars by name, weighted so that their sum is to be minimised. Landmarks outside of the frame do not count."""
     inside = ((targets.landmarks > 0) & (targets.landmarks < 1)).all(-1, keepdim=True)
     off = F.smooth_l1_loss(reading.landmarks, targets.landmarks, beta=0.01, reduction="none")
-    counted = 2 * inside.sum().clamp(min=1)
-    return {
-        "landmarks": 50 * torch.where(inside, off, 0).sum() / counted,
-        "pose": 0.1 * F.smooth_l1_loss(reading.pose, targets.pose, beta=2.0),
+    counted = inside.sum().clamp(min=1)
+    found = {} if reading.heat is None else {"heat": 0.3 * _heat_loss(reading.heat, targets.landmarks, inside)}
+    return found | {
+        "landmarks": 25 * torch.where(inside, off, 0).sum() / counted,
+        "pose": 0.3 * F.smooth_l1_loss(reading.pose, targets.pose, beta=2.0),
         "expression": 10 * F.smooth_l1_loss(reading.expression, targets.expression, beta=0.2),
         "shirt": 0.3 * _colour_loss(reading.shirt, targets.shirt),
         "background": 0.3 * _colour_loss(reading.background, targets.background),
@@ -248,6 +255,15 @@ def _normalised(landmarks: Tensor) -> tuple[Tensor, Tensor]:
     size = centred.square().sum(-1).mean(1).sqrt().clamp(min=1e-3)[:, None, None]
     eyes = (landmarks[:, 1] - landmarks[:, 0]) / size[:, 0]  # the first two landmarks are the eyes
     return centred / size, torch.cat([centre[:, 0], size[:, 0], eyes], 1)
+
+
+def _heat_loss(log_heat: Tensor, landmarks: Tensor, inside: Tensor) -> Tensor:
+    """Cross-entropy of the cell that holds each landmark: centres of gravity alone learn slowly from a flat map."""
+    h, w = log_heat.shape[2:]
+    cell = (landmarks * landmarks.new_tensor([w, h])).long()
+    cell = cell[..., 1].clamp(0, h - 1) * w + cell[..., 0].clamp(0, w - 1)
+    each = -log_heat.flatten(2).gather(2, cell[..., None])
+    return torch.where(inside, each, 0).sum() / inside.sum().clamp(min=1)
 
 
 def _colour_loss(logits: Tensor, colour: Tensor) -> Tensor:
