@@ -49,10 +49,12 @@ def test_it_learns_a_few_frames_by_heart():
     judge = Judge(COLOURS, widths=(16, 24, 32, 48))
     frames, targets = scenes(6)
     optimiser = torch.optim.AdamW(judge.parameters(), 3e-3, weight_decay=0)
-    for _ in range(60):
+    slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 80)
+    for _ in range(80):
         optimiser.zero_grad()
         judges.loss(judge(frames), targets).backward()
         optimiser.step()
+        slower.step()
     reading = judges.look(judge.eval(), frames.movedim(1, -1))
     assert (reading.landmarks - targets.landmarks).abs().mean() < 4 / 160
     assert (reading.pose - targets.pose).abs().mean() < 0.5 * targets.pose.abs().mean()
@@ -94,8 +96,8 @@ def test_it_is_saved_in_half_precision_and_read_back(judge: Judge, tmp_path: Pat
     assert (tmp_path / "judge" / "judge.safetensors").stat().st_size < 3_000_000
     again = judges.load(tmp_path / "judge")
     frames = scenes(2)[0].movedim(1, -1)
-    a, b = judges.look(judge, frames), judges.look(again, frames)
-    torch.testing.assert_close(a.landmarks, b.landmarks, atol=1e-3, rtol=0)
+    a, b = judges.look(judge.eval(), frames), judges.look(again, frames)
+    torch.testing.assert_close(a.landmarks, b.landmarks, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("config", ['{"colours": 5}', '{"colors": 4}', '{"colours": 4, "widths": [1, 2]}'])
