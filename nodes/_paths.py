@@ -9,6 +9,7 @@ import folder_paths
 from ..fantasyid_core.errors import FantasyIDError, IdentityError, SaveError, WeightsMissingError
 
 KEY = "fantasyid"
+BUNDLED = Path(__file__).resolve().parent.parent / "models"  # what the pack ships: FantasyID-nano
 TRANSFORMERS = ("transformer_ema", "transformer")  # the release prefers the averaged weights
 SOURCE = (
     "Get the model with the node 'FantasyID Download Model', or by hand from Hugging Face (acvlab/FantasyID) or "
@@ -20,7 +21,7 @@ folder_paths.add_model_folder_path(KEY, os.path.join(folder_paths.models_dir, KE
 
 
 def roots() -> list[Path]:
-    """The folders that models are looked for in; downloads go to the first."""
+    """The artist's folders of models, which win over the pack's `BUNDLED`; downloads go to the first."""
     return [Path(root) for root in folder_paths.get_folder_paths(KEY)]
 
 
@@ -30,7 +31,7 @@ def transformer_folder(folder: Path) -> Path | None:
 
 
 def model_folders() -> list[str]:
-    """Names of the sub-folders that hold a transformer in the published layout."""
+    """Names of the folders that hold a transformer in the published layout, the bundled model's among them."""
     return sorted({entry.name for entry in _entries() if transformer_folder(entry) is not None})
 
 
@@ -40,7 +41,7 @@ def model_files() -> list[str]:
 
 
 def resolve(name: str) -> Path:
-    """Path of a model folder or file that a widget names.
+    """Path of a model folder or file that a widget names, the artist's own before the bundled one.
 
     A name is one entry of a registered folder, so it cannot lead elsewhere; that an entry is itself a link, to another
     drive say, is the artist's choice.
@@ -51,7 +52,7 @@ def resolve(name: str) -> Path:
     places = " or ".join(str(root / (name if _is_plain(name) else "<name>")) for root in roots())
     if not _is_plain(name):
         raise WeightsMissingError(f"'{name}' is not a model's name: expected the name of one entry such as {places}.")
-    for root in roots():
+    for root in (*roots(), BUNDLED):
         if (root / name).exists():
             return root / name
     raise WeightsMissingError(f"The model '{name}' is not there: expected {places}. {SOURCE}")
@@ -131,7 +132,8 @@ def identity_save_path(prefix: str) -> Path:
 
 
 def _entries() -> list[Path]:
-    return [entry for root in roots() if root.is_dir() for entry in root.iterdir() if _is_plain(entry.name)]
+    places = [root for root in (*roots(), BUNDLED) if root.is_dir()]
+    return [entry for root in places for entry in root.iterdir() if _is_plain(entry.name)]
 
 
 def _is_plain(name: str) -> bool:

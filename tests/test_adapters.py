@@ -40,8 +40,18 @@ def test_a_node_s_own_errors_carry_its_name_and_all_others_pass_untouched(base):
 
 
 def test_models_are_listed_and_found(base):
-    assert (base["folders"], base["files"]) == (["tiny"], ["one.safetensors"])
+    assert (base["folders"], base["files"]) == (["shipped", "tiny"], ["one.safetensors"])
     assert base["resolved"] == [True, True]
+
+
+def test_the_model_inside_the_pack_is_found_behind_the_artist_s_own(base):
+    assert base["shipped"]
+    assert base["bundled"]
+    assert base["resolved"][0], "an own model of the same name wins"
+    assert base["shared parts"]
+    folders, missing = base["without a bundled model"]
+    assert folders == ["tiny"]
+    assert "'shipped' is not there" in missing
 
 
 def test_no_name_leads_out_of_the_host_s_folders(base):

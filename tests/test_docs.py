@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "THIRD_PARTY.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("web/docs/*.md")]
-CORE = sorted((ROOT / "fantasyid_core").glob("*.py"))
+CORE = sorted((ROOT / "fantasyid_core").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").glob("*.py"))
 HOST = {"comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "latent_preview", "node_helpers", "nodes"}
 HOST |= {"server", "comfy_execution"}
@@ -123,18 +123,40 @@ def test_pyproject_lists_the_same_requirements_and_a_licence_that_is_there():
     assert "Apache License" in (ROOT / licence).read_text("utf-8")
 
 
-@pytest.mark.parametrize("file", CORE, ids=lambda path: path.name)
+def within(path: Path) -> str:
+    """A file's path in the repository, as the tests' names show it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_package_holds_every_module_and_data_file_of_the_core():
+    """Setuptools finds the packages by their `__init__.py`; what is no module must match a pattern."""
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    found = re.search(r"^\[tool.setuptools.packages.find\]\ninclude = (\[.*\])\nnamespaces = false$", text, re.M)
+    assert ast.literal_eval(found[1]) == ["fantasyid_core*"]
+    patterns = re.search(r"^package-data = \{ fantasyid_core = (\[.*\]) \}$", text, re.M)[1]
+    core = ROOT / "fantasyid_core"
+    packed = {path for pattern in ast.literal_eval(patterns) for path in core.glob(pattern)}
+    others = {path for path in core.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others <= packed
+    assert {file.parent for file in CORE} <= {file.parent for file in CORE if file.name == "__init__.py"}
+
+
+@pytest.mark.parametrize("file", CORE, ids=within)
 def test_the_core_never_imports_the_host(file: Path):
     assert [module for level, module, _ in imports(file) if not level and module.split(".")[0] in HOST] == []
 
 
-@pytest.mark.parametrize(
-    "file", [ROOT / "__init__.py", *NODES, *CORE], ids=lambda path: f"{path.parent.name}/{path.name}"
-)
+@pytest.mark.parametrize("file", [ROOT / "__init__.py", *NODES, *CORE], ids=within)
 def test_the_pack_imports_itself_relatively(file: Path):
     """The host loads it by path, under a name of its own, and has a top-level `nodes` too."""
     own = {"fantasyid_core", "nodes", "tools", "tests", "benchmarks"}
     assert [module for level, module, _ in imports(file) if not level and module.split(".")[0] in own] == []
+
+
+@pytest.mark.parametrize("file", CORE, ids=within)
+def test_a_relative_import_of_the_core_stays_in_the_core(file: Path):
+    depth = len(file.relative_to(ROOT).parts) - 1  # 1 in fantasyid_core itself
+    assert [module for level, module, _ in imports(file) if level > depth] == []
 
 
 def test_importing_the_pack_needs_no_optional_package():

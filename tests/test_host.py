@@ -122,6 +122,17 @@ def test_saved_workflow_becomes_a_graph(comfy: ComfyServer):
     }
 
 
+def test_a_widget_that_a_node_got_after_the_file_was_saved_is_left_to_the_node():
+    inputs = {
+        "required": {"steps": ["INT", {}]},
+        "optional": {"mask": ["MASK"], "old": ["COMBO", {}], "new": ["INT", {"default": 3}]},
+    }
+    info = {"input": inputs, "input_order": {group: list(names) for group, names in inputs.items()}}
+    saved = {"nodes": [{"id": 1, "type": "Late", "widgets_values": [20, "a"]}], "links": []}
+    graph = to_graph(saved, {"Late": {**info, "display_name": "Late"}})
+    assert graph["1"]["inputs"] == {"steps": 20, "old": "a"}
+
+
 @pytest.mark.parametrize(
     ("node", "reason"),
     [

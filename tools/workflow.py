@@ -15,8 +15,10 @@ def to_graph(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str,
         workflow: a `workflows/*.json` file. Notes are left out; links through Reroute are followed.
         object_info: the server's description of all nodes.
 
+    Optional widgets that a node got after the file was saved are left to the node.
+
     Raises:
-        ValueError: a node is muted or bypassed, unknown to the server, or has too few widget values.
+        ValueError: a node is muted or bypassed, unknown to the server, or lacks a value that is required.
     """
     nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] not in NOTES}
     sources = {link[0]: (link[1], link[2]) for link in workflow["links"]}
@@ -43,8 +45,10 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any], name: str) -> dic
     """Name each value of `widgets_values`; a widget that is a socket in this workflow keeps its place in the list."""
     values = list(node.get("widgets_values") or [])
     inputs = {}
-    for widget, options in _widgets(info):
+    for widget, options, required in _widgets(info):
         if not values:
+            if not required:
+                break
             raise ValueError(f"{name} has no value for '{widget}': open the workflow in ComfyUI and save it again.")
         inputs[widget] = values.pop(0)
         # The interface adds a widget of its own behind every seed.
@@ -54,13 +58,14 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any], name: str) -> dic
     return inputs
 
 
-def _widgets(info: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _widgets(info: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Name, options and whether it must have a value, of every widget in the order of `widgets_values`."""
     for group in ("required", "optional"):
         for name in info["input_order"].get(group, []):
             kind, *options = info["input"][group][name]
             options = options[0] if options else {}
             if (isinstance(kind, list) or kind in WIDGETS) and not options.get("forceInput"):
-                yield name, options
+                yield name, options, group == "required"
 
 
 def _source(source: tuple[int, int], nodes: dict[int, Any], sources: dict[int, tuple[int, int]]) -> list[Any]:

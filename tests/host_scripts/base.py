@@ -14,7 +14,9 @@ import host
 base = Path(sys.argv[1])
 host.start(base)
 models = base / "models" / "fantasyid"
-for folder in ("models/fantasyid/tiny/transformer", "models/fantasyid/no_model/vae", "input", "output/faces"):
+bundled = base / "pack" / "models"
+folders = ("models/fantasyid/tiny/transformer", "models/fantasyid/no_model/vae", "input", "output/faces")
+for folder in (*folders, "pack/models/shipped/transformer", "pack/models/tiny/transformer"):
     (base / folder).mkdir(parents=True)
 for file in ("one.safetensors", "notes.txt", ".hidden.safetensors"):
     (models / file).touch()
@@ -70,13 +72,22 @@ found: dict = {"node": execute(Probe, cause="nothing")[0]}
 found["causes"] = {name: outcome(lambda name=name: execute(Probe, cause=name)) for name in CAUSES}
 found["input_types"] = list(Probe.INPUT_TYPES()["required"])
 
+found["shipped"] = Path(_paths.__file__).parents[1] / "models" == _paths.BUNDLED
+_paths.BUNDLED = bundled
 found["folders"], found["files"] = _paths.model_folders(), _paths.model_files()
 found["resolved"] = [_paths.resolve("tiny") == models / "tiny", _paths.resolve("one.safetensors").is_file()]
+found["bundled"] = _paths.resolve("shipped") == bundled / "shipped"
+found["shared parts"] = _paths.beside(_paths.resolve("shipped"), "face_model") == [
+    bundled / "shipped" / "face_model",
+    models / "face_model",
+]
 TRICKS = [
     "../../secret.safetensors",
     "/etc/passwd",
     "C:\\x",
     "tiny/../one.safetensors",
+    "../models/shipped",
+    "shipped/transformer",
     "..",
     ".",
     "",
@@ -85,6 +96,8 @@ TRICKS = [
 found["tricks"] = {name: outcome(lambda name=name: _paths.resolve(name)) for name in TRICKS}
 found["targets"] = {name: outcome(lambda name=name: _paths.download_folder(name)) for name in TRICKS}
 found["missing"] = _paths.check("absent")
+_paths.BUNDLED = base / "nothing"
+found["without a bundled model"] = [_paths.model_folders(), _paths.check("shipped")]
 found["identities"] = _paths.identity_files()
 found["identity_paths"] = [_paths.identity_path(name).is_file() for name in found["identities"]]
 found["identity_tricks"] = [
