@@ -102,8 +102,7 @@ def fit(
         state = State(*(torch.where(_like(better, old), p, old) for p, old in zip(proposed, state, strict=True)))
         cost = torch.where(better, new, cost)
         damping = torch.where(better, damping / 5, damping * 8).clamp(1e-9, 1e9)
-    distance = residual(problem, state).square().sum(-1)
-    error = (distance.mean(-1)).sqrt()
+    error = residual(problem, state).square().sum(-1).mean(-1).sqrt()
     return Fit(
         *(x.float() for x in (state.shape, state.expression, state.rotation, state.log_scale.exp(), state.shift)),
         bend=problem.bend.float(),
@@ -133,7 +132,7 @@ def _problem(
     sigma = NOISE * spread if noise is None else torch.as_tensor(noise, **kind).expand_as(spread)
     weight = sigma[..., None].square().reciprocal().expand(observed.shape[:3])
     if confidence is not None:
-        weight = weight * confidence.to(**kind)
+        weight = weight * confidence.to(**kind).clamp(min=1e-6)  # a photo that does not count still has a pose
     bend = torch.zeros_like(spread) if focal is None else 1 / torch.as_tensor(focal, **kind).expand_as(spread)
     mean, *bases = (
         x[points.to(x.device)].to(**kind) for x in (model.template, model.shape_basis, model.expression_basis)

@@ -16,6 +16,12 @@ MAX_JOINTS = 64
 HEAD, JAW = 0, 2  # joints that DECA's pose turns
 _NAMES = {"v_template": 2, "f": 2, "shapedirs": 3, "posedirs": 3, "weights": 2, "kintree_table": 2, "J_regressor": 2}
 """Of the file, with their numbers of dimensions."""
+_OPTIONAL = {"expressiondirs": 3, "landmarks": 1}
+"""Of `.safetensors` files alone, see `load`."""
+LANDMARKS = (4597, 4051, 3564, 2730, 1594)
+"""Vertices of FLAME's mesh that the detector's five landmarks mark: the corneas' middles, the nose's tip, the ends of
+the gap between the lips; the person's right first. Found from the mesh's geometry, as tests/test_fitting.py does."""
+_FLAME_VERTICES, FIVE = 5023, 5
 SOURCE = (
     "FLAME is licensed for non-commercial research only: register at https://flame.is.tue.mpg.de, accept the licence, "
     "download FLAME 2020 and copy its generic_model.pkl there."
@@ -34,6 +40,8 @@ class Flame:
         joint_regressor: (J, V).
         weights: (V, J) of the skinning.
         parents: of each joint, −1 for the root.
+        landmarks: (L,) int64 vertices, the first five those of the detector: the person's right and left eye, nose tip,
+            right and left mouth corner; `None` where they are not known.
     """
 
     template: Tensor
@@ -44,6 +52,7 @@ class Flame:
     joint_regressor: Tensor
     weights: Tensor
     parents: tuple[int, ...]
+    landmarks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Flame":
         """The same model on another device."""
@@ -77,6 +86,11 @@ class Flame:
         vertices = vertices + _blend(self.pose_basis, turned.flatten(1))
         return self._skin(vertices, joints, rotations)
 
+    def turn(self, vertices: Tensor, rotation: Tensor) -> Tensor:
+        """Heads (B, V, 3) at rest, turned by (B, 3, 3) about their root joint, as `decode` turns them."""
+        root = (self.joint_regressor[HEAD] @ vertices)[:, None]
+        return (vertices - root) @ rotation.mT + root
+
     def _skin(self, vertices: Tensor, joints: Tensor, rotations: Tensor) -> Tensor:
         """Linear blend skinning: every vertex moves with a weighted mean of its joints' rigid motions."""
         turns, places = [rotations[:, 0]], [joints[:, 0]]
@@ -103,7 +117,8 @@ def axis_angle_to_matrix(rotation: Tensor) -> Tensor:
 def load(path: str | Path) -> Flame:
     """Read FLAME from `generic_model.pkl` (nothing of it is executed) or a `.safetensors` file with the same names.
 
-    Other meshes load likewise: counts are read from the arrays.
+    Other meshes load likewise: counts are read from the arrays. Such a file may hold two more: `landmarks` (L,), see
+    `Flame`, and `expressiondirs` (V, 3, E), in which case all of `shapedirs` is shape.
 
     Raises:
         WeightsMissingError: there is no such file; says where to get it.
@@ -113,19 +128,24 @@ def load(path: str | Path) -> Flame:
     if not path.is_file():
         raise WeightsMissingError(f"The face model {path} is not there. {SOURCE}")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for name, dimensions in _NAMES.items():
+    for name, dimensions in (_NAMES | {name: _OPTIONAL[name] for name in _OPTIONAL if name in tensors}).items():
         shape = tuple(tensors[name].shape)
         if len(shape) != dimensions or 0 in shape:
             raise WeightsError(f"{name} in {path} is {shape}, expected {dimensions} dimensions: it is damaged.")
+    split = SHAPE_COLUMNS if "expressiondirs" not in tensors else tensors["shapedirs"].shape[2]
+    landmarks = tensors.get("landmarks")
+    if landmarks is None and len(tensors["v_template"]) == _FLAME_VERTICES:
+        landmarks = torch.tensor(LANDMARKS)
     flame = Flame(
         template=tensors["v_template"].float(),
         faces=tensors["f"].long(),
-        shape_basis=tensors["shapedirs"][..., :SHAPE_COLUMNS].float(),
-        expression_basis=tensors["shapedirs"][..., SHAPE_COLUMNS:].float(),
+        shape_basis=tensors["shapedirs"][..., :split].float(),
+        expression_basis=tensors.get("expressiondirs", tensors["shapedirs"][..., split:]).float(),
         pose_basis=tensors["posedirs"].float(),
         joint_regressor=tensors["J_regressor"].float(),
         weights=tensors["weights"].float(),
         parents=(-1, *tensors["kintree_table"][0, 1:].long().tolist()),
+        landmarks=landmarks,
     )
     _check(flame, path)
     return flame
@@ -151,7 +171,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in _NAMES}
+            held = set(file.keys())
+            return {name: file.get_tensor(name) for name in (*_NAMES, *held.intersection(_OPTIONAL))}
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{path} is not a face model ({error}): expected the tensors {', '.join(_NAMES)}. Copy it again."
@@ -177,6 +198,11 @@ def _check(flame: Flame, path: Path) -> None:
             raise WeightsError(
                 f"{name} in {path} is {tuple(tensor.shape)}, expected {shape} and finite: it is damaged."
             )
+    marks = flame.landmarks
+    if marks is not None and not (
+        marks.dtype == torch.int64 and len(marks) >= FIVE and 0 <= int(marks.min()) <= int(marks.max()) < vertices
+    ):
+        raise WeightsError(f"landmarks in {path} are no numbers of at least {FIVE} of its {vertices} vertices.")
     if joints < 3 or any(not 0 <= parent < i for i, parent in enumerate(flame.parents) if i):
         raise WeightsError(f"The joints in {path} are no tree of at least head, neck and jaw: {flame.parents}.")
 

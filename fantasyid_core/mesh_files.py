@@ -79,7 +79,7 @@ def write_ply(path: str | Path, vertices: Tensor, faces: Tensor | None = None) -
         rows = np.zeros(len(faces), [("count", "u1"), ("corners", "<i4", 3)])
         rows["count"], rows["corners"] = 3, faces.cpu().numpy()
         body += rows.tobytes()
-    _write(Path(path), f"{header}end_header\n".encode() + body)
+    write_bytes(Path(path), f"{header}end_header\n".encode() + body)
 
 
 def write_obj(path: str | Path, vertices: Tensor, faces: Tensor | None = None) -> None:
@@ -88,13 +88,14 @@ def write_obj(path: str | Path, vertices: Tensor, faces: Tensor | None = None) -
     lines = ["v {:.9g} {:.9g} {:.9g}\n".format(*vertex) for vertex in vertices.tolist()]
     if faces is not None:
         lines += ["f {} {} {}\n".format(*face) for face in (faces + 1).tolist()]
-    _write(Path(path), "".join(lines).encode())
+    write_bytes(Path(path), "".join(lines).encode())
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a mesh file. Raises SaveError where the disk refuses it."""
     try:
         path.write_bytes(data)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise SaveError(f"The mesh could not be saved to {path}: {error}. Free some disk space.") from error
 
 

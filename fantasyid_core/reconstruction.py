@@ -1,5 +1,7 @@
 """Face → mesh: DECA's regressor and FLAME's decoder on the photo, or a vertex file that was made elsewhere."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +10,13 @@ from torch import Tensor
 
 from . import deca, flame
 from .deca_input import WHOLE_PHOTO, prepare, to_photo
-from .detection import DetectedFace
-from .errors import MeshError, WeightsMissingError
+from .detection import DetectedFace, detect
+from .errors import FaceNotFoundError, MeshError, WeightsMissingError
+from .fitting import fit
 from .mesh_files import read_ply
+from .selection import select
+
+log = logging.getLogger(__name__)
 
 AS_RELEASED, SHAPE_ONLY = MODES = ("as released", "shape only")
 DECA_NAMES = ("deca_model.tar", "deca_model.safetensors")
@@ -19,7 +25,10 @@ DECA_SOURCE = (
     "DECA is licensed for non-commercial research only: get deca_model.tar as https://github.com/yfeng95/DECA says, "
     "accept the licence and copy it there."
 )
-INSTEAD = "Without these files, load the face's vertices from a .ply file instead."
+INSTEAD = (
+    "Without DECA choose the method 'landmark fit', which needs the face model alone; without both load the face's "
+    "vertices from a .ply file."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,28 +75,102 @@ def reconstruct(
     model: flame.Flame,
     mode: str = AS_RELEASED,
     look_at: str = WHOLE_PHOTO,
+    others: Sequence[DetectedFace] = (),
 ) -> FaceMesh:
-    """Estimate the mesh of the face in a photo. Photo, regressor and model lie on one device, the mesh does too.
+    """Estimate the mesh of the face in a photo with DECA, on the device of regressor and model.
 
     Args:
         mode: "as released": shape, expression and pose; "shape only": the shape alone, as in the paper (section 3.2).
             `in_photo` has expression and pose either way.
         look_at: what the regressor sees, `deca_input.INPUTS`: the whole photo squeezed to a square, as released, or
             DECA's own crop of the face.
+        others: the same person in further photos. The shape is then the mean of all photos' by the faces' quality;
+            expression, pose and `in_photo` are those of `face`.
 
     Raises:
         MeshError: there is no such mode or input, or the mesh came out with values that are not finite.
     """
+    _check_mode(mode)
+    inputs = [prepare(each, look_at) for each in (face, *others)]
+    code = deca.split(regressor(torch.cat([seen.image.to(model.template.device) for seen in inputs])))
+    weight = _weights(face, *others).to(code.shape)
+    shape = (weight[:, None] * code.shape).sum(0, keepdim=True) / weight.sum()
+    posed = model.decode(shape, code.expression[:1], code.pose[:1])
+    in_photo = to_photo(deca.project(posed, code.camera[:1])[0], inputs[0].to_photo)
+    vertices = posed if mode == AS_RELEASED else model.decode(shape)
+    return _finite(FaceMesh(vertices[0], model.faces, shape[0], in_photo), "the weights of DECA are damaged")
+
+
+@torch.no_grad()
+def from_landmarks(
+    face: DetectedFace, model: flame.Flame, mode: str = AS_RELEASED, others: Sequence[DetectedFace] = ()
+) -> FaceMesh:
+    """Estimate the mesh of the face in a photo from its landmarks alone, without DECA, on the model's device.
+
+    Args:
+        mode, others: as for `reconstruct`; the photos count by the faces' quality and by what each shows of the shape,
+            see `fitting.fit`.
+
+    Raises:
+        MeshError: there is no such mode, it is not known where the face model has its landmarks, or no face fits.
+    """
+    _check_mode(mode)
+    if model.landmarks is None:
+        raise MeshError(
+            f"It is not known which of this face model's {len(model.template)} vertices are eyes, nose and mouth: use "
+            "FLAME, or a .safetensors face model with a tensor 'landmarks', or the method DECA."
+        )
+    device = model.template.device
+    landmarks = torch.stack([each.landmarks.to(device) for each in (face, *others)])
+    points = model.landmarks[: landmarks.shape[1]]
+    confidence = _weights(face, *others).to(device)[None, :, None]
+    fitted = fit(model, landmarks[None], points, confidence=confidence)
+    expressive = model.decode(fitted.shape, fitted.expression[:, 0])
+    in_photo = fitted.in_photo(expressive[:, None].expand(-1, len(landmarks), -1, -1))[0, 0]
+    turned = model.turn(expressive, fitted.rotation[:, 0])
+    vertices = turned if mode == AS_RELEASED else model.decode(fitted.shape)
+    return _finite(FaceMesh(vertices[0], model.faces, fitted.shape[0], in_photo), "no face fits these landmarks")
+
+
+def same_person(images: Tensor, device: torch.device | str | None = None) -> list[DetectedFace]:
+    """The largest face of each of a batch of photos (B, H, W, C); photos without a usable one are skipped and counted.
+
+    Args:
+        device: where the detector runs (default: where the photos are).
+
+    Raises:
+        ImageError: a photo cannot be used.
+    """
+    found = []
+    for photo in images:
+        try:
+            found.append(select(detect(photo, device=device)))
+        except FaceNotFoundError:
+            continue
+    if len(found) < len(images):
+        log.info(
+            "FantasyID: no usable face in %d of %d photos; they were skipped.", len(images) - len(found), len(images)
+        )
+    return found
+
+
+def _weights(*faces: DetectedFace) -> Tensor:
+    """(N,) what each photo counts by its quality; the best counts 1."""
+    if len(faces) == 1:
+        return torch.ones(1)
+    quality = torch.tensor([max(face.quality, 1e-3) for face in faces])
+    return quality / quality.max()
+
+
+def _check_mode(mode: str) -> None:
     if mode not in MODES:
         raise MeshError(f"There is no reconstruction mode '{mode}'; choose one of: {', '.join(MODES)}.")
-    seen = prepare(face, look_at)
-    code = deca.split(regressor(seen.image))
-    posed = model.decode(code.shape, code.expression, code.pose)
-    vertices = posed if mode == AS_RELEASED else model.decode(code.shape)
-    if not (vertices.isfinite().all() and posed.isfinite().all()):
-        raise MeshError("The face's mesh came out with values that are not finite: the weights of DECA are damaged.")
-    in_photo = to_photo(deca.project(posed, code.camera)[0], seen.to_photo)
-    return FaceMesh(vertices[0], model.faces, code.shape[0], in_photo)
+
+
+def _finite(mesh: FaceMesh, otherwise: str) -> FaceMesh:
+    if not (mesh.vertices.isfinite().all() and mesh.in_photo.isfinite().all()):
+        raise MeshError(f"The face's mesh came out with values that are not finite: {otherwise}.")
+    return mesh
 
 
 def find_files(*folders: Path) -> tuple[Path, Path]:
@@ -96,17 +179,22 @@ def find_files(*folders: Path) -> tuple[Path, Path]:
     Raises:
         WeightsMissingError: names what is missing, where it was looked for, where to get it and under which licence.
     """
-    found = [_first(folders, names) for names in (DECA_NAMES, FLAME_NAMES)]
-    if all(found):
-        return found[0], found[1]
-    problems = [
-        f"{' or '.join(str(folder / names[0]) for folder in folders)} is not there. {source}"
-        for path, names, source in zip(found, (DECA_NAMES, FLAME_NAMES), (DECA_SOURCE, flame.SOURCE), strict=True)
-        if path is None
-    ]
-    raise WeightsMissingError(" ".join([*problems, INSTEAD]))
+    deca_file, flame_file = _find(folders, (DECA_NAMES, DECA_SOURCE), (FLAME_NAMES, flame.SOURCE))
+    return deca_file, flame_file
 
 
-def _first(folders: tuple[Path, ...], names: tuple[str, ...]) -> Path | None:
-    paths = (folder / name for folder in folders for name in names)
-    return next((path for path in paths if path.is_file()), None)
+def find_face_model(*folders: Path) -> Path:
+    """FLAME's file alone, which `from_landmarks` needs. Raises WeightsMissingError as `find_files` does."""
+    return _find(folders, (FLAME_NAMES, flame.SOURCE))[0]
+
+
+def _find(folders: tuple[Path, ...], *wanted: tuple[tuple[str, ...], str]) -> list[Path]:
+    found, problems = [], []
+    for names, source in wanted:
+        paths = (folder / name for folder in folders for name in names)
+        path = next((path for path in paths if path.is_file()), None)
+        places = " or ".join(str(folder / names[0]) for folder in folders)
+        (problems if path is None else found).append(path or f"{places} is not there. {source}")
+    if problems:
+        raise WeightsMissingError(" ".join([*problems, INSTEAD]))
+    return found

@@ -19,6 +19,8 @@ from .topology import Topology
 
 NOTICE = "Random stand-in weights: for trying the nodes out only. The videos are noise, whoever is in the photo."
 WIDTH, HEIGHT, FRAMES = 192, 128, 25
+LANDMARKS = ((-0.03, 0.04, 0.07), (0.03, 0.04, 0.07), (0, 0, 0.12), (-0.025, -0.03, 0.08), (0.025, -0.03, 0.08))
+"""Where the stand-in's head has eyes, nose and mouth, metres."""
 
 DIM, TOKENS, TEXT = 32, 64, 32
 TRANSFORMER = {
@@ -205,6 +207,7 @@ def _flame(mesh: Topology, generator: torch.Generator) -> dict[str, Tensor]:
         "J_regressor": nearness,
         "weights": torch.softmax(-4 * torch.cdist(points, joints), 1),
         "kintree_table": torch.tensor([[-1, 0, 1, 1, 1], [0, 1, 2, 3, 4]]),
+        "landmarks": torch.cdist(torch.tensor(LANDMARKS), mesh.template).argmin(1),
     }
 
 

@@ -117,8 +117,8 @@ def identity_path(name: str) -> Path:
     return path
 
 
-def identity_save_path(prefix: str) -> Path:
-    """A free file name in the host's output folder: `prefix` (may name sub-folders), a counter, .safetensors.
+def save_path(prefix: str, suffix: str) -> Path:
+    """A free file name in the host's output folder: `prefix` (may name sub-folders), a counter, `suffix`.
 
     Raises:
         SaveError: the prefix leads out of the output folder, or the folder cannot be made.
@@ -128,7 +128,7 @@ def identity_save_path(prefix: str) -> Path:
     except Exception as error:  # the host raises a bare Exception for a prefix such as ../../x
         reason = str(error).splitlines()[0]
         raise SaveError(f"Cannot save as '{prefix}': the name must stay in the output folder ({reason}).") from error
-    return Path(folder) / f"{stem}_{counter:05}_.safetensors"
+    return Path(folder) / f"{stem}_{counter:05}_{suffix}"
 
 
 def _entries() -> list[Path]:

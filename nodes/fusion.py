@@ -71,7 +71,7 @@ class FantasyIDSaveIdentity(FantasyIDNode):
 
     @classmethod
     def run(cls, identity, filename_prefix: str) -> io.NodeOutput:
-        path = _paths.identity_save_path(filename_prefix)
+        path = _paths.save_path(filename_prefix, ".safetensors")
         save_identity(identity, path)
         name = path.relative_to(folder_paths.get_output_directory()).as_posix() + " [output]"
         return io.NodeOutput(name, ui={"text": [name]})

@@ -1,19 +1,28 @@
-"""Face → mesh, and a mesh from a vertex file."""
+"""Face → mesh, a mesh from a vertex file, and what can be done with a mesh."""
 
 from pathlib import Path
 
+import comfy.model_management
 import folder_paths
-from comfy_api.latest import io
+import torch
+from comfy_api.latest import Types, io
+from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..fantasyid_core import reconstruction
+from ..fantasyid_core import deca_input, reconstruction, render
 from ..fantasyid_core.deca import load_regressor
 from ..fantasyid_core.detection import DetectedFace
 from ..fantasyid_core.errors import MeshError
 from ..fantasyid_core.flame import load as load_flame
-from ..fantasyid_core.render import shade
+from ..fantasyid_core.glb import write_glb
+from ..fantasyid_core.mesh_files import write_obj, write_ply
+from ..fantasyid_core.reconstruction import FaceMesh
 from . import _paths
 from ._base import CATEGORY, FantasyIDNode
 from ._sockets import Face, Mesh
+
+DECA, LANDMARK_FIT = METHODS = ("DECA", "landmark fit")
+WRITERS = {"glb": write_glb, "obj": write_obj, "ply": write_ply}
+NEEDED = 1 << 29  # bytes: DECA's regressor with its activations
 
 
 class FantasyIDReconstruct(FantasyIDNode):
@@ -24,12 +33,13 @@ class FantasyIDReconstruct(FantasyIDNode):
             display_name="FantasyID Reconstruct 3D",
             category=CATEGORY,
             description=(
-                "Estimates the 3-D shape of a face from its photo with DECA and FLAME. Both are licensed for "
-                "non-commercial research and are not downloaded: put deca_model.tar and generic_model.pkl into "
-                "models/fantasyid/<name>/face_model. With a vertex file, use FantasyID Load Mesh instead."
+                "Estimates the 3-D shape of a face from its photo: with DECA and FLAME, or from the face's landmarks "
+                "with the face model alone. DECA and FLAME are licensed for non-commercial research and are not "
+                "downloaded: put deca_model.tar and generic_model.pkl into models/fantasyid/<name>/face_model. With a "
+                "vertex file, use FantasyID Load Mesh instead."
             ),
             inputs=[
-                Face.Input("face", tooltip="From FantasyID Detect Face; the whole photo is used, not the crop alone."),
+                Face.Input("face", tooltip="From FantasyID Detect Face; DECA looks at its photo, not at the crop."),
                 io.Combo.Input(
                     "model_name",
                     options=[*_paths.model_folders(), *_paths.model_files()],
@@ -42,8 +52,34 @@ class FantasyIDReconstruct(FantasyIDNode):
                     tooltip="as released: shape with the photo's expression and head pose, what the published weights "
                     "know. shape only: the neutral, frontal face, as the paper describes it.",
                 ),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default=DECA,
+                    optional=True,
+                    tooltip="DECA: a network looks at the photo; needs DECA's file. landmark fit: the face model is "
+                    "fitted to eyes, nose and mouth corners; rough, but it needs the face model's file only.",
+                ),
+                io.Combo.Input(
+                    "look_at",
+                    options=list(deca_input.INPUTS),
+                    default=deca_input.WHOLE_PHOTO,
+                    optional=True,
+                    tooltip="What DECA sees. whole photo: squeezed to a square, as released. face crop: DECA's own "
+                    "crop; better where the face is small in the photo, or the photo is wide.",
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Further photos or frames of the same person: all together give the shape, weighted by "
+                    "how well each shows the face. Pictures without a face are skipped.",
+                ),
             ],
-            outputs=_outputs(),
+            outputs=[
+                *_outputs(),
+                io.Image.Output(display_name="overlay", tooltip="The mesh laid over the photo, to see how it fits."),
+                _host_mesh_output(),
+            ],
         )
 
     @classmethod
@@ -51,12 +87,30 @@ class FantasyIDReconstruct(FantasyIDNode):
         return _paths.check(model_name)
 
     @classmethod
-    def run(cls, face: DetectedFace, model_name: str, mode: str) -> io.NodeOutput:
+    def run(
+        cls,
+        face: DetectedFace,
+        model_name: str,
+        mode: str,
+        method: str = DECA,
+        look_at: str = deca_input.WHOLE_PHOTO,
+        images: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        if method not in METHODS:
+            raise MeshError(f"There is no method '{method}'; choose one of: {', '.join(METHODS)}.")
         folders = _paths.beside(_paths.resolve(model_name), "face_model")
-        deca_file, flame_file = reconstruction.find_files(*folders)
-        device = face.image.device
-        regressor, flame = load_regressor(deca_file).float().to(device), load_flame(flame_file).to(device)
-        return _with_preview(reconstruction.reconstruct(face, regressor, flame, mode))
+        device = comfy.model_management.get_torch_device()
+        comfy.model_management.free_memory(NEEDED, device)
+        others = reconstruction.same_person(images, device) if images is not None else []
+        if method == LANDMARK_FIT:
+            model = load_flame(reconstruction.find_face_model(*folders)).to(device)
+            mesh = reconstruction.from_landmarks(face, model, mode, others)
+        else:
+            deca_file, flame_file = reconstruction.find_files(*folders)
+            regressor, model = load_regressor(deca_file).float().to(device), load_flame(flame_file).to(device)
+            mesh = reconstruction.reconstruct(face, regressor, model, mode, look_at, others)
+        overlay = render.overlay(face.image.to(device), mesh.in_photo, mesh.faces)
+        return io.NodeOutput(mesh, _picture(mesh), _shown(overlay[None]), _host_mesh(mesh))
 
 
 class FantasyIDLoadMesh(FantasyIDNode):
@@ -77,7 +131,7 @@ class FantasyIDLoadMesh(FantasyIDNode):
                     tooltip="A .ply file in ComfyUI's input folder. Copy it there, then press R.",
                 )
             ],
-            outputs=_outputs(),
+            outputs=[*_outputs(), _host_mesh_output()],
         )
 
     @classmethod
@@ -90,7 +144,65 @@ class FantasyIDLoadMesh(FantasyIDNode):
 
     @classmethod
     def run(cls, file: str) -> io.NodeOutput:
-        return _with_preview(reconstruction.from_file(mesh_path(file)))
+        mesh = reconstruction.from_file(mesh_path(file))
+        return io.NodeOutput(mesh, _picture(mesh), _host_mesh(mesh))
+
+
+class FantasyIDTurntable(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDTurntable",
+            display_name="FantasyID Turntable",
+            category=CATEGORY,
+            description="Turns a mesh once around its vertical axis: frames for Preview Image or Create Video.",
+            inputs=[
+                Mesh.Input("mesh", tooltip="From FantasyID Reconstruct 3D or FantasyID Load Mesh."),
+                io.Int.Input("frames", default=24, min=1, max=240, tooltip="How many pictures one turn takes."),
+                io.Int.Input("size", default=512, min=64, max=1024, step=8, tooltip="Side of the pictures, px."),
+            ],
+            outputs=[io.Image.Output(display_name="frames", tooltip="The mesh from all sides; ends where it began.")],
+        )
+
+    @classmethod
+    def run(cls, mesh: FaceMesh, frames: int, size: int) -> io.NodeOutput:
+        return io.NodeOutput(_shown(render.turntable(mesh.vertices, mesh.faces, frames, size)))
+
+
+class FantasyIDSaveMesh(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDSaveMesh",
+            display_name="FantasyID Save Mesh",
+            category=CATEGORY,
+            description="Saves a mesh to the output folder. A face belongs to a person: ask before you share it.",
+            inputs=[
+                Mesh.Input("mesh", tooltip="From FantasyID Reconstruct 3D or FantasyID Load Mesh."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="fantasyid/mesh",
+                    tooltip="Name of the file in the output folder; a counter and the format's ending are added.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(WRITERS),
+                    tooltip="glb: for Preview 3D and other programs. obj: text. ply: what FantasyID Load Mesh reads.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="model_file", tooltip="The saved file, for the host's Preview 3D.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def run(cls, mesh: FaceMesh, filename_prefix: str, format: str) -> io.NodeOutput:
+        if format not in WRITERS:
+            raise MeshError(f"Meshes are not saved as '{format}'; choose one of: {', '.join(WRITERS)}.")
+        path = _paths.save_path(filename_prefix, f".{format}")
+        WRITERS[format](path, mesh.vertices, mesh.faces)
+        name = path.relative_to(folder_paths.get_output_directory())
+        saved = {"filename": name.name, "subfolder": name.parent.as_posix().removeprefix("."), "type": "output"}
+        return io.NodeOutput(name.as_posix(), ui={"3d": [saved], "text": [name.as_posix()]})
 
 
 def mesh_files() -> list[str]:
@@ -121,8 +233,23 @@ def _outputs() -> list[io.Output]:
     ]
 
 
-def _with_preview(mesh: reconstruction.FaceMesh) -> io.NodeOutput:
-    return io.NodeOutput(mesh, shade(mesh.vertices, mesh.faces)[None])
+def _host_mesh_output() -> io.Output:
+    return io.Mesh.Output(display_name="host_mesh", tooltip="The same for ComfyUI's own 3D nodes, such as SaveGLB.")
 
 
-NODES = [FantasyIDReconstruct, FantasyIDLoadMesh]
+def _host_mesh(mesh: FaceMesh) -> Types.MESH | ExecutionBlocker:
+    """The host's MESH, or what stops the nodes behind it: they cannot do without triangles."""
+    if mesh.faces is None:
+        return ExecutionBlocker("This mesh has no triangles: ComfyUI's 3D nodes cannot use it.")
+    return Types.MESH(mesh.vertices[None], mesh.faces[None])
+
+
+def _picture(mesh: FaceMesh) -> torch.Tensor:
+    return _shown(render.shade(mesh.vertices, mesh.faces)[None])
+
+
+def _shown(pictures: torch.Tensor) -> torch.Tensor:
+    return pictures.to(comfy.model_management.intermediate_device())
+
+
+NODES = [FantasyIDReconstruct, FantasyIDLoadMesh, FantasyIDTurntable, FantasyIDSaveMesh]

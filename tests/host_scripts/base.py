@@ -104,8 +104,8 @@ found["identity_tricks"] = [
     outcome(lambda name=name: _paths.identity_path(name))
     for name in ("../secret.safetensors", "../secret.safetensors [output]", str(base / "secret.safetensors"), "absent")
 ]
-found["saved"] = _paths.identity_save_path("faces/carol").relative_to(base).as_posix()
-found["save_trick"] = outcome(lambda: _paths.identity_save_path("../../carol"))
+found["saved"] = _paths.save_path("faces/carol", ".safetensors").relative_to(base).as_posix()
+found["save_trick"] = outcome(lambda: _paths.save_path("../../carol", ".safetensors"))
 
 commit, content = "a" * 40, b'{"block_out_channels": [8]}'
 hub = base / "hub"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import host
 
-base, standin, ply = (Path(argument) for argument in sys.argv[1:4])
+base, standin, ply, portrait = (Path(argument) for argument in sys.argv[1:5])
 host.start(base)
 shutil.copytree(standin, base / "models" / "fantasyid" / "standin")
 (base / "models" / "fantasyid" / "bare" / "transformer").mkdir(parents=True)
@@ -17,8 +17,18 @@ shutil.copy(ply, base / "outside.ply")
 
 import torch  # noqa: E402
 from comfy_api.internal import make_locked_method_func  # noqa: E402
+from comfy_execution.graph_utils import ExecutionBlocker  # noqa: E402
+from comfy_extras.nodes_hunyuan3d import SaveGLB  # noqa: E402
 from pack.fantasyid_core.detection import DetectedFace  # noqa: E402
-from pack.nodes.reconstruction import FantasyIDLoadMesh, FantasyIDReconstruct  # noqa: E402
+from pack.fantasyid_core.images import load_photo  # noqa: E402
+from pack.nodes import reconstruction  # noqa: E402
+from pack.nodes.detection import FantasyIDDetectFace  # noqa: E402
+from pack.nodes.reconstruction import (  # noqa: E402
+    FantasyIDLoadMesh,
+    FantasyIDReconstruct,
+    FantasyIDSaveMesh,
+    FantasyIDTurntable,
+)
 
 
 def execute(node: type, **inputs):
@@ -35,21 +45,56 @@ def outcome(node: type, **inputs) -> str:
 
 nothing = torch.zeros(1)
 face = DetectedFace(torch.rand(200, 300, 3), nothing, nothing, 1.0, nothing, nothing)
-found: dict = {"inputs": {node.__name__: node.INPUT_TYPES() for node in (FantasyIDLoadMesh, FantasyIDReconstruct)}}
+found: dict = {"inputs": {node.__name__: node.INPUT_TYPES() for node in reconstruction.NODES}}
 found["missing_tooltips"] = [
     name
     for inputs in found.pop("inputs").values()
-    for group in inputs.values()
+    for group in (inputs["required"], inputs.get("optional", {}))
     for name, (_, options) in group.items()
     if not options.get("tooltip")
 ]
 for mode in ("as released", "shape only"):
-    mesh, preview = execute(FantasyIDReconstruct, face=face, model_name="standin", mode=mode)
-    found[mode] = [list(mesh.vertices.shape), list(mesh.faces.shape), list(mesh.shape_code.shape), list(preview.shape)]
+    mesh, preview, overlay, host_mesh = execute(FantasyIDReconstruct, face=face, model_name="standin", mode=mode)
+    found[mode] = [list(x.shape) for x in (mesh.vertices, mesh.faces, mesh.shape_code, preview, overlay)]
     found[f"{mode}, seen"] = bool((preview > 0.2).float().mean() > 0.1)
 found["bare"] = outcome(FantasyIDReconstruct, face=face, model_name="bare", mode="shape only")
 found["files"] = list(FantasyIDLoadMesh.INPUT_TYPES()["required"]["file"][1]["options"])
-mesh, preview = execute(FantasyIDLoadMesh, file="people/anne.ply")
+photo = load_photo(portrait)[None]
+seen = execute(FantasyIDDetectFace, image=photo, select="largest", index=0, min_score=0.6)[0]
+bare = base / "models" / "fantasyid" / "bare" / "face_model"
+bare.mkdir()
+shutil.copy(standin / "face_model" / "generic_model.safetensors", bare)
+nobody = torch.zeros_like(photo)
+for name, choice in {
+    "face crop": {"model_name": "standin", "look_at": "face crop"},
+    "landmark fit": {"model_name": "bare", "method": "landmark fit"},
+    "more photos": {"model_name": "standin", "images": torch.cat([photo.flip(2), nobody])},
+    "more photos, landmark fit": {"model_name": "bare", "method": "landmark fit", "images": photo.flip(2)},
+}.items():
+    mesh, _, overlay, _ = execute(FantasyIDReconstruct, face=seen, mode="as released", **choice)
+    found[name] = [list(mesh.in_photo.shape), list(overlay.shape), bool(mesh.in_photo.isfinite().all())]
+eyes_apart = float((mesh.in_photo[:, 0].amax() - mesh.in_photo[:, 0].amin()) / (seen.box[2] - seen.box[0]))
+found["as wide as the face"] = eyes_apart
+found["no such method"] = outcome(
+    FantasyIDReconstruct, face=seen, model_name="bare", mode="as released", method="telepathy"
+)
+found["turntable"] = list(execute(FantasyIDTurntable, mesh=mesh, frames=5, size=64)[0].shape)
+output = base / "output"
+for ending in ("glb", "obj", "ply"):
+    name = execute(FantasyIDSaveMesh, mesh=mesh, filename_prefix="heads/anne", format=ending)[0]
+    found[ending] = [name, (output / name).stat().st_size > 10_000]
+found["host_mesh"] = [list(host_mesh.vertices.shape), list(host_mesh.faces.shape)]
+before = set(base.rglob("*"))
+save_tricks = ("../evil", str(base / "evil"), "a/../../evil", "x" * 400, "a\0b")
+found["save_tricks"] = [
+    outcome(FantasyIDSaveMesh, mesh=mesh, filename_prefix=name, format="ply") for name in save_tricks
+]
+found["written"] = [path.name for path in set(base.rglob("*")) - before if path.is_file()]
+SaveGLB.hidden = type("Hidden", (), {"prompt": None, "extra_pnginfo": None})
+SaveGLB.execute(host_mesh, "host")
+found["host_saved"] = (output / "host_00001_.glb").stat().st_size > 10_000
+mesh, preview, blocked = execute(FantasyIDLoadMesh, file="people/anne.ply")
+found["blocked"] = isinstance(blocked, ExecutionBlocker)
 found["loaded"] = [list(mesh.vertices.shape), list(preview.shape), FantasyIDLoadMesh.validate_inputs("people/anne.ply")]
 found["broken"] = outcome(FantasyIDLoadMesh, file="broken.ply")
 tricks = (
