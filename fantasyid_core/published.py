@@ -1,0 +1,81 @@
+"""Writing a model folder in the published layout: safetensors and `config.json`, as diffusers and transformers do."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import SaveError
+
+
+def save_part(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping | None,
+    name: str,
+    *,
+    shards: int = 1,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write one part of a model: `name`.safetensors, or about equal shards of it with an index, and `config.json`.
+
+    Args:
+        dtype: of the floating-point tensors in the file; None keeps theirs.
+
+    Raises:
+        SaveError: the disk refuses a file.
+    """
+    tensors = {key: _plain(tensor, dtype) for key, tensor in tensors.items()}
+    files = {f"{name}.safetensors": list(tensors)} if shards == 1 else _shared_out(tensors, name, shards)
+    for file, keys in files.items():
+        _save_file({key: tensors[key] for key in keys}, folder / file)
+    if shards > 1:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        where = {key: file for file, keys in files.items() for key in keys}
+        write_json(folder / f"{name}.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": where})
+    if config is not None:
+        write_json(folder / "config.json", config)
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    """Write a JSON file, its folder too. Raises SaveError when the disk refuses it."""
+    partial = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise SaveError(f"{path} could not be written: {error}. Free some disk space.") from error
+
+
+def _plain(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach()
+    dtype = dtype if tensor.is_floating_point() else None
+    return tensor.to("cpu", dtype or tensor.dtype, copy=True).contiguous()
+
+
+def _shared_out(tensors: Mapping[str, Tensor], name: str, shards: int) -> dict[str, list[str]]:
+    """File name → names of its tensors: the largest tensor first, each into the file that is emptiest so far."""
+    sizes, keys = [0] * shards, [[] for _ in range(shards)]
+    for key in sorted(tensors, key=lambda key: -tensors[key].nbytes):
+        emptiest = sizes.index(min(sizes))
+        sizes[emptiest] += tensors[key].nbytes
+        keys[emptiest].append(key)
+    return {f"{name}-{i + 1:05}-of-{shards:05}.safetensors": names for i, names in enumerate(keys)}
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    partial = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(path)
+    except Exception as error:  # safetensors reports a full disk with an error type of its own
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise SaveError(f"{path} could not be written: {error}. Free some disk space.") from error

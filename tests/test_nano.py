@@ -1,0 +1,73 @@
+"""FantasyID-nano's layout and size, and the byte tokenizer of its text encoder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fantasyid_core import bytes_text, nano, weights
+from fantasyid_core.errors import SaveError
+from fantasyid_core.injection import Injection, InjectionRun
+
+
+@pytest.fixture(scope="module")
+def tiny(standin: Path) -> nano.Nano:
+    return nano.build(standin / "face_model", nano.TINY)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
+def test_text_comes_back_from_its_bytes_and_is_cut_where_the_model_ends(text: str):
+    ids = bytes_text.encode(text)
+    assert len(ids) == bytes_text.TOKENS
+    assert ids.count(bytes_text.END) == 1
+    assert max(ids) < bytes_text.VOCABULARY
+    decoded = bytes_text.decode(ids)
+    assert text.startswith(decoded)
+    if len(text.encode()) < bytes_text.TOKENS:
+        assert decoded == text
+
+
+def test_the_ids_are_those_of_byt5():
+    assert bytes_text.encode("aé", 6) == [100, 198, 172, 1, 0, 0]
+
+
+def test_a_written_model_reads_back(tiny: nano.Nano, tmp_path: Path):
+    copy = nano.read(nano.write(tiny, tmp_path))
+    for name, module in tiny.modules.items():
+        for key, tensor in copy.modules[name].state_dict().items():
+            if "rope" in key:  # constructed, not read
+                continue
+            torch.testing.assert_close(tensor, _stored(module.state_dict()[key]), msg=f"{name}.{key}")
+    assert copy.encoder.spiral_net.depth_scale == tiny.config["vertex_depth_scale"]
+
+
+def test_the_model_fits_the_repository(standin: Path, tmp_path: Path):
+    folder = nano.write(nano.build(standin / "face_model"), tmp_path)
+    sizes = {file: file.stat().st_size for file in folder.rglob("*.safetensors")}
+    head = folder / "face_model" / "generic_model.safetensors"  # here the stand-in's, which no file of the model is
+    assert sum(sizes.values()) - sizes[head] <= 59.6e6
+    assert max(sizes.values()) < 16 << 20
+    assert weights.split_published(weights.read(folder / "transformer")).has_identity
+
+
+def test_an_untrained_model_adds_nothing_for_an_identity(tiny: nano.Nano):
+    latents, text = torch.randn(1, 3, 32, 4, 4), torch.randn(1, 5, 16)
+    rotary = tiny.transformer.rotary_embedding(3, 4, 4, "cpu")
+    run = InjectionRun([Injection(torch.randn(6, 32))])
+    with torch.no_grad():
+        plain, injected = (
+            tiny.transformer(latents, text, torch.tensor([500]), rotary=rotary, run=r) for r in (None, run)
+        )
+    torch.testing.assert_close(plain, injected)
+
+
+def test_a_full_disk_is_reported(tiny: nano.Nano, tmp_path: Path):
+    (tmp_path / "vae").write_text("a file where the folder should be")
+    with pytest.raises(SaveError, match="could not be written"):
+        nano.write(tiny, tmp_path, ["vae"])
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.half().float() if tensor.is_floating_point() else tensor
