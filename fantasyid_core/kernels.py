@@ -26,7 +26,7 @@ def modulate(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tens
         scale, shift: (B, D).
         out: (B, L, D), may be a slice along L of a larger tensor.
     """
-    if kernels := _kernels(x):
+    if kernels := _kernels(x, weight, bias, scale, shift):
         kernels.modulate(x, weight, bias, scale, shift, eps, out)
     else:
         out.copy_(modulate_plain(x, weight, bias, scale, shift, eps))
@@ -39,7 +39,7 @@ def modulate_plain(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift
 
 def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """x + gate · y for x and y (B, L, D), slices along L allowed, and gate (B, D)."""
-    if kernels := _kernels(x):
+    if kernels := _kernels(x, y, gate):
         return kernels.gated_add(x, y, gate)
     return gated_add_plain(x, y, gate)
 
@@ -58,7 +58,7 @@ def norm_rotate(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rotary: Rot
         rotary: cosines and sines (L − words, D) float32, neighbouring channels in pairs; None: no rotation.
         words: number of text tokens, which are not rotated.
     """
-    if kernels := _kernels(x):
+    if kernels := _kernels(x, weight, bias):
         return kernels.norm_rotate(x, weight, bias, eps, rotary, words)
     return norm_rotate_plain(x, weight, bias, eps, rotary, words)
 
@@ -75,9 +75,11 @@ def norm_rotate_plain(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rotar
     return torch.cat([x[:, :words], turned.to(x.dtype)], 1)
 
 
-def _kernels(x: Tensor) -> ModuleType | None:
-    if not x.is_cuda or torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+def _kernels(*operands: Tensor) -> ModuleType | None:
+    if not operands[0].is_cuda or torch.compiler.is_compiling():
         return None
+    if torch.is_grad_enabled() and any(operand.requires_grad for operand in operands):
+        return None  # a gradient may be wanted of any of them, not of the first alone
     return _triton_kernels()
 
 

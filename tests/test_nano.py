@@ -7,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fantasyid_core import bytes_text, nano, weights
+from fantasyid_core import bytes_text, flame, nano, topology, weights
 from fantasyid_core.errors import SaveError
 from fantasyid_core.injection import Injection, InjectionRun
+from fantasyid_core.people.head import load as load_head
+from fantasyid_core.spiral_net import Pool
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +73,24 @@ def test_a_full_disk_is_reported(tiny: nano.Nano, tmp_path: Path):
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.half().float() if tensor.is_floating_point() else tensor
+
+
+def test_the_face_model_is_the_synthetic_people_s_head():
+    head = load_head()
+    face = flame.load(nano.SHIPPED / "face_model" / "generic_model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    shape, expression = torch.randn(4, 100, generator=generator), torch.rand(4, 50, generator=generator)
+    at = torch.cdist(face.template, head.template).argmin(1)
+    wanted = head.vertices(shape, expression)[:, at]
+    assert (face.decode(shape, expression) - wanted).abs().max() < 1e-4
+    joints = face.joint_regressor[:1] @ face.decode(shape)
+    assert (joints[:, 0] - head.rest(shape)[1][:, -1]).norm(dim=-1).max() < 5e-3  # the joint that the head turns about
+
+
+def test_vertices_survive_the_way_down_and_up_the_mesh():
+    mesh = topology.load(nano.SHIPPED / "face_model" / "topology.safetensors")
+    assert mesh.levels[0] == len(mesh.template) == 1019
+    points = mesh.template
+    for step in (*mesh.down, *reversed(mesh.up)):
+        points = Pool(*step)(points[None])[0]
+    assert (points - mesh.template).norm(dim=-1).median() < 6e-3  # metres, from 63 vertices
