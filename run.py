@@ -19,11 +19,11 @@ from pathlib import Path
 from tools.environment import ROOT, SetupError, install
 
 VENV = ROOT / ".venv"
-DEMO_WORKFLOW = ROOT / "workflows" / "fantasyid.json"
-DEMO_PHOTO = ROOT / "workflows" / "assets" / "portrait.jpg"
+WORKFLOWS = ROOT / "workflows"
+NANO = "FantasyID-nano"  # the model that comes with the pack
+DEMO_PHOTO = WORKFLOWS / "assets" / "portrait.jpg"
 DEMO_OUTPUT = ROOT / "output" / "demo"
 DEMO_FILES = ("video", "face", "mesh", "contact_sheet")  # what the workflow saves, each as demo/NAME
-STAND_IN = "stand-in"
 
 
 def main() -> int:
@@ -72,7 +72,7 @@ def _again_in_venv() -> int:
 
 
 def _demo(photo: Path, prompt: str | None) -> int:
-    """Run the demo workflow through the API of a real server and collect what it saved."""
+    """Run the model's workflow through the API of a real server and collect what it saved."""
     from tools.comfy_host import ComfyServer, ServerError
     from tools.workflow import to_graph
 
@@ -81,14 +81,17 @@ def _demo(photo: Path, prompt: str | None) -> int:
         return 1
     base = ROOT / ".work" / "demo"
     model, server_arguments = _demo_model(base)
+    workflow = WORKFLOWS / ("fantasyid_nano.json" if model == NANO else "fantasyid.json")
+    server_arguments.append("--use-pytorch-cross-attention")  # on a CPU a third faster than the host's choice there
+    began = time.monotonic()
     _say("Starting ComfyUI …")
     try:
         with ComfyServer(base, server_arguments) as server:
             info = server.object_info()
-            graph = to_graph(json.loads(DEMO_WORKFLOW.read_text("utf-8")), info)
+            graph = to_graph(json.loads(workflow.read_text("utf-8")), info)
             _fill_in(graph, info, model, server.upload_image(photo), prompt)
-            _say(f"Running {DEMO_WORKFLOW.relative_to(ROOT)} on {photo} …")
-            began = time.monotonic()
+            started = time.monotonic()
+            _say(f"Running {workflow.relative_to(ROOT)} on {photo} …")
             run = server.run(graph, timeout=24 * 3600, on_event=_Progress(graph))
             if run.error:
                 _say(f"Error: {run.error.message}\nThe server's log: {server.log}")
@@ -100,17 +103,18 @@ def _demo(photo: Path, prompt: str | None) -> int:
     if missing:
         _say(f"Error: the workflow saved no {', '.join(missing)}.")
         return 1
-    _say(f"Done in {time.monotonic() - began:.0f} s: {DEMO_OUTPUT}")
-    if model == STAND_IN:
+    done = time.monotonic()
+    _say(f"Done: {DEMO_OUTPUT}. {done - started:.0f} s, and {started - began:.0f} s to start ComfyUI.")
+    if model == NANO:
         _say(
-            "This ran on small stand-in weights, which are random: it shows that everything works, "
-            "but the video is noise, not the person. The README says where to get the real weights."
+            "FantasyID-nano is a demonstration, trained on synthetic people: not a likeness engine. "
+            "The README says where to get the published model."
         )
     return 0
 
 
 def _demo_model(base: Path) -> tuple[str, list[str]]:
-    """Name of the model to use and the server arguments to find it; random weights are made if there is none."""
+    """Name of the model to use and the server arguments to find it: one that was put there, else the pack's own."""
     server_arguments = []
     places = [base / "models" / "fantasyid"]
     if host := os.environ.get("COMFYUI_PATH"):
@@ -121,20 +125,13 @@ def _demo_model(base: Path) -> tuple[str, list[str]]:
         own = {"base_path": str(host), "fantasyid": "models/fantasyid", "text_encoders": "models/text_encoders"}
         config.write_text(json.dumps({"comfyui": own}), "utf-8")  # JSON is YAML
         server_arguments = ["--extra-model-paths-config", str(config)]
-    transformers = [folder for place in places for folder in sorted(place.glob("*/transformer*/"))]
-    real = [folder.parent.name for folder in transformers if folder.parent.name != STAND_IN]
-    if real:
-        return real[0], server_arguments
-    from fantasyid_core import standin
-
-    _say(f"No model in {' or '.join(map(str, places))}: making small stand-in weights (random numbers).")
-    standin.write(places[0] / STAND_IN)
-    return STAND_IN, server_arguments
+    found = [folder.parent.name for place in places for folder in sorted(place.glob("*/transformer*/"))]
+    ignored = {NANO, "stand-in"}  # the latter is what earlier versions of this command left
+    return next((name for name in found if name not in ignored), NANO), server_arguments
 
 
 def _fill_in(graph: dict, info: dict, model: str, photo: str, prompt: str | None) -> None:
     """Put the model, the photo and the prompt into the graph, whatever the workflow had been saved with."""
-    small = _stand_in_sizes() if model == STAND_IN else {}
     for node in graph.values():
         kind, inputs, title = node["class_type"], node["inputs"], node["_meta"]["title"]
         if kind == "LoadImage":
@@ -145,14 +142,6 @@ def _fill_in(graph: dict, info: dict, model: str, photo: str, prompt: str | None
             choices = options[0].get("options", []) if choices == "COMBO" else choices
             if kind.startswith("FantasyID") and isinstance(choices, list) and model in choices:
                 inputs[name] = model
-        inputs.update({name: value for name, value in small.items() if name in inputs})
-
-
-def _stand_in_sizes() -> dict[str, int]:
-    """The only video that the stand-in weights know, in few steps: more would not make it less random."""
-    from fantasyid_core import standin
-
-    return {"width": standin.WIDTH, "height": standin.HEIGHT, "frames": standin.FRAMES, "steps": 10}
 
 
 def _collect(server, run) -> list[str]:

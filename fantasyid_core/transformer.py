@@ -32,6 +32,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         layer_attention_dim: heads × head width of the injection layers.
         layer_attention_head_dim: head width (release: 128).
         cross_attn_interval: an identity is injected after every how many blocks (release: 1; 2 in the lighter variant).
+        first_frame_condition: trained with the reference crop as first latent frame (release); else that is left out.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         layer_attention_dim: int = 2048,
         layer_attention_head_dim: int = 128,
         cross_attn_interval: int = 1,
+        first_frame_condition: bool = True,
         **config,
     ):
         super().__init__(**config)
@@ -49,6 +51,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         for block in self.transformer_blocks:
             block.__class__ = FusedBlock
         self.cross_attn_interval = cross_attn_interval
+        self.first_frame_condition = first_frame_condition
         self.layer_attention = nn.ModuleList(
             LayerAttention(dim, token_dim, layer_attention_dim, layer_attention_head_dim) for _ in range(injections)
         )
@@ -172,7 +175,10 @@ def from_published(
 
 
 def _injection_arguments(config: Mapping, published: Published) -> dict:
-    extra = {"cross_attn_interval": int(config.get("cross_attn_interval", 1))}
+    extra = {
+        "cross_attn_interval": int(config.get("cross_attn_interval", 1)),
+        "first_frame_condition": bool(config.get("first_frame_condition", True)),
+    }
     if published.has_identity:
         twice_inner, token_dim = published.layer_attention["0.to_kv.weight"].shape
         extra |= {

@@ -162,13 +162,16 @@ class FantasyIDModel(comfy.model_base.QwenImage):
         return self.diffusion_model.proj_out.weight.dtype
 
     def concat_cond(self, **kwargs: Any) -> Tensor | None:
-        """The image latents (B, 16, T, H, W): the conditioning's `concat_latent_image`, else zeros."""
+        """The image latents (B, 16, T, H, W): the conditioning's `concat_latent_image`, else zeros.
+
+        Zeros as well for a model that was trained without a first frame.
+        """
         noise, image = kwargs["noise"], kwargs.get("concat_latent_image")
         channels = self.diffusion_model.config.in_channels - noise.shape[1]
         if channels <= 0:
             return None
         self.diffusion_model.check_sizes(*noise.shape[2:])
-        if image is None:
+        if image is None or not self.diffusion_model.first_frame_condition:
             return noise.new_zeros(noise.shape[0], channels, *noise.shape[2:])
         if image.shape[-2:] != noise.shape[-2:]:
             raise IdentityError(

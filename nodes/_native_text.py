@@ -1,4 +1,7 @@
-"""T5 as the host's `CLIP`: encoders of a model's folder, and prompts as CogVideoX was trained on them."""
+"""T5 as the host's `CLIP`: encoders of a model's folder, and prompts as CogVideoX was trained on them.
+
+Which tokens an encoder reads is told by the size of its vocabulary: T5's own, or bytes (FantasyID-nano).
+"""
 
 import logging
 from collections.abc import Mapping
@@ -10,19 +13,72 @@ import comfy.sd
 import comfy.sd1_clip
 from comfy.text_encoders.pixart_t5 import PixArtTokenizer, pixart_te
 
-from ..fantasyid_core import weights
+from ..fantasyid_core import bytes_text, weights
+from ..fantasyid_core.bytes_text import TOKENS
 from ..fantasyid_core.errors import SamplingError, WeightsError, WeightsMissingError
 
-TOKENS = 226  # a prompt's length, end token and padding included
-END = 1
-VOCABULARY = 32128  # T5's own, whose tokenizer the host brings
 FIXED = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6}
 ACTIVATIONS = {"gated-gelu": ("gelu_pytorch_tanh", True), "relu": ("relu", False)}
 UNUSED = ("decoder.", "lm_head.", "encoder.embed_tokens.")
 
 
+class ByteTokenizer(comfy.sd1_clip.SDTokenizer):
+    """A prompt's UTF-8 bytes as tokens, in the host's interface, always 226 of them: the stock nodes ask for no length.
+
+    An end token and padding are there already, as the encoder was trained; weights such as `(very:1.3)` work.
+    """
+
+    def __init__(self, embedding_directory: str | None = None, tokenizer_data: Mapping[str, Any] = {}):
+        super().__init__(
+            embedding_directory=embedding_directory,
+            embedding_key="t5xxl",
+            tokenizer_class=_Bytes,
+            has_start_token=False,
+            pad_with_end=False,
+            pad_to_max_length=False,
+            max_length=10**8,
+            min_length=TOKENS,
+            tokenizer_data=tokenizer_data,
+        )
+
+    def tokenize_with_weights(
+        self, text: str, return_word_ids: bool = False, tokenizer_options: Mapping[str, Any] = {}, **options: Any
+    ) -> list[list[tuple]]:
+        """One list of 226 (token, weight) or (token, weight, word id); `tokenizer_options` (lengths) do not apply."""
+        (prompt,) = super().tokenize_with_weights(text, return_word_ids, **options)
+        return [_cut(prompt)]
+
+
+class _Bytes:
+    """What the host's tokenizers wrap, as transformers' tokenizers have it."""
+
+    @classmethod
+    def from_pretrained(cls, path: str) -> "_Bytes":
+        return cls()
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        """Token ids and the end token, uncut; what is no character (half of a surrogate pair) becomes '?'."""
+        data = text.encode(errors="replace")
+        return {"input_ids": bytes_text.encode(data.decode(), len(data) + 1)}
+
+    def get_vocab(self) -> dict[str, int]:
+        return {bytes_text.decode([token]) or f"<{token}>": token for token in range(bytes_text.VOCABULARY)}
+
+
+class _ByteTokenizers(comfy.sd1_clip.SD1Tokenizer):
+    """A model's tokenizers by name, as `comfy.sd.CLIP` wants them."""
+
+    def __init__(self, embedding_directory: str | None = None, tokenizer_data: Mapping[str, Any] = {}):
+        super().__init__(embedding_directory, tokenizer_data, clip_name="t5xxl", tokenizer=ByteTokenizer)
+
+
+TOKENIZERS = {32128: PixArtTokenizer, bytes_text.VOCABULARY: _ByteTokenizers}  # by size of the vocabulary
+
+
 def load_text_encoder(folder: Path) -> comfy.sd.CLIP:
     """The T5 of a model's `text_encoder/`, of any size, weights stored as in the file, computing in float32.
+
+    Its tokenizer is the host's own for T5, or bytes.
 
     Raises:
         WeightsMissingError, WeightsError: not there, damaged, or no T5 encoder that the host can run.
@@ -37,7 +93,7 @@ def load_text_encoder(folder: Path) -> comfy.sd.CLIP:
     # The host's own T5 without attention mask (its type "pixart"), built empty: it takes the mapped tensors themselves.
     with weights.configured("T5 text encoder"):
         clip = comfy.sd.CLIP(
-            SimpleNamespace(params={}, clip=pixart_te(), tokenizer=PixArtTokenizer),
+            SimpleNamespace(params={}, clip=pixart_te(), tokenizer=TOKENIZERS[config["vocab_size"]]),
             model_options={"t5xxl_model_config": config, "dtype": dtype, "initial_device": "meta"},
         )
     weights.load_into(clip.cond_stage_model.t5xxl.transformer, tensors, ignore=UNUSED, what="T5 text encoder")
@@ -58,19 +114,24 @@ def encode_text(clip: comfy.sd.CLIP, text: str) -> list[list]:
             "with CLIPLoader set to type 'pixart', or use 'FantasyID Load Text Encoder'."
         )
     (prompt,) = tokens["t5xxl"]
-    if len(prompt) > TOKENS:
-        logging.warning("FantasyID: the prompt has %d tokens; only the first %d are used.", len(prompt) - 1, TOKENS - 1)
-        prompt = [*prompt[: TOKENS - 1], (END, 1.0)]
-    return clip.encode_from_tokens_scheduled({"t5xxl": [prompt]})
+    return clip.encode_from_tokens_scheduled({"t5xxl": [_cut(prompt)]})
+
+
+def _cut(prompt: list[tuple]) -> list[tuple]:
+    """The first 225 of a prompt's tokens, then its end token; a prompt that fits, padded as it is, stays."""
+    if len(prompt) <= TOKENS:
+        return prompt
+    logging.warning("FantasyID: the prompt has %d tokens; only the first %d are used.", len(prompt) - 1, TOKENS - 1)
+    return [*prompt[: TOKENS - 1], prompt[-1]]
 
 
 def _host_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """transformers' `config.json` in the host's terms."""
     kind, gate = config.get("model_type"), config.get("feed_forward_proj", "relu")
-    if kind != "t5" or gate not in ACTIVATIONS or config.get("vocab_size") != VOCABULARY:
+    if kind != "t5" or gate not in (*ACTIVATIONS,) or config.get("vocab_size") not in (*TOKENIZERS,):
         raise WeightsError(
             f"{folder} holds a '{kind}' with feed_forward_proj '{gate}' and {config.get('vocab_size')} tokens, not "
-            f"a T5 encoder ({' or '.join(ACTIVATIONS)}) with T5's {VOCABULARY} tokens."
+            f"a T5 encoder ({' or '.join(ACTIVATIONS)}) with {' or '.join(map(str, TOKENIZERS))} tokens."
         )
     wrong = [name for name, value in FIXED.items() if config.get(name, value) != value]
     missing = [name for name in ("d_model", "d_kv", "d_ff", "num_heads", "num_layers") if name not in config]

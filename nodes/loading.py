@@ -25,15 +25,16 @@ class FantasyIDLoadModel(FantasyIDNode):
             category=CATEGORY,
             description=(
                 "Loads a FantasyID model: the video transformer as a native MODEL, its VAE, and the identity encoder. "
-                "Models lie in models/fantasyid/<name>/ in the layout of the published download, or as single "
-                ".safetensors files in models/fantasyid/. Weights for research by FantasyID's authors; use only faces "
-                "of people who agreed to it."
+                "FantasyID-nano comes with the pack: a small demonstration, trained on synthetic people, not a "
+                "likeness engine. Others lie in models/fantasyid/<name>/ in the layout of the published download, or "
+                "as single .safetensors files in models/fantasyid/. Use only faces of people who agreed to it."
             ),
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=[*_paths.model_folders(), *_paths.model_files()],
-                    tooltip="A folder in the published layout, or a single transformer file, in models/fantasyid.",
+                    tooltip="A folder in the published layout, or a single transformer file, in models/fantasyid; "
+                    "or FantasyID-nano, which comes with the pack.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",

@@ -28,9 +28,9 @@ class FantasyIDSampler(FantasyIDNode):
             category=CATEGORY,
             description=(
                 "The released recipe in one node: CogVideoX's DPM or DDIM schedule, guidance, and the reference face "
-                "as first latent frame. Takes a plain MODEL, which then follows the identity at strength 1, or one of "
-                "Apply FantasyID, whose settings then hold. Prompts that passed FantasyID Image Condition likewise "
-                "keep its first frame."
+                "as first latent frame, if the model was trained so. Takes a plain MODEL, which then follows the "
+                "identity at strength 1, or one of Apply FantasyID, whose settings then hold. Prompts that passed "
+                "FantasyID Image Condition likewise keep its first frame."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="From FantasyID Load Model, or from Apply FantasyID."),
@@ -99,11 +99,13 @@ class FantasyIDSampler(FantasyIDNode):
             raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released.")
         latent = empty_latent(frames, height, width)
         zeros = latent["samples"]
-        transformer_of(model).check_sizes(*zeros.shape[2:])
+        transformer = transformer_of(model)
+        transformer.check_sizes(*zeros.shape[2:])
         if not has_injection(model):
             model = add_injection(model, Injection(identity.tokens))
         generator = torch.Generator().manual_seed(seed)
-        if not any("concat_latent_image" in values for _, values in [*positive, *negative]):
+        given = any("concat_latent_image" in values for _, values in [*positive, *negative])
+        if transformer.first_frame_condition and not given:
             first = {
                 "concat_latent_image": encode_sample(vae, squeeze_to_frame(identity.image, height, width), generator)
             }

@@ -1,4 +1,4 @@
-"""Prompts for CogVideoX: 226 tokens of T5-XXL, from the host's CLIPLoader or from the published folder."""
+"""Prompts for CogVideoX: 226 tokens of T5, from the host's CLIPLoader or from a model's folder."""
 
 from comfy_api.latest import io
 
@@ -14,13 +14,14 @@ class FantasyIDTextEncode(FantasyIDNode):
             display_name="FantasyID Text Encode",
             category=CATEGORY,
             description=(
-                "Encodes a prompt as CogVideoX expects it: 226 tokens of T5-XXL, without attention mask and without "
+                "Encodes a prompt as the model expects it: 226 tokens of its T5, without attention mask and without "
                 "prompt weights. Use one for the prompt and one, usually empty, for the negative prompt."
             ),
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="T5-XXL: CLIPLoader with type 'pixart' (fp8 files too), or FantasyID Load Text Encoder.",
+                    tooltip="FantasyID Load Text Encoder; for the published model also CLIPLoader with type 'pixart' "
+                    "and T5-XXL (fp8 files too).",
                 ),
                 io.String.Input(
                     "text",
@@ -28,7 +29,8 @@ class FantasyIDTextEncode(FantasyIDNode):
                     dynamic_prompts=True,
                     tooltip=(
                         "What happens in the video. Describe the person, the action, the place and the light in full "
-                        "sentences. What is longer than 225 tokens (some 150 words) is cut off."
+                        "sentences. What is longer than 225 tokens is cut off: some 150 words for the published model, "
+                        "225 letters for FantasyID-nano."
                     ),
                 ),
             ],
@@ -50,14 +52,14 @@ class FantasyIDLoadTextEncoder(FantasyIDNode):
             display_name="FantasyID Load Text Encoder",
             category=CATEGORY,
             description=(
-                "Loads the T5 text encoder that lies in a model's folder (text_encoder/). If you already have T5-XXL "
-                "for another model, CLIPLoader with type 'pixart' saves the disk space."
+                "Loads the T5 text encoder that lies in a model's folder (text_encoder/). If you already have T5-XXL, "
+                "CLIPLoader with type 'pixart' saves the disk space for the published model."
             ),
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=_paths.model_folders(),
-                    tooltip="A folder in models/fantasyid with a text_encoder/ in it.",
+                    tooltip="The model of FantasyID Load Model: its folder has a text_encoder/ in it.",
                 )
             ],
             outputs=[io.Clip.Output(tooltip="For FantasyID Text Encode.")],

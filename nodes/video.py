@@ -16,7 +16,12 @@ def size_inputs() -> list[io.Input]:
     """Width, height and frames of the video, the same in every node that asks for them."""
     return [
         io.Int.Input(
-            "width", default=WIDTH, min=16, max=MAX_SIDE, step=16, tooltip="Pixels. The published model knows 720 only."
+            "width",
+            default=WIDTH,
+            min=16,
+            max=MAX_SIDE,
+            step=16,
+            tooltip="Pixels. The published model knows 720 only; FantasyID-nano 160.",
         ),
         io.Int.Input(
             "height",
@@ -24,7 +29,7 @@ def size_inputs() -> list[io.Input]:
             min=16,
             max=MAX_SIDE,
             step=16,
-            tooltip="Pixels. The published model knows 480 only.",
+            tooltip="Pixels. The published model knows 480 only; FantasyID-nano 160.",
         ),
         io.Int.Input(
             "frames",
@@ -32,7 +37,7 @@ def size_inputs() -> list[io.Input]:
             min=1,
             max=1025,
             step=4,
-            tooltip="A multiple of 4 plus 1; 49 are 6 s at 8 frames a second.",
+            tooltip="A multiple of 4 plus 1; 49 are 6 s at 8 frames a second. FantasyID-nano knows 25.",
         ),
     ]
 
@@ -52,7 +57,8 @@ class FantasyIDImageCondition(FantasyIDNode):
             category=CATEGORY,
             description=(
                 "For KSampler and SamplerCustomAdvanced: the empty latent of a video, and the reference face as its "
-                "first latent frame, as the release does. Without an identity the model gets no first frame."
+                "first latent frame, as the release does. Without an identity the model gets no first frame; "
+                "FantasyID-nano was trained without one and leaves it aside."
             ),
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The encoded prompt."),

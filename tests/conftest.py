@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 PARITY = ROOT.parent / "shared" / "parity"
@@ -55,10 +56,12 @@ def parity_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def comfy(tmp_path_factory: pytest.TempPathFactory, standin: Path) -> Iterator[ComfyServer]:
+def comfy(tmp_path_factory: pytest.TempPathFactory, standin: Path, standin_nano: Path) -> Iterator[ComfyServer]:
     """The real ComfyUI with the pack, the stand-in as its model `FantasyID` and `probe_nodes`, one for all tests."""
     base = tmp_path_factory.mktemp("comfy")
     shutil.copytree(standin, base / "models" / "fantasyid" / "FantasyID")
+    if not (ROOT / "models" / "FantasyID-nano" / "transformer").is_dir():
+        shutil.copytree(standin_nano, base / "models" / "fantasyid" / "FantasyID-nano")
     shutil.copytree(TESTS / "probe_nodes", base / "custom_nodes" / "probe_nodes")
     with ComfyServer(base, ["--preview-method", "auto"]) as server:
         yield server
@@ -145,3 +148,26 @@ def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fantasyid_core import standin
 
     return standin.write(tmp_path_factory.mktemp("models") / "standin")
+
+
+@pytest.fixture(scope="session")
+def standin_nano(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in in FantasyID-nano's layout: 160 × 160, rotary positions alone, no first frame, bytes, fp16."""
+    from fantasyid_core import bytes_text, weights
+
+    folder = tmp_path_factory.mktemp("models") / "standin-nano"
+    shutil.copytree(standin, folder)
+    sizes = {"sample_width": 20, "sample_height": 20}
+    other = {"use_learned_positional_embeddings": False, "first_frame_condition": False}
+    changes = {"transformer": sizes | other, "text_encoder": {"vocab_size": bytes_text.VOCABULARY}, "vae": {}}
+    for part, change in changes.items():
+        tensors = weights.read(folder / part)
+        tensors.pop("patch_embed.pos_embedding", None)
+        if part == "text_encoder":
+            tensors["shared.weight"] = tensors["shared.weight"][: bytes_text.VOCABULARY]
+        config = weights.read_config(folder / part) | change
+        shutil.rmtree(folder / part)
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text(json.dumps(config))
+        save_file({name: x.half() for name, x in tensors.items()}, folder / part / "model.safetensors")
+    return folder

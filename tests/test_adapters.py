@@ -148,20 +148,28 @@ def test_vae_errors_say_what_was_expected(vae):
     assert vae["errors"]["no VAE"].startswith("WeightsMissingError")
 
 
-@pytest.mark.parametrize("model", ["gated", "plain"])
+@pytest.mark.parametrize("model", ["gated", "plain", "bytes"])
 def test_text_encoder_of_a_folder_matches_transformers(text, model):
     assert text["is_host_clip"]
     assert text["kept_dtype"] == "torch.float32"
-    for prompt in ("empty", "short", "long"):
+    for prompt in ("empty", "short", "foreign", "long"):
         assert text[f"{model} {prompt} shape"] == [1, 226, 32]
         assert text[f"{model} {prompt} difference"] < 1e-5
         assert not text[f"{model} {prompt} has a mask"]
-    assert text[f"{model} empty same tokens"]
-    assert text[f"{model} short same tokens"]
+    for prompt in ("empty", "short", "foreign", *(["long"] if model == "bytes" else [])):
+        assert text[f"{model} {prompt} same tokens"]
 
 
 def test_a_prompt_that_is_too_long_is_cut_and_the_log_says_so(text):
     assert any("only the first 225 are used" in line for line in text["warnings"])
+
+
+def test_the_stock_prompt_node_gives_an_encoder_on_bytes_what_it_was_trained_on(text):
+    for prompt in ("empty", "foreign", "long"):
+        assert text[f"stock {prompt}"]
+    assert text["stock at 512 tokens"] == [1, 226, 32]
+    assert text["stock weights act"]
+    assert text["half a character"]
 
 
 def test_a_stock_t5_works_and_one_with_a_mask_is_refused(text):
@@ -171,5 +179,6 @@ def test_a_stock_t5_works_and_one_with_a_mask_is_refused(text):
 
 def test_text_encoder_errors_name_what_does_not_fit(text):
     assert text["errors"]["missing"].startswith("WeightsMissingError")
-    assert "32128" in text["errors"]["vocabulary"]
+    assert "32128 or 264" in text["errors"]["vocabulary"]
+    assert "[264] tokens" in text["errors"]["odd vocabulary"]
     assert "gated-silu" in text["errors"]["activation"]

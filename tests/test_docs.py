@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-DOCUMENTS = [ROOT / "README.md", ROOT / "THIRD_PARTY.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("web/docs/*.md")]
+DOCUMENTS = [ROOT / "README.md", ROOT / "THIRD_PARTY.md"]
+DOCUMENTS += [path for folder in ("docs", "web/docs", "models/*") for path in ROOT.glob(f"{folder}/*.md")]
 CORE = sorted((ROOT / "fantasyid_core").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").glob("*.py"))
 HOST = {"comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "latent_preview", "node_helpers", "nodes"}
@@ -90,7 +91,7 @@ def test_readme_lists_the_workflows_that_there_are():
     }
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_into_the_repository_lead_somewhere(document: Path):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text("utf-8"))
     broken = [link for link in links if "://" not in link and not (document.parent / link).exists()]

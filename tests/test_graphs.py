@@ -22,6 +22,7 @@ from tools.graphs import (
     released,
     stock,
     video_of,
+    with_nano,
 )
 
 
@@ -184,6 +185,22 @@ def test_a_linked_model_name_works(comfy: ComfyServer, photo: str):
 @pytest.mark.parametrize("text", ["", "((weights)) [and] \\brackets", "word " * 1000, "😀 人"])
 def test_any_prompt_works(comfy: ComfyServer, photo: str, text: str):
     assert sampled(comfy, changed(released(photo), pos={"text": text})).shape == (1, 16, 2, 16, 24)
+
+
+def test_fantasyid_nano_runs_at_its_own_size_in_both_samplers(comfy: ComfyServer, photo: str):
+    by_release = sampled(comfy, with_nano(same_noise(photo, steps=4, frames=9)))
+    assert by_release.shape == (1, 16, 3, 20, 20)
+    graph = stock(photo, steps=4, frames=9)
+    words = {name: node("CLIPTextEncode", **graph[name]["inputs"]) for name in ("pos", "neg")}
+    by_ksampler = sampled(comfy, with_nano(graph | words))
+    assert cosine(by_ksampler, by_release) >= 0.9999
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp8_e4m3fn"])
+def test_fantasyid_nano_in_every_precision(comfy: ComfyServer, photo: str, dtype: str):
+    graph = with_nano(stock(photo))
+    near = sampled(comfy, changed(graph, load={"weight_dtype": dtype}))
+    assert difference(near, sampled(comfy, graph)) < 0.2
 
 
 def test_prompts_of_the_stock_encoder_work(comfy: ComfyServer, photo: str):

@@ -3,9 +3,15 @@
 import pytest
 
 
+@pytest.fixture(scope="module", params=["standin", "standin_nano"])
+def layout(request) -> str:
+    """The published model's layout, with learned positions, and FantasyID-nano's, with rotary positions alone."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def found(host_script, standin, tmp_path_factory) -> dict:
-    return host_script("model.py", standin, tmp_path_factory.mktemp("host"))
+def found(host_script, layout, request, tmp_path_factory) -> dict:
+    return host_script("model.py", request.getfixturevalue(layout), tmp_path_factory.mktemp("host"))
 
 
 def test_a_prediction_through_the_host_equals_the_core(found):
@@ -20,9 +26,12 @@ def test_the_dpm_scheduler_repeats_with_its_seed(found):
     assert found["dpm repeats"]
 
 
-def test_the_image_condition_and_the_identity_change_the_video(found):
-    assert found["image condition acts"] > 0.01
+def test_the_identity_changes_the_video(found):
     assert found["identity acts"] > 0.01
+
+
+def test_the_image_condition_changes_the_video_of_a_model_that_was_trained_with_it(found, layout):
+    assert found["image condition acts"] > 0.01 if layout == "standin" else found["image condition acts"] == 0
 
 
 def test_applications_share_weights_and_leave_the_plain_model_alone(found):
@@ -56,6 +65,12 @@ def test_fp8_storage_equals_dequantised_weights(found):
     assert found["fp8 difference"] == 0
 
 
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_half_precision_stays_near(found, name):
+    assert found[f"{name} stored"] == {"bf16": "torch.bfloat16", "fp16": "torch.float16"}[name]
+    assert found[f"{name} difference"] < 0.05
+
+
 def test_partial_loading_changes_nothing(found):
     assert found["partially loaded"]
     assert found["partial difference"] == 0
@@ -68,8 +83,15 @@ def test_patches_and_wrappers_of_other_packs_take_part(found):
 
 def test_misfits_are_named(found):
     assert "width 10" in found["wrong identity"]
-    assert "192 × 128" in found["wrong size"]
     assert "do not fit 5 blocks" in found["wrong config"]
+
+
+def test_only_learned_positions_bind_a_model_to_one_size(found, layout):
+    if layout == "standin":
+        assert "192 × 128" in found["wrong size"]
+    else:
+        assert found["wrong size"] == "accepted"
+        assert found["of another size"] == [1, 16, 2, 8, 20]
 
 
 def test_live_previews_have_a_colour_for_every_channel(found):

@@ -7,8 +7,8 @@ from typing import Any
 
 from .comfy_client import Graph
 
-MODEL = "FantasyID"  # name of the model's folder
-SIZE = {"width": 192, "height": 128}  # what the stand-in knows
+MODEL, SIZE = "FantasyID", {"width": 192, "height": 128}  # the stand-in in the published model's place
+NANO, NANO_SIZE = "FantasyID-nano", {"width": 160, "height": 160}
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -90,6 +90,13 @@ def custom(photo: str, steps: int = 2, frames: int = 5, seed: int = 1) -> Graph:
             **{"sigmas": ["sigmas", 0], "latent_image": ["cond", 2]},
         ),
     }
+
+
+def with_nano(graph: Graph) -> Graph:
+    """`graph` on FantasyID-nano, at its size, in place of the stand-in."""
+    sized = {name: NANO_SIZE for name in graph if "width" in graph[name]["inputs"]}
+    model = {"model_name": NANO}
+    return changed(graph, load=model | {"weight_dtype": "default"}, mesh=model, clip=model, **sized)
 
 
 def latents_of(graph: Graph) -> Graph:

@@ -23,9 +23,10 @@ from torch import Tensor, nn  # noqa: E402
 
 torch.set_grad_enabled(False)
 config = read_config(folder / "transformer")
+size = config["sample_height"], config["sample_width"]
 seed = torch.Generator().manual_seed(0)
-NOISE = torch.randn(1, 16, 3, 16, 24, generator=seed)
-FIRST = torch.randn(1, 16, 1, 16, 24, generator=seed)
+NOISE = torch.randn(1, 16, 3, *size, generator=seed)
+FIRST = torch.randn(1, 16, 1, *size, generator=seed)
 TEXT, NEGATIVE = torch.randn(2, 1, 226, 32, generator=seed)
 TOKENS = torch.randn(20, 64, generator=seed)
 STEPS = 6
@@ -59,11 +60,13 @@ applied = add_injection(model, Injection(TOKENS))
 identity = sample(applied)
 
 # one prediction through the host equals one of the core
-core = from_published(config, split_published(read(folder / "transformer")))
+core = from_published(config, split_published(read(folder / "transformer"))).float()
 x = torch.cat([NOISE, torch.nn.functional.pad(FIRST, (0, 0, 0, 0, 0, 2))], 1)
-theirs = core(x.transpose(1, 2), TEXT, torch.tensor([500.0]), rotary=core.rotary_embedding(3, 16, 24, "cpu"))
+theirs = core(x.transpose(1, 2), TEXT, torch.tensor([500.0]), rotary=core.rotary_embedding(3, *size, "cpu"))
 ours = transformer_of(model)(x, torch.tensor([500.0]), TEXT)
 found["prediction difference"] = difference(ours.transpose(1, 2), theirs)
+other = transformer_of(model)(x[:, :, :2, :8], torch.tensor([500.0]), TEXT)
+found["of another size"] = list(other.shape) if other.isfinite().all() else "not finite"
 
 # the released loop and the host's own sampler
 released = sample(applied, ReleaseSampler("ddim", STEPS, torch.Generator()))
@@ -114,6 +117,11 @@ for ours, theirs in zip(transformer_of(fp8).parameters(), transformer_of(dequant
     theirs.data = ours.data.to(torch.float32)
 found["fp8 difference"] = difference(sample(fp8), sample(dequantised))
 
+for name in ("bf16", "fp16"):
+    stored = load(name)
+    found[f"{name} stored"] = str(transformer_of(stored).proj_out.weight.dtype)
+    found[f"{name} difference"] = difference(sample(stored), plain)
+
 # the host keeps a part of the weights elsewhere and casts them when they are used
 partial = add_injection(load(), Injection(TOKENS))
 partial.load(torch.device("cpu"), lowvram_model_memory=200_000)
@@ -136,7 +144,7 @@ found["patches seen"] = [seen.count(what) for what in (0, 3, "replaced", "wrappe
 # errors
 for name, kind, action in (
     ("wrong identity", IdentityError, lambda: add_injection(model, Injection(TOKENS[:, :10]))),
-    ("wrong size", SamplingError, lambda: transformer_of(model).check_sizes(3, 16, 16)),
+    ("wrong size", SamplingError, lambda: transformer_of(model).check_sizes(3, 8, 8)),
     (
         "wrong config",
         WeightsError,

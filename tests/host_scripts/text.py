@@ -1,5 +1,6 @@
 """T5 from a published folder as the host's CLIP, compared with transformers on the same small random weights."""
 
+import json
 import logging
 import os
 import sys
@@ -16,13 +17,14 @@ import torch  # noqa: E402
 from comfy.text_encoders import genmo, pixart_t5  # noqa: E402
 from pack.fantasyid_core.errors import FantasyIDError  # noqa: E402
 from pack.nodes._native_text import encode_text, load_text_encoder  # noqa: E402
-from transformers import T5Config, T5EncoderModel, T5TokenizerFast  # noqa: E402
+from transformers import ByT5Tokenizer, T5Config, T5EncoderModel, T5TokenizerFast  # noqa: E402
 
 torch.set_grad_enabled(False)
 torch.manual_seed(0)
 PROMPTS = {
     "empty": "",
     "short": "A woman with grey hair laughs, (very:1.3) close to the camera.",
+    "foreign": "Eine Frau lächelt. 女性が微笑む。 😀",
     "long": "The quick brown fox, a well-known animal, jumps over the lazy dog. " * 30,
 }
 found: dict = {}
@@ -31,15 +33,22 @@ handler = logging.Handler()
 handler.emit = lambda record: warnings.append(record.getMessage())
 logging.getLogger().addHandler(handler)
 
-tokenizer = T5TokenizerFast.from_pretrained(os.path.join(os.path.dirname(pixart_t5.__file__), "t5_tokenizer"))
-for name, gate in (("gated", "gated-gelu"), ("plain", "relu")):
-    config = T5Config(d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=2, vocab_size=32128, feed_forward_proj=gate)
+pieces = T5TokenizerFast.from_pretrained(os.path.join(os.path.dirname(pixart_t5.__file__), "t5_tokenizer"))
+for name, gate, tokenizer, vocabulary in (
+    ("bytes", "gated-gelu", ByT5Tokenizer(extra_ids=0), 264),
+    ("gated", "gated-gelu", pieces, 32128),
+    ("plain", "relu", pieces, 32128),
+):
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2, "vocab_size": vocabulary}
+    config = T5Config(**sizes, feed_forward_proj=gate)
     theirs = T5EncoderModel(config).eval()
     for parameter in theirs.parameters():
         parameter.data = torch.randn_like(parameter) * 0.3
     folder = base / name
     theirs.save_pretrained(folder / "text_encoder")
     clip = load_text_encoder(folder)
+    if name == "bytes":
+        of_bytes = clip
     for key, text in PROMPTS.items():
         ids = tokenizer(text, padding="max_length", max_length=226, truncation=True, return_tensors="pt").input_ids
         ours = clip.tokenize(text, disable_weights=True, tokenizer_options={"t5xxl_min_length": 226})["t5xxl"][0]
@@ -50,6 +59,19 @@ for name, gate in (("gated", "gated-gelu"), ("plain", "relu")):
         found[f"{name} {key} shape"] = list(embeddings.shape)
         found[f"{name} {key} difference"] = float((embeddings - reference).norm() / reference.norm())
         found[f"{name} {key} has a mask"] = "attention_mask" in extra
+
+
+def by_stock_node(text: str) -> torch.Tensor:
+    """As the host's CLIPTextEncode does it, with an encoder on bytes."""
+    return of_bytes.encode_from_tokens_scheduled(of_bytes.tokenize(text))[0][0]
+
+
+found["half a character"] = torch.equal(by_stock_node("a\ud83d"), by_stock_node("a?"))
+for key in ("empty", "foreign", "long"):
+    found[f"stock {key}"] = torch.equal(by_stock_node(PROMPTS[key]), encode_text(of_bytes, PROMPTS[key])[0][0])
+of_bytes.set_tokenizer_option("t5xxl_min_length", 512)  # as the host's T5TokenizerOptions does
+found["stock at 512 tokens"] = list(by_stock_node("hello").shape)
+found["stock weights act"] = bool((by_stock_node("(smiles:1.5)") - by_stock_node("smiles")).abs().max() > 0.01)
 found["warnings"] = [w for w in warnings if w.startswith("FantasyID")]
 weight = clip.cond_stage_model.t5xxl.transformer.encoder.block[0].layer[0].SelfAttention.q.weight
 found["is_host_clip"] = isinstance(clip, comfy.sd.CLIP)
@@ -81,10 +103,18 @@ def with_config(**changes) -> Path:
     return base / "other"
 
 
+def with_odd_vocabulary() -> Path:
+    folder = with_config()
+    file = folder / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": [264]}))
+    return folder
+
+
 found["errors"] = {
     "masked": refused(lambda: encode_text(masked, "hello")),
     "missing": refused(lambda: load_text_encoder(base / "nowhere")),
     "vocabulary": refused(lambda: load_text_encoder(with_config(vocab_size=100))),
+    "odd vocabulary": refused(lambda: load_text_encoder(with_odd_vocabulary())),
     "activation": refused(lambda: load_text_encoder(with_config(feed_forward_proj="gated-silu"))),
 }
 host.report(**found)
