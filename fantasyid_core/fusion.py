@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import IdentityError, SaveError
@@ -20,7 +21,15 @@ from .topology import Topology
 from .views import FaceViews
 from .weights import Published
 
-COMBINE = ("first view", "mean of views")
+FIRST, MEAN, BEST, CONCATENATED, BY_POSE = COMBINE = (
+    "first view",
+    "mean of views",
+    "best view",
+    "concatenate tokens",
+    "weighted by pose",
+)
+# Degrees from the camera at which a view counts 0.6 times a frontal one in "weighted by pose".
+_POSE_WIDTH = 30.0
 FORMAT = "fantasyid-identity-1"
 
 
@@ -29,8 +38,8 @@ class Identity:
     """Who is in the video.
 
     Attributes:
-        face_tokens: (36, K) float32, the 2-D part of the ID descriptor.
-        vertex_tokens: (79, K) float32, its 3-D part.
+        face_tokens: (36, K) float32, the 2-D part of the ID descriptor; (36 · views, K) where tokens are concatenated.
+        vertex_tokens: (79, K) float32, its 3-D part; (79 · views, K) likewise.
         image: (512, 512, 3) float32 in 0…1, the aligned reference crop.
     """
 
@@ -92,7 +101,11 @@ def fuse(
     """Compute the identity of the person in `views` with the face shape of `mesh`, in float32 on `device`.
 
     Args:
-        combine: "first view" uses the reference alone, as released; "mean of views" averages the face tokens of all.
+        combine: which views' face tokens make the identity; the spiral network sees the same. With one view all are the
+            release. "first view": the reference alone, as released. "best view": the one with the highest score.
+            "mean of views": their average. "weighted by pose": the average, in which a view counts by its score and by
+            how far it looks at the camera. "concatenate tokens": those of all views, each with its own vertex tokens,
+            side by side; the video's tokens attend to what suits them.
 
     Raises:
         MeshError: the mesh has another topology than the encoder was trained on.
@@ -101,15 +114,36 @@ def fuse(
         raise IdentityError(
             f"There is no way to combine views called '{combine}'; choose one of: {', '.join(COMBINE)}."
         )
-    crops = views.crops[:1] if combine == "first view" else views.crops
-    face_tokens = encoder.face_tokens(crops.to(device, torch.float32)).mean(0, keepdim=True)
-    vertex_tokens = encoder.vertex_tokens(mesh.vertices[None].to(device, torch.float32), face_tokens)
+    weights = view_weights(views, combine).to(device)
+    used = weights.nonzero()[:, 0]
+    vertices = mesh.vertices[None].to(device, torch.float32)
+    # One view at a time: the memory that a view needs does not grow with their number.
+    face_tokens = torch.cat([encoder.face_tokens(views.crops[[i]].to(device, torch.float32)) for i in used.tolist()])
+    if combine != CONCATENATED:
+        face_tokens = (weights[used, None, None] * face_tokens).sum(0, keepdim=True)
+    vertex_tokens = torch.cat([encoder.vertex_tokens(vertices, tokens) for tokens in face_tokens.split(1)])
     if not (face_tokens.isfinite().all() and vertex_tokens.isfinite().all()):
         raise IdentityError(
             "The identity came out with values that are not finite. The weights or the mesh are damaged; "
             "load the model again, and check the mesh in its preview."
         )
-    return Identity(face_tokens[0], vertex_tokens[0], views.crops[0].float())
+    return Identity(face_tokens.flatten(0, 1), vertex_tokens.flatten(0, 1), views.crops[0].float())
+
+
+def view_weights(views: FaceViews, combine: str) -> Tensor:
+    """(N,) float32 on the CPU: how much each view counts, adding up to 1; 0 for views that are not looked at."""
+    scores = views.scores.detach().float().cpu()
+    count = len(scores)
+    if combine in (FIRST, BEST):
+        chosen = 0 if combine == FIRST else int(scores.argmax())
+        return F.one_hot(torch.tensor(chosen), count).float()
+    if combine != BY_POSE:
+        return torch.full((count,), 1 / count)
+    weights = scores.clamp(min=1e-3)
+    if views.poses is not None:
+        away = views.poses.detach().float().cpu()[:, :2].square().sum(1)
+        weights = weights * (-away / (2 * _POSE_WIDTH**2)).exp().clamp(min=1e-6)
+    return weights / weights.sum()
 
 
 def save_identity(identity: Identity, path: Path) -> None:

@@ -30,7 +30,10 @@ class FantasyIDFuse(FantasyIDNode):
                     "combine",
                     options=list(COMBINE),
                     default=COMBINE[0],
-                    tooltip="first view: the reference alone, as released. mean of views: the average of all views.",
+                    tooltip="Which views make the identity. first view: the reference alone, as released. mean of "
+                    "views: the average. best view: the one with the highest score. concatenate tokens: all side by "
+                    "side, the video picks what suits it; slower. weighted by pose: an average in which frontal "
+                    "views with a high score count more. With one view all are the same.",
                 ),
             ],
             outputs=[
