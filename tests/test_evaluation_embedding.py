@@ -58,7 +58,7 @@ def test_frames_without_a_face_are_marked(dlib: Embedding, six_people: torch.Ten
 def test_a_chip_shows_the_landmarks_where_they_belong():
     """A picture with a bright dot at every landmark, turned, moved and six times as large as a chip."""
     template = ((50.0, 60.0), (100.0, 60.0), (75.0, 90.0), (55.0, 115.0), (95.0, 115.0))
-    face = Embedding("test", 150, template, 0.5, lambda chips: chips)
+    face = Embedding("test", 3, 150, template, 0.5, lambda chips: chips)
     turn = torch.tensor([[0.8, -0.6], [0.6, 0.8]]) * 6
     landmarks = torch.tensor(template) @ turn.T + torch.tensor([500.0, -100.0])
     y, x = torch.meshgrid(torch.arange(1000.0), torch.arange(1000.0), indexing="ij")

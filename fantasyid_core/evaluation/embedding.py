@@ -39,6 +39,7 @@ class Embedding:
 
     Attributes:
         name: as in `EMBEDDINGS`.
+        width: D, of its vectors.
         size: side of its chips, px.
         template: five landmarks in a chip, px, in the detector's order.
         same_person: similarity (cosine) above which its authors take two faces for one person.
@@ -46,6 +47,7 @@ class Embedding:
     """
 
     name: str
+    width: int
     size: int
     template: tuple[tuple[float, float], ...]
     same_person: float
@@ -95,13 +97,24 @@ def load(name: str, folders: Iterable[Path] = ()) -> Embedding:
     return _arcface(path)
 
 
-def locate(frames: Iterable[Tensor], min_score: float = 0.6) -> Tensor:
-    """The largest face's five landmarks in each frame (H, W, 3) → (T, 5, 2) px, NaN where there is no face."""
+def locate(
+    frames: Iterable[Tensor],
+    min_score: float = 0.6,
+    device: torch.device | str | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """The largest face's five landmarks in each frame (H, W, 3) → (T, 5, 2) px, NaN where there is no face.
+
+    Args:
+        min_score, device: as for `detection.detect`.
+        progress: called after every frame.
+    """
     landmarks = []
     for frame in frames:
-        faces = detect(frame, min_score=min_score)
+        faces = detect(frame, min_score=min_score, device=device)
         landmarks.append(faces[0].landmarks.cpu() if faces else torch.full((5, 2), math.nan))
-    return torch.stack(landmarks)
+        progress()
+    return torch.stack(landmarks) if landmarks else torch.empty(0, 5, 2)
 
 
 def embed(embedding: Embedding, frames: Sequence[Tensor] | Tensor, landmarks: Tensor | None = None) -> FaceVectors:
@@ -117,12 +130,10 @@ def embed(embedding: Embedding, frames: Sequence[Tensor] | Tensor, landmarks: Te
     frames = [as_photo(frame, f"frame {i}") for i, frame in enumerate(frames)]
     landmarks = locate(frames) if landmarks is None else landmarks.float().cpu()
     found = landmarks.isfinite().flatten(1).all(1)
-    if not found.any():
-        return FaceVectors(torch.full((len(frames), 1), math.nan), found)
-    chips = torch.stack([chip(frames[i], landmarks[i], embedding) for i in found.nonzero()[:, 0].tolist()])
-    own = embedding.vectors(chips)
-    vectors = own.new_full((len(frames), own.shape[1]), math.nan)
-    vectors[found] = own
+    vectors = torch.full((len(frames), embedding.width), math.nan)
+    if found.any():
+        chips = [chip(frames[i], landmarks[i], embedding) for i in found.nonzero()[:, 0].tolist()]
+        vectors[found] = embedding.vectors(torch.stack(chips))
     return FaceVectors(vectors, found)
 
 
@@ -168,7 +179,7 @@ def _dlib(path: Path) -> Embedding:
         rows = [torch.tensor(list(row)) for row in network.compute_face_descriptor(pictures, 0)]
         return F.normalize(torch.stack(rows).float(), dim=1)
 
-    return Embedding(DLIB, _DLIB_SIZE, template, 0.92, vectors)
+    return Embedding(DLIB, 128, _DLIB_SIZE, template, 0.92, vectors)
 
 
 @lru_cache(maxsize=1)
@@ -197,7 +208,7 @@ def _arcface(path: Path) -> Embedding:
         rows = [torch.from_numpy(session.run(None, {name: picture[None]})[0])[0] for picture in pictures]
         return F.normalize(torch.stack(rows), dim=1)
 
-    return Embedding(ARCFACE, _ARCFACE_SIZE, _ARCFACE_TEMPLATE, 0.3, vectors)
+    return Embedding(ARCFACE, 512, _ARCFACE_SIZE, _ARCFACE_TEMPLATE, 0.3, vectors)
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..people.head import load as load_head
+
 # How far, in metres, people's landmarks lie off the template, and expressions move them: how much of a frame's offset
 # is taken for the person's shape.
 _SHAPE, _EXPRESSION = 0.005, 0.003
@@ -50,6 +52,13 @@ class Motion:
     face_per_frame: Tensor
     head_per_frame: Tensor
     pose: Tensor
+
+
+def head_template() -> LandmarkTemplate:
+    """The synthetic people's mean head, whose 68 landmarks the judge reads: stable is what no action moves by 3 mm."""
+    head = load_head()
+    reach = head.expression_basis[head.landmarks].norm(dim=1).amax(1)
+    return LandmarkTemplate(head.template[head.landmarks], reach < 0.003)
 
 
 def measure(landmarks: Tensor, template: LandmarkTemplate) -> Motion:

@@ -81,6 +81,30 @@ def caption(rng: np.random.Generator, person: "Person", scene: Scene, labels: Cl
     return _finish(pick, _words(who, worn, does, behind))
 
 
+def told(text: str, labels: ClipLabels) -> set[str]:
+    """Which of a clip's labels (their names) its caption says: a caption may leave any of them out."""
+    text = text.lower()
+    facts = {
+        "turn": (labels.turn, _TURN),
+        "tilt": (labels.tilt, _TILT),
+        "gaze": (labels.gaze, _GAZE),
+        "smile": (labels.smile, _SMILE),
+        "talk": (labels.talk, _TALK),
+        "blink": (labels.blink, _BLINK),
+        "nod": (labels.nod, _NOD),
+        "brows": (labels.brows, _BROWS),
+        "shirt": (labels.shirt, _SHIRT),
+        "background": (labels.background, _BEHIND),
+    }
+    return {
+        name
+        for name, (fact, phrases) in facts.items()
+        for phrase in phrases
+        for her in ("her", "his")
+        if fact and phrase.format(her=her, side=fact, c=fact, a=_a(str(fact))) in text
+    }
+
+
 class _Picker:
     def __init__(self, rng: np.random.Generator):
         self._rng = rng

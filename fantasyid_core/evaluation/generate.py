@@ -1,0 +1,197 @@
+"""Photo and prompt → frames without a host: a small model in the published layout, many people at once, any device."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import bytes_text, nano, reconstruction, yunet
+from ..alignment import CROP_SIZE, FFHQ_TEMPLATE, similarity
+from ..detection import DetectedFace
+from ..errors import FaceNotFoundError
+from ..fusion import Identity, fuse
+from ..injection import LayerAttention
+from ..sampling import denoise, guide
+from ..video import LATENT_CHANNELS, first_frame_condition, latent_size, squeeze_to_frame
+from ..views import FaceViews
+from .embedding import warp
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One video to make.
+
+    Attributes:
+        prompt: its text.
+        identity: who.
+        seed: of the first noise.
+        strength: factor on what the injection adds; 0 leaves the identity out.
+    """
+
+    prompt: str
+    identity: Identity
+    seed: int
+    strength: float = 1.0
+
+
+class Rows:
+    """Stands for an `InjectionRun` where every row of the batch has an identity and a strength of its own.
+
+    Args:
+        tokens: (B, N, K), one row per row of the batch.
+        strength: (B,)
+    """
+
+    def __init__(self, tokens: Tensor, strength: Tensor):
+        self._tokens, self._strength = tokens, strength[:, None, None]
+        self._keys_values: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+        """As `InjectionRun.add_to`: visual tokens (B, L, dim) with the identities added by one layer."""
+        if layer not in self._keys_values:
+            self._keys_values[layer] = attention.keys_values(self._tokens.to(hidden))
+        return hidden + self._strength.to(hidden) * attention(hidden, self._keys_values[layer])
+
+
+def reference_face(photo: Tensor) -> DetectedFace:
+    """The largest face of a small picture (H, W, 3) in 0…1, aligned without any package but torch.
+
+    What `detection.detect` finds, for machines without kornia; the crop's border is black in place of grey.
+
+    Raises:
+        FaceNotFoundError: the detector sees none.
+    """
+    rows = yunet.find(photo[None], 0.5)[0]
+    if not len(rows):
+        raise FaceNotFoundError("No face was found in the reference.")
+    row = rows[(rows[:, 2:4] - rows[:, :2]).prod(-1).argmax()].to(photo)
+    landmarks = row[4:14].reshape(5, 2)
+    to_crop = similarity(landmarks, landmarks.new_tensor(FFHQ_TEMPLATE))
+    crop = warp(photo[None], to_crop[None], CROP_SIZE)[0]
+    return DetectedFace(photo, row[:4], landmarks, float(row[14]), crop, to_crop)
+
+
+class Generator:
+    """A small model, loaded; makes identities and videos.
+
+    Args:
+        model: as `nano.read` or `nano.build` give it.
+        dtype: of the video transformer; the rest runs in float32.
+    """
+
+    def __init__(self, model: nano.Nano, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
+        self.model, self.device, self.dtype = model, torch.device(device), dtype
+        for module in model.modules.values():
+            module.to(self.device).eval().requires_grad_(False)
+        if dtype != torch.float32:
+            model.transformer.to(dtype)
+        self._face_model = model.face.to(self.device)
+
+    @torch.no_grad()
+    def identity(self, face: DetectedFace) -> Identity:
+        """The identity of a face, from its photo alone."""
+        photo = face.image.to(self.device)
+        on_device = replace(face, image=photo, crop=face.crop.to(self.device))
+        mesh = reconstruction.reconstruct(on_device, self.model.regressor, self._face_model, reconstruction.SHAPE_ONLY)
+        views = FaceViews(on_device.crop[None], torch.ones(1))
+        return fuse(self.model.encoder, views, mesh, device=self.device)
+
+    @torch.no_grad()
+    def videos(
+        self,
+        requests: Sequence[Request],
+        *,
+        frames: int = nano.FRAMES,
+        steps: int = 20,
+        guidance: float = 6.0,
+        scheduler: str = "ddim",
+        batch: int = 8,
+        size: tuple[int, int] = (nano.HEIGHT, nano.WIDTH),
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Tensor:
+        """Make videos, `batch` at a time. With ddim a video does not depend on what else is in its batch.
+
+        Returns:
+            (B, frames, H, W, 3) uint8 on the CPU.
+        """
+        made = []
+        for start in range(0, len(requests), batch):
+            latents = self._latents(requests[start : start + batch], frames, steps, guidance, scheduler, size)
+            made.append(self.decode(latents))
+            progress(min(start + batch, len(requests)), len(requests))
+        return torch.cat(made)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, T, 16, h, w), as the transformer sees them → frames (B, 4 T − 3, H, W, 3) uint8 on the CPU."""
+        vae = self.model.vae
+        videos = []
+        # diffusers decodes two latents at a time and makes 4 T frames of an even number: the first one twice helps.
+        even = latents.shape[1] % 2 == 0
+        if even:
+            latents = torch.cat([latents[:, :1], latents], 1)
+        for one in latents.float().transpose(1, 2).split(1):
+            pixels = vae.decode(one / vae.config.scaling_factor, return_dict=False)[0][:, :, 4 * even :]
+            videos.append((pixels * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
+        return torch.cat(videos).permute(0, 2, 3, 4, 1)
+
+    def _latents(
+        self,
+        requests: Sequence[Request],
+        frames: int,
+        steps: int,
+        guidance: float,
+        scheduler: str,
+        size: tuple[int, int],
+    ) -> Tensor:
+        transformer = self.model.transformer
+        t, h, w = latent_size(frames, *size)
+        count = len(requests)
+        shape = (t, LATENT_CHANNELS, h, w)
+        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in requests])
+        first = self._first_frames([r.identity for r in requests], shape, size)
+        text = self.text([r.prompt for r in requests])
+        tokens = torch.stack([r.identity.tokens for r in requests]).to(self.device)
+        strength = torch.tensor([r.strength for r in requests], device=self.device)
+        guided = guidance != 1
+        if guided:  # the identity is in both branches, as released
+            text = torch.cat([self.text([""]).expand(count, -1, -1), text])
+            tokens, strength, first = (torch.cat([x, x]) for x in (tokens, strength, first))
+        rows = Rows(tokens, strength)
+        rotary = transformer.rotary_embedding(t, h, w, self.device)
+
+        def velocity(latents: Tensor, timestep: int) -> Tensor:
+            both = torch.cat([latents, latents]) if guided else latents
+            seen = torch.cat([both, first], 2).to(self.dtype)
+            times = torch.full((len(both),), timestep, device=self.device)
+            v = transformer(seen, text.to(self.dtype), times, rotary=rotary, run=rows).float()
+            return guide(*v.chunk(2), guidance) if guided else v
+
+        generator = torch.Generator(self.device).manual_seed(requests[0].seed)
+        return denoise(velocity, noise.to(self.device), scheduler=scheduler, steps=steps, generator=generator)
+
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts → embeddings (B, 226, D), padding included, as CogVideoX reads them."""
+        ids = bytes_text.encode_batch(prompts).to(self.device)
+        return self.model.text(ids).last_hidden_state
+
+    def _first_frames(self, identities: Sequence[Identity], shape: tuple[int, ...], size: tuple[int, int]) -> Tensor:
+        """Image latents (B, T, 16, h, w): the reference crops first where the model was trained so, or zeros."""
+        if not self.model.config.get("first_frame_condition", True):
+            return torch.zeros(len(identities), *shape, device=self.device)
+        vae = self.model.vae
+        crops = torch.cat([squeeze_to_frame(one.image, *size) for one in identities]).to(self.device)
+        pixels = crops.movedim(-1, 1)[:, :, None] * 2 - 1
+        first = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+        return first_frame_condition(first, shape[0]).transpose(1, 2)
+
+
+def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Generator:
+    """The small model of a folder in the published layout.
+
+    Raises:
+        WeightsMissingError, WeightsError, MeshError: files are missing or damaged.
+    """
+    return Generator(nano.read(folder), device, dtype)

@@ -1,0 +1,119 @@
+"""`python -m fantasyid_core.evaluation` from cases to table, on a tiny untrained model and an untrained judge."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from fantasyid_core import nano
+from fantasyid_core.errors import FaceNotFoundError, FantasyIDError
+from fantasyid_core.evaluation import cases, generate, kept, measure
+from fantasyid_core.evaluation.__main__ import main
+from fantasyid_core.evaluation.generate import Generator, Request
+from fantasyid_core.evaluation.judge import Judge
+from fantasyid_core.fusion import Identity
+from fantasyid_core.people.colours import COLOURS
+
+
+@pytest.fixture(scope="module")
+def folder(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = nano.write(nano.build(standin / "face_model", nano.TINY), tmp_path_factory.mktemp("models") / "tiny")
+    torch.manual_seed(0)
+    Judge(len(COLOURS)).save(folder / "judge")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generator(folder: Path) -> Generator:
+    model = nano.read(folder)
+    noise = torch.Generator().manual_seed(0)
+    for parameter in model.transformer.parameters():  # an untrained model adds nothing, whoever and whatever is asked
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1, generator=noise)
+    return Generator(model)
+
+
+@pytest.fixture(scope="module")
+def identities(generator: Generator) -> list[Identity]:
+    photos = cases.show([case.reference for case in cases.draw(2)]).frames[:, 0]
+    return [generator.identity(generate.reference_face(photo)) for photo in photos]
+
+
+def latents(generator: Generator, requests: list[Request]) -> torch.Tensor:
+    return generator._latents(requests, 1, 2, 6.0, "ddim", (32, 32))
+
+
+def test_every_video_follows_its_own_identity_prompt_and_seed(generator: Generator, identities: list[Identity]):
+    a, b = identities
+    together = latents(generator, [Request("one", a, 1), Request("two", b, 2)])
+    alone = latents(generator, [Request("two", b, 2)])
+    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
+    for other in (Request("three", b, 2), Request("two", a, 2), Request("two", b, 3), Request("two", b, 2, 0.0)):
+        assert (latents(generator, [other]) - alone).abs().max() > 1e-4
+
+
+def test_at_strength_0_the_identity_does_not_matter(generator: Generator, identities: list[Identity]):
+    a, b = (latents(generator, [Request("one", who, 1, strength=0.0)]) for who in identities)
+    assert torch.equal(a, b)
+
+
+def test_a_video_has_the_size_asked_for(generator: Generator, identities: list[Identity]):
+    videos = generator.videos([Request("one", identities[0], 1)], frames=5, steps=1, size=(32, 48))
+    assert videos.shape == (1, 5, 32, 48, 3)
+    assert videos.dtype == torch.uint8
+
+
+def test_a_reference_without_a_face_is_refused():
+    with pytest.raises(FaceNotFoundError):
+        generate.reference_face(torch.zeros(160, 160, 3))
+
+
+def test_the_command_generates_keeps_judges_and_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    pytest.importorskip("dlib")
+    made = ["--people", "2", "--controls", "0", "--frames", "1", "--steps", "1", "--model", str(folder)]
+    frames, pictures = tmp_path / "frames", tmp_path / "pictures"
+    assert (
+        main([*made, "--device", "cpu", "--no-judging", "--save-frames", str(frames), "--pictures", str(pictures)]) == 0
+    )
+    assert (pictures / "unseen_people.jpg").stat().st_size > 10_000
+    judged = ["--load-frames", str(frames), "--judge", str(folder / "judge"), "--json", str(tmp_path / "table.json")]
+    assert main(judged) == 0
+    report = json.loads((tmp_path / "table.json").read_text())
+    assert report["settings"]["people"] == 2
+    rows = {row["measure"]: row for row in report["rows"]}
+    assert rows["re-identification, top-1 of 2"]["truth"] == 1  # true renders are found whoever judges the model
+    assert rows["judged frames with a face"]["value"] == 0  # an untrained model shows none
+    assert rows["re-identification, top-1 of 2"]["met"] is False
+    assert "| re-identification, top-1 of 2 |" in capsys.readouterr().out
+
+
+def test_kept_frames_come_back_nearly_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kept, "FILE_BYTES", 30_000)  # several files
+    videos = cases.as_bytes(cases.show([case.asked for case in cases.draw(2, frames=5)]).frames)
+    settings = kept.Settings(2, 0, 1, 5, 20, 6.0, "ddim", "nano", "cpu")
+    kept.save(tmp_path, settings, measure.Outputs(videos, videos[:1], videos[1:]))
+    again, outputs = kept.load(tmp_path)
+    assert again == settings
+    assert outputs.prompted.shape == videos.shape
+    assert (outputs.prompted.float() - videos.float()).abs().mean() < 2
+    assert (outputs.wrong.float() - videos[1:].float()).abs().mean() < 2
+    files = sorted(tmp_path.glob("frames-*.npz"))
+    assert len(files) > 1
+    files[-1].unlink()
+    with pytest.raises(FantasyIDError, match="frames"):
+        kept.load(tmp_path)
+
+
+def test_wrong_arguments_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["--people", "1"]) == 1
+    assert "at least 2" in capsys.readouterr().err
+    assert main(["--load-frames", str(tmp_path)]) == 1
+    assert "settings.json" in capsys.readouterr().err
+
+
+def test_chance_is_what_guessing_finds_at_most():
+    assert measure.chance_limit(100) == pytest.approx(0.03)
+    assert measure.chance_limit(8) == pytest.approx(3 / 8)
+    assert math.isclose(measure.chance_limit(1), 1)
