@@ -2,9 +2,9 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import detection, download, fusion, injection, loading, reconstruction, sampling, text, video, views
+from . import detection, download, evaluation, fusion, injection, loading, reconstruction, sampling, text, video, views
 
-STAGES = (download, loading, text, detection, reconstruction, views, fusion, injection, sampling, video)
+STAGES = (download, loading, text, detection, reconstruction, views, fusion, injection, sampling, video, evaluation)
 
 
 class FantasyIDExtension(ComfyExtension):

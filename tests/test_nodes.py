@@ -1,5 +1,6 @@
 """What an artist sees of the nodes in the real server: every one explained, none without a help page."""
 
+import json
 import urllib.request
 from pathlib import Path
 
@@ -8,12 +9,7 @@ import pytest
 from tools.comfy_host import ComfyServer
 
 HELP = Path(__file__).resolve().parent.parent / "web" / "docs"
-IDS = [
-    *("FantasyIDDownload", "FantasyIDLoadModel", "FantasyIDLoadTextEncoder", "FantasyIDTextEncode"),
-    *("FantasyIDDetectFace", "FantasyIDReconstruct", "FantasyIDLoadMesh", "FantasyIDViews", "FantasyIDFuse"),
-    *("FantasyIDSaveIdentity", "FantasyIDLoadIdentity", "FantasyIDApply", "FantasyIDImageCondition"),
-    *("FantasyIDSampler", "FantasyIDSigmas"),
-]
+IDS = list(json.loads((Path(__file__).parent / "contract.json").read_text("utf-8")))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,143 @@
+"""Meters on videos of any size, and the nodes in the real server."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fantasyid_core.errors import FaceNotFoundError, ImageError
+from fantasyid_core.evaluation import cases, meters
+from fantasyid_core.evaluation import embedding as embeddings
+from fantasyid_core.evaluation.judge import SIZE, JudgeReading
+from fantasyid_core.evaluation.plot import chart
+from fantasyid_core.people.render import RenderedClips
+from tools.comfy_host import ComfyServer
+from tools.graphs import node
+
+
+@pytest.fixture(scope="module")
+def clips() -> RenderedClips:
+    """Two people, five frames each."""
+    return cases.show([case.asked for case in cases.draw(2)], every=6)
+
+
+class TrueJudge(torch.nn.Module):
+    """Knows the landmarks of one clip whose frames fill the window that the meter cuts."""
+
+    def __init__(self, landmarks: torch.Tensor):
+        super().__init__()
+        self.known = torch.nn.Parameter(landmarks)
+
+    def forward(self, frames: torch.Tensor) -> JudgeReading:
+        count, none = len(frames), torch.zeros(len(frames), 50)
+        return JudgeReading(self.known[:count], none[:, :3], none, none, none)
+
+
+def test_a_persons_own_video_is_more_like_than_a_strangers(clips: RenderedClips):
+    pytest.importorskip("dlib")
+    dlib = embeddings.load("dlib")
+    own, stranger = clips.frames
+    reference = clips.frames[0, 0]
+    alike = meters.likeness_of(own, reference, clips.landmarks[0, 0, :5], dlib)
+    other = meters.likeness_of(stranger, reference, None, dlib)
+    assert alike.similarity[0] > 0.99
+    assert alike.mean > other.mean
+    assert "0: 1.000" in alike.report or "0: 0.99" in alike.report
+    assert alike.plot.shape == (320, 640, 3)
+
+
+def test_frames_without_a_face_are_skipped_and_said(clips: RenderedClips):
+    pytest.importorskip("dlib")
+    frames = torch.cat([clips.frames[0, :2], torch.zeros(1, 160, 160, 3)])
+    found = meters.likeness_of(frames, clips.frames[0, 0], None, embeddings.load("dlib"))
+    assert math.isfinite(found.mean)
+    assert "1 of 3 frames show no face" in found.report
+    assert "2: no face" in found.report
+    with pytest.raises(FaceNotFoundError, match="None of the 1 frames"):
+        meters.likeness_of(frames[2:], clips.frames[0, 0], None, embeddings.load("dlib"))
+    with pytest.raises(FaceNotFoundError, match="The reference"):
+        meters.likeness_of(frames, frames[2], None, embeddings.load("dlib"))
+
+
+def test_landmarks_come_back_from_the_window_to_the_frame(clips: RenderedClips):
+    """A judge that always sees the same landmarks in its window: the face only moves as the window does."""
+    landmarks = torch.rand(1, 68, 2).expand(5, -1, -1)
+    found = meters.motion_of(clips.frames[0], TrueJudge(landmarks.contiguous()))
+    assert found.face == pytest.approx(0, abs=1e-2)
+
+
+def test_the_window_has_the_training_frames_framing():
+    """Eyes 63 mm apart in a picture 0.41 m wide: the judge's own frames are cut out as they are."""
+    eyes = SIZE * 0.063 / 0.41
+    face = torch.tensor([[80 - eyes / 2, 66.0], [80 + eyes / 2, 66.0], [80.0, 80.0], [70.0, 88.0], [90.0, 88.0]])
+    window = meters.windows(face.expand(3, -1, -1))
+    torch.testing.assert_close(window[0], torch.tensor([80.0, 80.0, 160.0]), atol=3.0, rtol=0)
+
+
+def test_one_window_serves_the_clip_unless_the_face_wanders():
+    face = torch.tensor([[70.0, 66], [94.0, 66], [82.0, 80], [72.0, 91], [92.0, 91]])
+    trembling = face + torch.randn(9, 1, 2, generator=torch.Generator().manual_seed(0))
+    trembling[4] = float("nan")
+    window = meters.windows(trembling)
+    assert window[4].isnan().all()
+    assert (window[[0, 8]] == window[1]).all()
+    wandering = face + torch.linspace(0, 300, 9)[:, None, None]
+    assert (meters.windows(wandering)[8] - meters.windows(wandering)[0])[:2].min() > 250
+
+
+def test_what_cannot_be_measured_says_why():
+    judge = TrueJudge(torch.rand(1, 68, 2))
+    with pytest.raises(ImageError, match="One frame"):
+        meters.motion_of(torch.rand(1, 160, 160, 3), judge)
+    with pytest.raises(FaceNotFoundError, match="Only 0 of the 2"):
+        meters.motion_of(torch.zeros(2, 160, 160, 3), judge)
+    with pytest.raises(ImageError, match="batch"):
+        meters.motion_of(torch.rand(160, 160, 3), judge)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.1, float("nan"), 0.4], [float("nan")] * 3, [2.0, 2.0]])
+def test_charts_of_odd_curves_are_drawn(values: list[float]):
+    picture = chart("title", {"a": values, "b": values}, 0.0, 1.0, {"mark": 0.5})
+    assert picture.shape == (320, 640, 3)
+    assert picture.std() > 0.01
+
+
+@pytest.fixture(scope="module")
+def video(comfy: ComfyServer, clips: RenderedClips, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """A graph's part that makes a batch of two frames, `video`, and a photo of somebody, `photo`."""
+    folder = tmp_path_factory.mktemp("frames")
+    names = []
+    for i, frame in enumerate((*clips.frames[0, :2], clips.frames[1, 0])):
+        path = Path(folder) / f"meter{i}.png"
+        Image.fromarray((frame * 255).round().to(torch.uint8).numpy()).save(path)
+        names.append(comfy.upload_image(path))
+    return {
+        "one": node("LoadImage", image=names[0]),
+        "two": node("LoadImage", image=names[1]),
+        "photo": node("LoadImage", image=names[2]),
+        "video": node("ImageBatch", image1=["one", 0], image2=["two", 0]),
+    }
+
+
+def test_the_likeness_meter_measures_and_shows(comfy: ComfyServer, video: dict):
+    pytest.importorskip("dlib")
+    graph = video | {
+        "face": node("FantasyIDDetectFace", image=["one", 0], select="largest", index=0, min_score=0.6),
+        "meter": node("FantasyIDLikenessMeter", frames=["video", 0], embedding="dlib", face=["face", 0]),
+        "plot": node("PreviewImage", images=["meter", 2]),
+        "text": node("PreviewAny", source=["meter", 3]),
+    }
+    run = comfy.run(graph)
+    assert run.status == "success", run.error
+    assert "mean 0.9" in run.outputs["text"]["text"][0] or "mean 1.0" in run.outputs["text"]["text"][0]
+
+
+def test_the_likeness_meter_says_what_is_missing(comfy: ComfyServer, video: dict):
+    meter = {"meter": node("FantasyIDLikenessMeter", frames=["video", 0], embedding="dlib")}
+    run = comfy.run(video | meter | {"plot": node("PreviewImage", images=["meter", 2])})
+    assert "connect 'face' or 'reference'" in str(run.error)
+    meter["meter"]["inputs"] |= {"embedding": "ArcFace", "reference": ["photo", 0]}
+    run = comfy.run(video | meter | {"plot": node("PreviewImage", images=["meter", 2])})
+    assert "glintr100.onnx" in str(run.error)
