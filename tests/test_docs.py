@@ -160,6 +160,22 @@ def test_a_relative_import_of_the_core_stays_in_the_core(file: Path):
     assert [module for level, module, _ in imports(file) if level > depth] == []
 
 
+PACKAGES = ("people", "evaluation", "training")  # each may need those before it; the stages need none of them
+
+
+@pytest.mark.parametrize("file", CORE, ids=within)
+def test_the_stages_need_none_of_the_packages_around_them(file: Path):
+    core, own = ROOT / "fantasyid_core", file.parent.name
+    things = [
+        file.parents[level - 1].joinpath(*module.split("."), name)
+        for level, module, names in imports(file)
+        for name in (names if level else [])
+    ]
+    named = {thing.relative_to(core).parts[0] for thing in things}
+    allowed = PACKAGES[: PACKAGES.index(own) + 1] if own in PACKAGES else ()
+    assert named.intersection(PACKAGES) <= set(allowed)
+
+
 def test_importing_the_pack_needs_no_optional_package():
     files = imported_files(ROOT / "__init__.py")
     assert {file for file in NODES if not file.name.startswith("_")} < files
