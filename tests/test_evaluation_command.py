@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fantasyid_core import nano
+from fantasyid_core import detection, nano
 from fantasyid_core.errors import FaceNotFoundError, FantasyIDError
 from fantasyid_core.evaluation import cases, generate, kept, measure
 from fantasyid_core.evaluation.__main__ import main
@@ -63,6 +63,13 @@ def test_a_video_has_the_size_asked_for(generator: Generator, identities: list[I
     videos = generator.videos([Request("one", identities[0], 1)], frames=5, steps=1, size=(32, 48))
     assert videos.shape == (1, 5, 32, 48, 3)
     assert videos.dtype == torch.uint8
+
+
+def test_the_reference_is_cut_out_as_the_pack_does_it():
+    photo = cases.show([cases.draw(2)[1].reference]).frames[0, 0]
+    ours, theirs = generate.reference_face(photo), detection.detect(photo)[0]
+    torch.testing.assert_close(ours.landmarks, theirs.landmarks, atol=0.5, rtol=0)
+    assert (ours.crop - theirs.crop).abs().mean() < 0.01
 
 
 def test_a_reference_without_a_face_is_refused():

@@ -143,8 +143,8 @@ def chip(photo: Tensor, landmarks: Tensor, embedding: Embedding) -> Tensor:
     return warp(photo[None], to_chip[None], embedding.size)[0]
 
 
-def warp(photos: Tensor, to_crop: Tensor, size: int) -> Tensor:
-    """Cut squares out of pictures by similarities, bilinear; black where a picture ends.
+def warp(photos: Tensor, to_crop: Tensor, size: int, border: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
+    """Cut squares out of pictures by similarities, bilinear; `border` where a picture ends.
 
     Where the picture is reduced, several samples make a pixel, so that fine detail does not alias.
 
@@ -164,8 +164,9 @@ def warp(photos: Tensor, to_crop: Tensor, size: int) -> Tensor:
     back = linear.transpose(1, 2) / scale.square()[:, None, None]  # inverse of a rotation with scale
     source = torch.einsum("bij,bhwj->bhwi", back, target - shift[:, None, None])
     grid = (2 * source + 1) / source.new_tensor([width, height]) - 1
-    crops = F.grid_sample(photos.movedim(-1, 1), grid, mode="bilinear", align_corners=False)
-    return F.avg_pool2d(crops, times).movedim(1, -1)
+    ground = photos.new_tensor(border)
+    crops = F.grid_sample((photos - ground).movedim(-1, 1), grid, mode="bilinear", align_corners=False)
+    return F.avg_pool2d(crops, times).movedim(1, -1) + ground
 
 
 def _dlib(path: Path) -> Embedding:

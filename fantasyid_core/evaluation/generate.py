@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import bytes_text, nano, reconstruction, yunet
-from ..alignment import CROP_SIZE, FFHQ_TEMPLATE, similarity
+from ..alignment import BORDER_GREY, CROP_SIZE, FFHQ_TEMPLATE, similarity
 from ..detection import DetectedFace
 from ..errors import FaceNotFoundError
 from ..fusion import Identity, fuse
@@ -58,7 +58,7 @@ class Rows:
 def reference_face(photo: Tensor) -> DetectedFace:
     """The largest face of a small picture (H, W, 3) in 0…1, aligned without any package but torch.
 
-    What `detection.detect` finds, for machines without kornia; the crop's border is black in place of grey.
+    What `detection.detect` finds and cuts out, for machines without kornia.
 
     Raises:
         FaceNotFoundError: the detector sees none.
@@ -69,7 +69,7 @@ def reference_face(photo: Tensor) -> DetectedFace:
     row = rows[(rows[:, 2:4] - rows[:, :2]).prod(-1).argmax()].to(photo)
     landmarks = row[4:14].reshape(5, 2)
     to_crop = similarity(landmarks, landmarks.new_tensor(FFHQ_TEMPLATE))
-    crop = warp(photo[None], to_crop[None], CROP_SIZE)[0]
+    crop = warp(photo[None], to_crop[None], CROP_SIZE, BORDER_GREY)[0].clamp(0, 1)
     return DetectedFace(photo, row[:4], landmarks, float(row[14]), crop, to_crop)
 
 
@@ -96,7 +96,13 @@ class Generator:
         on_device = replace(face, image=photo, crop=face.crop.to(self.device))
         mesh = reconstruction.reconstruct(on_device, self.model.regressor, self._face_model, reconstruction.SHAPE_ONLY)
         views = FaceViews(on_device.crop[None], torch.ones(1))
-        return fuse(self.model.encoder, views, mesh, device=self.device)
+        whole = fuse(self.model.encoder, views, mesh, device=self.device)
+        branches = self.model.config.get("identity_branches", ("2d", "3d"))  # an ablation may lack one
+        return replace(
+            whole,
+            face_tokens=whole.face_tokens if "2d" in branches else whole.face_tokens[:0],
+            vertex_tokens=whole.vertex_tokens if "3d" in branches else whole.vertex_tokens[:0],
+        )
 
     @torch.no_grad()
     def videos(
