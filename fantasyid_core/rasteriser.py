@@ -54,20 +54,20 @@ def visible(vertices_px: Tensor, faces: Tensor, height: int, width: int, keep: T
     count, device = len(vertices), vertices.device
     buffer = z_buffer(count * height * width, device)
     chunk = _CHUNK.get(device.type, 1 << 20)
-    for frames in torch.arange(count, device=device).split(max(1, chunk // max(1, len(faces)))):
-        corners = vertices[frames[0] : frames[-1] + 1] if len(frames) < count else vertices
-        corners = corners[:, faces]
+    meshes = max(1, chunk // max(1, len(faces)))
+    for start in range(0, count, meshes):
+        corners = vertices[start : start + meshes, faces]
         drawn = _crosses_pixels(corners, height, width)
         if keep is not None:
-            drawn &= keep if keep.ndim == 1 else keep[frames]
+            drawn &= keep if keep.ndim == 1 else keep[start : start + meshes]
         frame, triangle = drawn.nonzero(as_tuple=True)
         edges, first, rows = _edges(corners[frame, triangle], height)
-        origin = (frame + frames[0]) * height
+        origin = (frame + start) * height
         for part, total in _chunks(rows, chunk):
             row, y = _expand(part, rows, total)
             y = y + first[row]
-            start, length, depth, slope = _spans(edges.index_select(2, row), y.float(), width)
-            pixel = (origin[row] + y) * width + start
+            column, length, depth, slope = _spans(edges.index_select(2, row), y.float(), width)
+            pixel = (origin[row] + y) * width + column
             shown = triangle[row]
             for piece, pixels in _chunks(length, chunk):
                 span, x = _expand(piece, length, pixels)

@@ -8,7 +8,7 @@ AXIS = -0.075  # z of the middle of the skull, metres from the eyes
 TOP, BOTTOM = 0.075, -0.26
 FRONT = 66  # degrees from straight ahead where the curtain begins on either side
 COLUMNS, ROWS = 37, 14
-_CLEARANCE, _WIDEST = 0.009, 0.128
+_CLEARANCE, _WIDEST = 0.009, 0.112
 
 
 def curtain(points: np.ndarray, skin: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -34,6 +34,8 @@ def curtain(points: np.ndarray, skin: np.ndarray) -> tuple[np.ndarray, np.ndarra
         if row == 0:
             reach -= 0.016  # the upper edge hides in the hair on the skull
         reach = np.maximum(reach, before - 0.003)  # hair hangs: it hardly draws in again below the ears
+        if height < -0.08:
+            reach = np.minimum(reach, before - 0.0005)  # nor does it spread on the shoulders: it falls behind them
         before = reach = np.convolve(np.pad(reach, 2, mode="edge"), np.full(5, 0.2), "valid")
         turn = np.radians(angles)
         rows.append(np.stack([reach * np.sin(turn), np.full(COLUMNS, height), AXIS + reach * np.cos(turn)], 1))

@@ -7,6 +7,7 @@ import numpy as np
 # x of the person's left half (positive) and y, in metres from the middle of the eyes, on the base mesh.
 BROW = ((0.013, 0.0195), (0.0215, 0.0225), (0.030, 0.0235), (0.0385, 0.0215), (0.046, 0.0155))
 BRIDGE = ((0.0, 0.0), (0.0, -0.012), (0.0, -0.024))
+NOSE_TIP = 0.004  # detectors see the tip of the nose above its foremost point
 INNER_CORNER = (0.0173, -0.0012)
 LID_ANGLES = (0, 50, 130, 230, 310)  # outer corner, upper lid, lower lid
 
@@ -37,9 +38,12 @@ def landmarks(points: np.ndarray, parts: np.ndarray, face: np.ndarray, lips: np.
         return [nearest((-px, py), among) for px, py in reversed(half)] + [nearest(p, among) for p in half if p[0] > 0]
 
     iris = [int(np.flatnonzero(parts == eye)[-1]) for eye in (2, 1)]  # `build_head` put one there
-    tip = int(np.where(skin & (np.abs(x) < 0.004) & (y > -0.06) & (y < -0.02), z, -np.inf).argmax())
+    point = int(np.where(skin & (np.abs(x) < 0.004) & (y > -0.06) & (y < -0.02), z, -np.inf).argmax())
+    tip = nearest((0.0, y[point] + NOSE_TIP), skin)
     mouth = skin & (lips > 0.6)
-    corners = [int(np.where(mouth, side * x, -np.inf).argmax()) for side in (-1, 1)]
+    right_corner = int(np.where(skin & (lips > 0.25), -x, -np.inf).argmax())
+    mirror = np.linalg.norm(points - points[right_corner] * [-1, 1, 1], axis=1)
+    corners = [right_corner, int(np.where(skin, mirror, np.inf).argmin())]
     middle = np.array([0, y[corners].mean()])
 
     angle = np.degrees(np.arctan2(y - middle[1] - 0.012, x))
@@ -64,7 +68,7 @@ def landmarks(points: np.ndarray, parts: np.ndarray, face: np.ndarray, lips: np.
         right_to_left = [outer, upper_outer, upper_inner, inner, lower_inner, lower_outer]
         eyes += right_to_left if side < 0 else [inner, upper_inner, upper_outer, outer, lower_outer, lower_inner]
 
-    base = [(0.0, y[tip] - 0.0125), (0.006, y[tip] - 0.0105), (0.0125, y[tip] - 0.0075)]
+    base = [(0.0, y[point] - 0.0125), (0.006, y[point] - 0.0105), (0.0125, y[point] - 0.0075)]
     nose = [nearest(p, skin) for p in BRIDGE] + mirrored(base, skin)
 
     lower = jaw_drop > 0.5 * jaw_drop[mouth].max()

@@ -33,12 +33,32 @@ def face_crop(landmarks: Tensor, shifts: Tensor, size: int) -> Tensor:
     p = (source * target).sum((1, 2)) / spread
     q = (source[..., 0] * target[:, 1] - source[..., 1] * target[:, 0]).sum(1) / spread
     _, _, stretch, turn = shifts.unbind(1)
-    jitter = _turned(turn) * stretch.exp()[:, None, None]
-    matrix = jitter @ torch.stack([p, -q, q, p], 1).unflatten(1, (2, 2))
-    middle = (jitter @ (target_middle - centre)) + centre + shifts[:, :2] * size  # shifts turn about the crop's centre
-    return torch.cat([matrix, (middle[..., None] - matrix @ source_middle[..., None])], 2)
+    angle = torch.deg2rad(turn) + torch.atan2(q, p)
+    scale = stretch.exp() * torch.hypot(p, q)
+    # Shifts turn and scale about the crop's centre.
+    middle = _similar(target_middle - centre, stretch.exp(), torch.deg2rad(turn)) + centre + shifts[:, :2] * size
+    moved = middle - _similar(source_middle, scale, angle)
+    cosine, sine = scale * angle.cos(), scale * angle.sin()
+    return torch.stack([cosine, -sine, moved[:, 0], sine, cosine, moved[:, 1]], 1).unflatten(1, (2, 3))
 
 
-def _turned(degrees: Tensor) -> Tensor:
-    angle = torch.deg2rad(degrees)
-    return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
+def apply(similarity: Tensor, points: Tensor) -> Tensor:
+    """Points (n, …, 2) through (n, 2, 3), in full precision whatever matrix products are set to."""
+    matrix = similarity.reshape(len(similarity), *(1,) * (points.ndim - 2), 2, 3)
+    return matrix[..., 0] * points[..., :1] + matrix[..., 1] * points[..., 1:] + matrix[..., 2]
+
+
+def inverse(similarity: Tensor) -> Tensor:
+    """The similarity (n, 2, 3) that undoes another."""
+    p, q = similarity[:, 0, 0], similarity[:, 1, 0]
+    square = p * p + q * q
+    x, y = similarity[:, 0, 2], similarity[:, 1, 2]
+    rows = [p, q, -(p * x + q * y), -q, p, q * x - p * y]
+    return (torch.stack(rows, 1) / square[:, None]).unflatten(1, (2, 3))
+
+
+def _similar(points: Tensor, scale: Tensor, angle: Tensor) -> Tensor:
+    """Points (2,) or (n, 2), scaled and turned by (n,)."""
+    x, y = points.unbind(-1)
+    cosine, sine = scale * angle.cos(), scale * angle.sin()
+    return torch.stack([cosine * x - sine * y, sine * x + cosine * y], -1)

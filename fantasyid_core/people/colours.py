@@ -11,7 +11,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (118, 56, 160),
     "pink": (244, 150, 185),
     "brown": (112, 68, 40),
-    "white": (240, 240, 238),
+    "white": (232, 232, 230),
     "grey": (128, 130, 132),
     "black": (28, 28, 32),
 }

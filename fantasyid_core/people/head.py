@@ -77,10 +77,10 @@ class Head:
         ):
             if value is not None and (value.ndim != 2 or value.shape[1] != size):
                 raise MeshError(f"The {name} has shape {tuple(value.shape)}; expected (batch, {size}).")
-        vertices, joints = self.rest(shape)
+        vertices, joints = self.rest(shape.float())
         if expression is not None:
-            vertices = vertices + self.offsets(expression)
-        return vertices if turn is None else self.turned(vertices, joints, turn)
+            vertices = vertices + self.offsets(expression.float())
+        return vertices if turn is None else self.turned(vertices, joints, turn.float())
 
     def rest(self, shape: Tensor) -> tuple[Tensor, Tensor]:
         """Vertices (B, V, 3) and joints (B, 4, 3) of neutral frontal heads of shape (B, 100)."""
@@ -99,10 +99,14 @@ class Head:
         steps = (rotations[:, :3] @ (joints[:, 1:] - joints[:, :3])[..., None])[..., 0]
         position = torch.cat([joints[:, :1], joints[:, :1] + steps.cumsum(1)], 1)
         shift = position - (rotations @ joints[..., None])[..., 0]
-        moves = torch.cat([rotations, shift[..., None]], -1).flatten(2)  # (B, 4, 12)
-        still = torch.eye(3, 4, device=turn.device).flatten().expand(len(turn), 1, 12)
-        blended = (self.skin_weights @ torch.cat([still, moves], 1)).unflatten(2, (3, 4))
-        return (blended[..., :3] * vertices[:, :, None]).sum(-1) + blended[..., 3]
+        moved = vertices * self.skin_weights[:, :1]
+        for joint in range(4):
+            # Written out: a matrix product may be rounded to 10 bits where TF32 is on.
+            turned = shift[:, joint, None]
+            for axis in range(3):
+                turned = turned + vertices[..., axis, None] * rotations[:, joint, None, :, axis]
+            moved = moved + self.skin_weights[:, joint + 1, None] * turned
+        return moved
 
 
 def rotation(turn: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ _COLLAR = ((-0.1745, -0.1245, -0.0645, -0.0045, 0.0355), (-0.1284, -0.1384, -0.1
 _BEARD = ((-0.0445, -0.0345, -0.0045, 0.0205, 0.0455), (-0.0034, -0.0284, -0.0604, -0.0704, -0.0734))
 _IRIS_X, _IRIS_RADIUS, _PUPIL_RADIUS = 0.0308, 0.0064, 0.0029
 _TONGUE, _TEETH, _MOUTH = (0.46, 0.12, 0.11), (0.80, 0.74, 0.64), (0.12, 0.02, 0.02)
-_SCLERA = (0.74, 0.70, 0.67)
+_SCLERA = (0.80, 0.77, 0.74)
 PAINTED = 12
 """Columns of `paint_vertices`: colour 3, gloss, hair, shirt, beard, freckles, place on the base mesh 3, side."""
 
@@ -49,6 +49,7 @@ def dress(head: Head, vertices: Tensor, normals: Tensor, hair: SimpleNamespace, 
     offset = torch.where(curtain, 0.5 * hair.side[:, None] + hair.spread[:, None] * ramp(0.06, -0.05, y), offset)
     ragged = 0.004 * torch.sin(x * 310 + phase) + 0.004 * torch.sin(z * 270 + 2 * phase)
     lift = torch.where(curtain, (hair.cut[:, None] + ragged - y).clamp(min=0), 0)
+    lift = lift - 0.12 * ramp(-0.255, -0.275, y) * (part == SKIN)  # the chest goes on below the picture
     vertices = vertices + normals * offset[..., None]
     return torch.stack([vertices[..., 0], vertices[..., 1] + lift, vertices[..., 2]], -1)
 
@@ -121,19 +122,19 @@ def paint_pixels(
     """What N pixels show.
 
     Args:
-        painted: (N, PAINTED) interpolated from the vertices; part: (N,) of the triangle.
+        painted: (PAINTED, N) interpolated from the vertices; part: (N,) of the triangle.
         paint, hair, shirt: of each pixel's clip, (N, …).
         glint: (N, 2) place of the lamp's reflection on the eye, metres from the eyeball's middle on the base mesh.
 
     Returns:
         colour (N, 3); gloss (N,); kind (N, 2) 0…1, how far it is hair, and shirt.
     """
-    colour, (gloss, place, below, beard, freckles, x, y, z, side) = painted[:, :3], painted[:, 3:].unbind(1)
+    colour, (gloss, place, below, beard, freckles, x, y, z, side) = painted[:3].T, painted[3:]
     skin = part == SKIN
     speck = torch.sin(x * 1500 + 2 * torch.sin(y * 900 + paint.phase))
     speck = speck * torch.sin(y * 1600 + 2 * torch.sin(x * 1100 + paint.phase))
     colour = colour * (1 - 0.5 * freckles * ramp(0.35, 0.75, speck))[:, None]
-    dots = 0.75 + 0.25 * torch.sin(x * 2300 + 2 * torch.sin(y * 1900))
+    dots = 0.88 + 0.12 * torch.sin(x * 2300 + 2 * torch.sin(y * 1900))
     brows = _brows(side, y, paint) * (z > -0.0245)
     dark = torch.maximum(beard * torch.lerp(torch.ones_like(dots), dots, paint.stubble), brows) * skin
     colour = _mix(colour, paint.brow, dark[:, None])
@@ -194,8 +195,8 @@ def _hair_place(head: Head, hair: SimpleNamespace) -> Tensor:
 
 def _below_collar(head: Head, collar: Tensor) -> Tensor:
     """(B, V) metres above the shirt's edge; negative where it covers the skin."""
-    _, y, z = head.canonical.T
-    return y - _line(_COLLAR, z) - collar[:, None]
+    x, y, z = head.canonical.T
+    return y - _line(_COLLAR, z) - collar[:, None] - 0.2 * ramp(0.075, 0.13, x.abs()) * (y < -0.1)
 
 
 def _line(knots: tuple[tuple[float, ...], tuple[float, ...]], x: Tensor) -> Tensor:

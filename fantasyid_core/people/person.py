@@ -137,24 +137,24 @@ def _draw_paint(rng: np.random.Generator, male: bool, age: float, ethnicity: np.
     dark = ethnicity[0] + ethnicity[1] > 0.6
     iris = _IRIS[rng.choice(6, p=[0.8, 0.2, 0, 0, 0, 0] if dark else [0.16, 0.18, 0.16, 0.14, 0.24, 0.12])]
     redness = rng.uniform(0.55, 0.95)
-    lips = skin * np.array([1.02, 0.62, 0.6]) * redness + 0.004
+    lips = skin * np.array([1.04, 0.54, 0.53]) * redness + 0.004
     if not male and rng.random() < 0.45:
         lips = 0.45 * lips + 0.55 * _LIPSTICK[rng.integers(4)]
-    brow = hair.colour * rng.uniform(0.35, 0.7) + 0.003
+    brow = np.minimum(hair.colour, 0.25) * rng.uniform(0.25, 0.6) + 0.002
     full = rng.choice(3, p=[0.5, 0.25, 0.25]) if male else 0
     return Paint(
         skin=skin.astype(np.float32),
         lips=lips.astype(np.float32),
         iris=(iris * rng.uniform(0.8, 1.2)).astype(np.float32),
         brow=brow.astype(np.float32),
-        blush=rng.uniform(0.05, 0.45),
+        blush=rng.uniform(0.15, 0.6),
         freckles=float(rng.random() < 0.2 and tone < 3) * rng.uniform(0.3, 0.8),
         socket=rng.uniform(0.1, 0.35) + 0.2 * age,
         brow_height=rng.normal(0, 0.0013),
-        brow_thickness=rng.uniform(0.0022, 0.0046) * (1.1 if male else 0.8),
+        brow_thickness=rng.uniform(0.0026, 0.0050) * (1.1 if male else 0.85),
         brow_arch=rng.uniform(-0.0005, 0.0035),
         brow_tail=rng.uniform(0.004, 0.010),
-        brow_density=rng.uniform(0.6, 0.95),
+        brow_density=rng.uniform(0.75, 1.0),
         beard=(0, rng.uniform(0.25, 0.5), rng.uniform(0.75, 0.95))[full],
         moustache=float(full == 2 or (male and rng.random() < 0.2)) * rng.uniform(0.7, 0.95),
         stubble=float(full == 1),

@@ -13,7 +13,7 @@ from ..errors import ImageError
 from ..rasteriser import barycentric, visible
 from . import look
 from .backdrop import backdrop
-from .camera import face_crop, project
+from .camera import apply, face_crop, inverse, project
 from .clip import Clip
 from .head import HAIR, LASHES, LEFT_EYE, RIGHT_EYE, SKIN, TEETH, TONGUE, Head, load
 from .light import lit
@@ -22,10 +22,11 @@ from .stacking import stacked
 PARTS = ("background", "skin", "face", "lips", "eyes", "mouth", "hair", "shirt")
 """What a pixel may show; the numbers in `RenderedClips.parts`."""
 GAMMA = 2.2
+_SHOULDER = 0.7
 SAMPLES = 2  # per pixel and direction
 _GLINT = 0.011  # m from the eyeball's middle to the mirrored lamp when that is at the side
 # Frames of 160 × 160 at a time; about 30 MB each.
-_FRAMES = {"cpu": 8, "cuda": 128, "mps": 16}
+_FRAMES = {"cpu": 4, "cuda": 64, "mps": 16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,14 +68,15 @@ def render(
     count, length = len(clips), lengths.pop()
     if crop is not None and crop.shape != (count, length, 4):
         raise ImageError(f"The crop has shape {tuple(crop.shape)}; expected {(count, length, 4)}.")
-    model = _Model(clips, torch.device(device))
-    if crop is not None:
-        crop = crop.to(model.pose).flatten(0, 1)
-    step = max(1, _FRAMES.get(model.device.type, 8) * 160**2 // size**2)
-    drawn = [
-        model.draw(part, size, None if crop is None else crop[part])
-        for part in torch.arange(count * length, device=model.device).split(step)
-    ]
+    device = torch.device(device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        model = _Model(clips, device)
+        crop = None if crop is None else crop.to(model.pose).flatten(0, 1)
+        step = max(1, _FRAMES.get(device.type, 4) * 160**2 // size**2)
+        drawn = [
+            model.draw(part, size, None if crop is None else crop[part])
+            for part in torch.arange(count * length, device=device).split(step)
+        ]
     frames, parts, landmarks, pose = (
         torch.cat(piece).unflatten(0, (count, length)) for piece in zip(*drawn, strict=True)
     )
@@ -110,7 +112,9 @@ class _Model:
         """Unit normals (n, V, 3) of vertices (n, V, 3), the mean of the adjoining triangles' by area."""
         a, b, c = (vertices.index_select(1, corner) for corner in self.head.faces.unbind(1))
         normal = F.pad(torch.linalg.cross(b - a, c - a), (0, 0, 0, 1))
-        total = normal.index_select(1, self.neighbours.flatten()).unflatten(1, self.neighbours.shape).sum(2)
+        total = normal.index_select(1, self.neighbours[0])
+        for triangle in self.neighbours[1:]:
+            total += normal.index_select(1, triangle)
         return F.normalize(total, dim=-1, eps=1e-20)
 
     def draw(self, frames: Tensor, size: int, crop: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -123,7 +127,7 @@ class _Model:
         roll = camera[:, 4]
         if crop is not None:
             to_crop = face_crop(pixels[:, head.landmarks[:5], :2], crop, size)
-            pixels = torch.cat([pixels[..., :2] @ to_crop[..., :2].mT + to_crop[:, None, :, 2], pixels[..., 2:]], -1)
+            pixels = torch.cat([apply(to_crop, pixels[..., :2]), pixels[..., 2:]], -1)
             roll = roll + torch.rad2deg(torch.atan2(to_crop[:, 1, 0], to_crop[:, 0, 0]))
         else:
             to_crop = None
@@ -133,16 +137,16 @@ class _Model:
         received = lit(head, self.normals(vertices), pose, light.direction[clip], light.lamp[clip], light.sky[clip])
         behind = backdrop(_of(self.scene.background, clip), _places(to_crop, camera, size))
         picture, kinds = self._surface(clip, pixels, received, self._glint(clip, pose), size)
-        covered = (kinds > 0).unflatten(1, (size, SAMPLES)).unflatten(3, (size, SAMPLES)).float().mean((2, 4))
-        colour = picture.unflatten(1, (size, SAMPLES)).unflatten(3, (size, SAMPLES)).mean((2, 4))
-        colour = colour + (1 - covered)[..., None] * behind
+        pixel = sum(picture[:, row::SAMPLES, column::SAMPLES] for row in range(SAMPLES) for column in range(SAMPLES))
+        pixel = pixel / SAMPLES**2
+        colour = _softened(pixel[..., :3]) + (1 - pixel[..., 3:]) * behind
         image = colour.clamp(1e-6, 1) ** (1 / GAMMA)
         return image, kinds[:, ::SAMPLES, ::SAMPLES].contiguous(), pixels[:, head.landmarks, :2], seen_pose
 
     def _surface(
         self, clip: Tensor, pixels: Tensor, received: Tensor, glint: Tensor, size: int
     ) -> tuple[Tensor, Tensor]:
-        """What n heads show at each sample: linear colours (n, S, S, 3), 0 beside them, and kinds (n, S, S) uint8."""
+        """What n heads show at each sample: linear colour and 1 (n, S, S, 4), 0 beside them; kinds (n, S, S) uint8."""
         head, count, side = self.head, len(clip), size * SAMPLES
         fine = torch.cat([pixels[..., :2] * SAMPLES + (SAMPLES - 1) / 2, pixels[..., 2:]], -1)
         a, b, c = (fine[..., :2].index_select(1, corner) for corner in head.faces.unbind(1))
@@ -150,15 +154,18 @@ class _Model:
         towards = u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0] < 0
         index = visible(fine, head.faces, side, side, self.drawn[clip] & (towards | self.two_sided))
         shown = (index.flatten() >= 0).nonzero()[:, 0]
-        weights = barycentric(fine, head.faces, index, shown)[:, :, None]
+        weights = barycentric(fine, head.faces, index, shown)[:, :, None].unbind(1)
         frame, triangle = shown // (side * side), index.flatten()[shown]
         owner = clip[frame]
-        corners = head.faces.index_select(0, triangle)
-        vertex_count = len(head.template)
+        corners = [corner.index_select(0, triangle) for corner in head.faces.T]
 
         def interpolate(values: Tensor, batch: Tensor) -> Tensor:
-            rows = (corners + (batch * vertex_count)[:, None]).flatten()
-            return (values.flatten(0, 1).index_select(0, rows).unflatten(0, (-1, 3)) * weights).sum(1)
+            """(n, V, C) at the pixels of the given n, (C, N)."""
+            first, rows = batch * values.shape[1], values.flatten(0, 1)
+            total = rows.index_select(0, first + corners[0]) * weights[0]
+            for corner, weight in zip(corners[1:], weights[1:], strict=True):
+                total.addcmul_(rows.index_select(0, first + corner), weight)
+            return total.T.contiguous()
 
         part = head.parts.index_select(0, triangle)
         albedo, gloss, worn = look.paint_pixels(
@@ -171,21 +178,26 @@ class _Model:
         )
         light = interpolate(received, frame)
         # Specular light has the lamp's colour, which is close to white.
-        colour = albedo * light[:, :3] + (0.5 * gloss * light[:, 3])[:, None]
+        colour = albedo * light[:3].T + (0.5 * gloss * light[3])[:, None]
         kind = self.kinds.index_select(0, triangle)
         kind = torch.where(worn[:, 0] > 0.5, PARTS.index("hair"), kind)
         kind = torch.where(worn[:, 1] > 0.5, PARTS.index("shirt"), kind)
-        picture = torch.zeros(count * side * side, 3, device=self.device)
+        picture = torch.zeros(count * side * side, 4, device=self.device)
         kinds = torch.zeros(count * side * side, dtype=torch.uint8, device=self.device)
-        picture[shown] = colour
-        kinds[shown] = kind.to(torch.uint8)
-        return picture.reshape(count, side, side, 3), kinds.reshape(count, side, side)
+        picture.index_copy_(0, shown, F.pad(colour, (0, 1), value=1.0))
+        kinds.index_copy_(0, shown, kind.to(torch.uint8))
+        return picture.reshape(count, side, side, 4), kinds.reshape(count, side, side)
 
     def _glint(self, clip: Tensor, pose: Tensor) -> Tensor:
         """(n, 2) where the lamp is mirrored in the eyes, metres from the eyeball's middle."""
         half = F.normalize(self.scene.light.direction[clip] + pose.new_tensor([0, 0, 1]), dim=1)
         yaw, pitch = torch.deg2rad(pose[:, 0]), torch.deg2rad(pose[:, 1])
         return _GLINT * torch.stack([half[:, 0] - yaw.sin(), half[:, 1] - pitch.sin()], 1)
+
+
+def _softened(colour: Tensor) -> Tensor:
+    """Linear light, the brightest part compressed below 1 as film does."""
+    return colour.clamp(max=_SHOULDER) + (1 - _SHOULDER) * torch.tanh((colour - _SHOULDER).relu() / (1 - _SHOULDER))
 
 
 def _of(fields: SimpleNamespace, rows: Tensor) -> SimpleNamespace:
@@ -198,8 +210,7 @@ def _places(to_crop: Tensor | None, camera: Tensor, size: int) -> Tensor:
     x, y = torch.meshgrid(*(torch.arange(size, device=camera.device, dtype=torch.float32),) * 2, indexing="xy")
     pixel = torch.stack([x, y], -1)
     if to_crop is not None:
-        inverse = torch.linalg.inv(to_crop[..., :2])
-        pixel = (pixel - to_crop[:, None, None, :, 2]) @ inverse.mT[:, None]
+        pixel = apply(inverse(to_crop), pixel[None])
     drift = camera[:, :2] * camera.new_tensor([1, -1]) / camera[:, 2:3]
     return (pixel - (size - 1) / 2) / size + 0.6 * drift[:, None, None]
 
@@ -223,7 +234,7 @@ _CACHE: dict[str, Tensor] = {}
 
 
 def _neighbours(device: str) -> Tensor:
-    """(V, N) triangles about each vertex; the number of triangles where there are fewer than N."""
+    """(N, V) triangles about each vertex; the number of triangles where there are fewer than N."""
     if device not in _CACHE:
         faces = load().faces
         vertices, order = faces.flatten().sort(stable=True)
@@ -231,5 +242,5 @@ def _neighbours(device: str) -> Tensor:
         slot = torch.arange(len(vertices)) - (counts.cumsum(0) - counts)[vertices]
         table = torch.full((len(counts), int(counts.max())), len(faces))
         table[vertices, slot] = order // 3
-        _CACHE[device] = table.to(device)
+        _CACHE[device] = table.T.contiguous().to(device)
     return _CACHE[device]

@@ -109,7 +109,7 @@ def _draw_light(rng: np.random.Generator) -> Light:
     warmth = rng.uniform(-1, 1)
     tint = np.array([1 + 0.07 * warmth, 1.0, 1 - 0.1 * warmth])
     share = rng.uniform(0.35, 0.62)  # of the sky
-    total = rng.uniform(0.92, 1.12)
+    total = rng.uniform(0.86, 1.06)
     return Light(
         direction=(direction / np.linalg.norm(direction)).astype(np.float32),
         lamp=(total * (1 - share) * 1.45 * tint).astype(np.float32),
