@@ -64,6 +64,7 @@ def _time(arguments: argparse.Namespace) -> None:
         wait()
         return time.perf_counter() - start
 
+    _draw(1, arguments.seed, 1)  # reads the head
     clips: list[Clip] = []
     drawing = seconds(lambda: clips.extend(_draw(count, arguments.seed, arguments.length)))
     render(clips[:4], arguments.size, device)  # kernels and tables
