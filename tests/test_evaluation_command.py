@@ -79,7 +79,20 @@ def test_a_reference_without_a_face_is_refused():
 
 def test_the_command_generates_keeps_judges_and_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     pytest.importorskip("dlib")
-    made = ["--people", "2", "--controls", "0", "--frames", "1", "--steps", "1", "--model", str(folder)]
+    made = [
+        "--people",
+        "2",
+        "--controls",
+        "0",
+        "--frames",
+        "1",
+        "--steps",
+        "1",
+        "--dtype",
+        "bf16",
+        "--model",
+        str(folder),
+    ]
     frames, pictures = tmp_path / "frames", tmp_path / "pictures"
     assert (
         main([*made, "--device", "cpu", "--no-judging", "--save-frames", str(frames), "--pictures", str(pictures)]) == 0
@@ -99,7 +112,7 @@ def test_the_command_generates_keeps_judges_and_draws(folder: Path, tmp_path: Pa
 def test_kept_frames_come_back_nearly_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kept, "FILE_BYTES", 30_000)  # several files
     videos = cases.as_bytes(cases.show([case.asked for case in cases.draw(2, frames=5)]).frames)
-    settings = kept.Settings(2, 0, 1, 5, 20, 6.0, "ddim", "nano", "cpu")
+    settings = kept.Settings(2, 0, 1, 5, 20, 6.0, "ddim", "nano", "fp32", "cpu")
     kept.save(tmp_path, settings, measure.Outputs(videos, videos[:1], videos[1:]))
     again, outputs = kept.load(tmp_path)
     assert again == settings

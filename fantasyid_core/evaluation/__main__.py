@@ -18,6 +18,7 @@ from .generate import Generator, Request
 from .kept import Settings
 from .measure import Outputs, Row
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SHEET = 12  # people on the page of pictures
 
 
@@ -49,11 +50,11 @@ def _run(options: argparse.Namespace) -> None:
             guidance=options.guidance,
             scheduler=options.scheduler,
             model=options.model.name,
+            dtype=options.dtype or ("bf16" if device == "cuda" else "fp32"),
             device=torch.cuda.get_device_name() if device == "cuda" else device,
         )
         drawn = cases.draw(settings.people, settings.seed, settings.frames)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        generator = generate.load(options.model, device, dtype)
+        generator = generate.load(options.model, device, DTYPES[settings.dtype])
         outputs = _generated(generator, drawn, settings, options.batch)
     if options.save_frames:
         kept.save(options.save_frames, settings, outputs)
@@ -141,11 +142,11 @@ def _save(picture: torch.Tensor, path: Path) -> None:
     say(f"Wrote {path}")
 
 
-def _heading(settings: Settings, judged_by: str) -> str:
+def _heading(made: Settings, judged_by: str) -> str:
     return (
-        f"{settings.model}: {settings.people} people, seed {settings.seed}, {settings.frames} frames, "
-        f"{settings.steps} steps of {settings.scheduler}, guidance {settings.guidance:g}, made on {settings.device}; "
-        f"faces judged by {judged_by}.\n"
+        f"{made.model}: {made.people} people, seed {made.seed}, {made.frames} frames, {made.steps} steps of "
+        f"{made.scheduler}, guidance {made.guidance:g}, {made.dtype}, made on {made.device}; faces judged by "
+        f"{judged_by}.\n"
     )
 
 
@@ -172,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance", type=float, default=6.0, help="guidance scale (6)")
     add("--scheduler", default="ddim", choices=("ddim", "dpm"), help="ddim repeats whatever the batch (ddim)")
     add("--batch", type=int, default=8, help="videos at a time (8)")
+    add("--dtype", choices=DTYPES, help="of transformer and autoencoder (bf16 on a GPU, else fp32)")
     add("--device", help="cuda or cpu (cuda if there is one)")
     add("--embedding", default=embedding.DLIB, choices=embedding.EMBEDDINGS, help="who judges faces (dlib)")
     add("--embedding-folder", type=Path, action="append", default=[], help="where the embedding's model file lies")

@@ -78,7 +78,7 @@ class Generator:
 
     Args:
         model: as `nano.read` or `nano.build` give it.
-        dtype: of the video transformer; the rest runs in float32.
+        dtype: of the video transformer and the autoencoder; the rest runs in float32.
     """
 
     def __init__(self, model: nano.Nano, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
@@ -87,6 +87,7 @@ class Generator:
             module.to(self.device).eval().requires_grad_(False)
         if dtype != torch.float32:
             model.transformer.to(dtype)
+            model.vae.to(dtype)
         self._face_model = model.face.to(self.device)
 
     @torch.no_grad()
@@ -138,9 +139,10 @@ class Generator:
         even = latents.shape[1] % 2 == 0
         if even:
             latents = torch.cat([latents[:, :1], latents], 1)
-        for one in latents.float().transpose(1, 2).split(1):
-            pixels = vae.decode(one / vae.config.scaling_factor, return_dict=False)[0][:, :, 4 * even :]
-            videos.append((pixels * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
+        for one in latents.transpose(1, 2).split(1):
+            scaled = (one / vae.config.scaling_factor).to(self.device, self.dtype)
+            pixels = vae.decode(scaled, return_dict=False)[0][:, :, 4 * even :]
+            videos.append((pixels.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
         return torch.cat(videos).permute(0, 2, 3, 4, 1)
 
     def _latents(
@@ -190,7 +192,7 @@ class Generator:
         vae = self.model.vae
         crops = torch.cat([squeeze_to_frame(one.image, *size) for one in identities]).to(self.device)
         pixels = crops.movedim(-1, 1)[:, :, None] * 2 - 1
-        first = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+        first = vae.encode(pixels.to(self.dtype)).latent_dist.mode().float() * vae.config.scaling_factor
         return first_frame_condition(first, shape[0]).transpose(1, 2)
 
 

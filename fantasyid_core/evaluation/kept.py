@@ -32,6 +32,7 @@ class Settings:
     guidance: float
     scheduler: str
     model: str
+    dtype: str
     device: str
 
 
