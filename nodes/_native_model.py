@@ -21,7 +21,7 @@ from ..fantasyid_core.kernels import Rotary
 from ..fantasyid_core.sampling import RELEASE_SCHEDULE, TRAIN_STEPS
 from ..fantasyid_core.transformer import FantasyIDTransformer, from_published
 from ..fantasyid_core.video import first_frame_condition
-from ..fantasyid_core.weights import Published
+from ..fantasyid_core.weights import Published, configured
 from ._operators import to_host_operators
 
 DTYPES = {
@@ -183,14 +183,14 @@ class FantasyIDModel(comfy.model_base.QwenImage):
 
 
 def load_model(
-    config: Mapping, published: Published, weight_dtype: str = "default", scale_factor: float = 0.7
+    config: Mapping, published: Published, weight_dtype: str = "default", vae_config: Mapping = {}
 ) -> comfy.model_patcher.ModelPatcher:
     """The published transformer as a host `MODEL`.
 
     Args:
         config: the transformer's `config.json`.
         weight_dtype: a key of DTYPES; fp8 stores the blocks' linear layers so and computes in the host's choice.
-        scale_factor: of the VAE's latents.
+        vae_config: the VAE's `config.json`: the scale of its latents and, of our own, their colours for live previews.
 
     Raises:
         WeightsError: tensors and configuration do not fit each other.
@@ -207,12 +207,24 @@ def load_model(
     offload_device = comfy.model_management.unet_offload_device()
     compute = _cast(transformer, DTYPES[weight_dtype], load_device)
     settings = FantasyIDConfig({})
-    settings.latent_format.scale_factor = scale_factor
+    settings.latent_format = _latent_format(vae_config)
     settings.manual_cast_dtype = compute
     model = FantasyIDModel(settings, transformer, offload_device)
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
     patcher.add_wrapper_with_key(OUTER_SAMPLE, RUN, _around_run)
     return patcher
+
+
+def _latent_format(vae_config: Mapping) -> CogVideoXLatents:
+    latents = CogVideoXLatents()
+    latents.scale_factor = vae_config.get("scaling_factor", latents.scale_factor)
+    if "latent_rgb_factors" in vae_config:
+        latents.latent_rgb_factors = vae_config["latent_rgb_factors"]
+        latents.latent_rgb_factors_bias = vae_config.get("latent_rgb_factors_bias")
+        with configured("CogVideoX VAE"):
+            if torch.tensor(latents.latent_rgb_factors).shape != (latents.latent_channels, 3):
+                raise ValueError("its latent_rgb_factors are not 16 rows of 3 numbers")
+    return latents
 
 
 def _cast(transformer: NativeTransformer, wanted: torch.dtype | None, device: torch.device) -> torch.dtype | None:

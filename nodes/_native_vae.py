@@ -17,6 +17,7 @@ from ..fantasyid_core.optional import require
 from ._operators import to_host_operators
 
 TEMPORAL = 4  # video frames a latent, after the first
+PREVIEW = ("latent_rgb_factors", "latent_rgb_factors_bias")  # of our own in a config.json: colours for live previews
 
 
 def load_vae(path: Path) -> comfy.sd.VAE:
@@ -36,6 +37,7 @@ def load_vae(path: Path) -> comfy.sd.VAE:
     known = inspect.signature(diffusers.AutoencoderKLCogVideoX.__init__).parameters
     with weights.configured("CogVideoX VAE"), torch.device("meta"):
         autoencoder = diffusers.AutoencoderKLCogVideoX(**{k: v for k, v in config.items() if k in known})
+    autoencoder.register_to_config(**{name: config[name] for name in PREVIEW if name in config})
     weights.load_into(autoencoder, tensors, what="CogVideoX VAE")
     return CogVideoXVAE(autoencoder)
 

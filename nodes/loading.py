@@ -82,7 +82,7 @@ class FantasyIDLoadModel(FantasyIDNode):
             published = split_published(read(path))
             config = embedded_config(path) or infer_config(published)
         vae = load_vae(_vae_path(path, vae_name))
-        model = load_model(config, published, weight_dtype, vae.first_stage_model.autoencoder.config.scaling_factor)
+        model = load_model(config, published, weight_dtype, vae.first_stage_model.config)
         encoder = NativeEncoder(
             config, published, _paths.beside(path, "face_encoder"), _paths.beside(path, "face_model")
         )

@@ -84,6 +84,7 @@ def test_patches_and_wrappers_of_other_packs_take_part(found):
 def test_misfits_are_named(found):
     assert "width 10" in found["wrong identity"]
     assert "do not fit 5 blocks" in found["wrong config"]
+    assert "does not describe a CogVideoX VAE" in found["wrong colours"]
 
 
 def test_only_learned_positions_bind_a_model_to_one_size(found, layout):
@@ -96,3 +97,8 @@ def test_only_learned_positions_bind_a_model_to_one_size(found, layout):
 
 def test_live_previews_have_a_colour_for_every_channel(found):
     assert found["preview factors"] == [16, 3]
+
+
+def test_a_vae_may_bring_the_scale_and_the_preview_colours_of_its_latents(found):
+    assert found["own colours"] == [1.2, True]
+    assert found["colours of others"] == 0.7

@@ -142,9 +142,15 @@ found["patched difference"] = difference(sample(patched), identity)
 found["patches seen"] = [seen.count(what) for what in (0, 3, "replaced", "wrapped")]
 
 # errors
+uneven = {"latent_rgb_factors": [[0.1, 0.2, 0.3], [0.1]]}
 for name, kind, action in (
     ("wrong identity", IdentityError, lambda: add_injection(model, Injection(TOKENS[:, :10]))),
     ("wrong size", SamplingError, lambda: transformer_of(model).check_sizes(3, 8, 8)),
+    (
+        "wrong colours",
+        WeightsError,
+        lambda: load_model(config, split_published(read(folder / "transformer")), vae_config=uneven),
+    ),
     (
         "wrong config",
         WeightsError,
@@ -158,4 +164,8 @@ for name, kind, action in (
         found[name] = str(error)
 previews = model.model.latent_format.latent_rgb_factors
 found["preview factors"] = [len(previews), len(previews[0])]
+colours = {"scaling_factor": 1.2, "latent_rgb_factors": [[0.1, 0.2, 0.3]] * 16, "latent_rgb_factors_bias": [0, 0, 1]}
+own = load_model(config, split_published(read(folder / "transformer")), vae_config=colours).model.latent_format
+found["own colours"] = [own.scale_factor, own.latent_rgb_factors == colours["latent_rgb_factors"]]
+found["colours of others"] = model.model.latent_format.scale_factor
 host.report(**found)
