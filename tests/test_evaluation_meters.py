@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fantasyid_core import nano
 from fantasyid_core.errors import FaceNotFoundError, ImageError
 from fantasyid_core.evaluation import cases, meters
 from fantasyid_core.evaluation import embedding as embeddings
@@ -141,3 +142,15 @@ def test_the_likeness_meter_says_what_is_missing(comfy: ComfyServer, video: dict
     meter["meter"]["inputs"] |= {"embedding": "ArcFace", "reference": ["photo", 0]}
     run = comfy.run(video | meter | {"plot": node("PreviewImage", images=["meter", 2])})
     assert "glintr100.onnx" in str(run.error)
+
+
+@pytest.mark.skipif(not (nano.SHIPPED / "judge").is_dir(), reason="the trained judge is not there")
+def test_the_motion_meter_measures_and_shows(comfy: ComfyServer, video: dict):
+    graph = video | {
+        "meter": node("FantasyIDMotionMeter", frames=["video", 0]),
+        "plot": node("PreviewImage", images=["meter", 2]),
+        "text": node("PreviewAny", source=["meter", 3]),
+    }
+    run = comfy.run(graph)
+    assert run.status == "success", run.error
+    assert run.outputs["text"]["text"][0].startswith("Face motion ")

@@ -12,6 +12,7 @@ import torch
 from .. import nano
 from ..errors import FantasyIDError
 from ..images import load_photo, to_pil
+from ..selection import find_face
 from . import cases, embedding, generate, judge, kept, measure, pages
 from .cases import Case
 from .generate import Generator, Request
@@ -116,7 +117,7 @@ def _draw_pages(
     if not options.photos:
         return
     generator = generator or generate.load(options.model)
-    faces = [generate.reference_face(_small(load_photo(path))) for path in options.photos]
+    faces = [find_face(load_photo(path))[0] for path in options.photos]
     identities = [generator.identity(face) for face in faces]
     prompt = "A video of a person in a blue shirt in front of a grey background, who smiles and turns to the left."
     requests = [Request(prompt, who, settings.seed + i) for i, who in enumerate(identities)]
@@ -126,15 +127,6 @@ def _draw_pages(
         for face, video, path in zip(faces, videos, options.photos, strict=True)
     ]
     _save(pages.page(lines), options.pictures / "real_photos.jpg")
-
-
-def _small(photo: torch.Tensor, long_side: int = 640) -> torch.Tensor:
-    """A photo reduced to where the detector sees a face that fills it."""
-    from ..images import resize
-
-    height, width = photo.shape[:2]
-    scale = min(1.0, long_side / max(height, width))
-    return resize(photo, round(height * scale), round(width * scale))
 
 
 def _save(picture: torch.Tensor, path: Path) -> None:

@@ -56,17 +56,17 @@ class Rows:
 
 
 def reference_face(photo: Tensor) -> DetectedFace:
-    """The largest face of a small picture (H, W, 3) in 0…1, aligned without any package but torch.
+    """The most certain face of a small picture (H, W, 3) in 0…1, aligned without any package but torch.
 
     What `detection.detect` finds and cuts out, for machines without kornia.
 
     Raises:
         FaceNotFoundError: the detector sees none.
     """
-    rows = yunet.find(photo[None], 0.5)[0]
+    rows = yunet.find(photo[None], 0.3)[0]
     if not len(rows):
         raise FaceNotFoundError("No face was found in the reference.")
-    row = rows[(rows[:, 2:4] - rows[:, :2]).prod(-1).argmax()].to(photo)
+    row = rows[0].to(photo)
     landmarks = row[4:14].reshape(5, 2)
     to_crop = similarity(landmarks, landmarks.new_tensor(FFHQ_TEMPLATE))
     crop = warp(photo[None], to_crop[None], CROP_SIZE, BORDER_GREY)[0].clamp(0, 1)
