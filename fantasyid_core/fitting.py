@@ -4,6 +4,9 @@ Levenberg–Marquardt on a linear face seen by a scaled camera. Both codes have 
 number of landmarks gives a face. All photos of a person share one shape: the other unknowns of every photo are
 eliminated (a Schur complement), which adds up what the photos know of the shape, each with the weight of its
 information: a profile says much of the nose and nothing of the width, and counts accordingly.
+
+How large a head is no photo shows (a larger one further away looks the same). The shape in which the whole face grows
+is therefore left out of the fit: it would follow the noise, the further the more photos there are.
 """
 
 from dataclasses import dataclass
@@ -21,6 +24,9 @@ COMPONENTS = (100, 50)
 """Of shape and expression that are fitted at most, as many as DECA has."""
 NOISE = 0.03
 """Standard deviation of a detector's landmarks, as a share of their root mean square distance from their middle."""
+
+# Few points could be enlarged by absurd shapes, hence the ridge; a basis that cannot enlarge the face is left alone.
+_SIZE_RIDGE, _SIZE_MISFIT = 0.1, 0.25
 
 
 class LinearFace(Protocol):
@@ -77,22 +83,28 @@ def fit(
     confidence: Tensor | None = None,
     noise: Tensor | float | None = None,
     focal: Tensor | float | None = None,
+    expression_deviations: Tensor | None = None,
     iterations: int = ITERATIONS,
 ) -> Fit:
     """Fit a face model to landmarks; P people with N photos each at once, on the landmarks' device.
 
     Args:
         landmarks: (P, N, L, 2) px, y down; at least three in a photo.
-        points: (L,) the model's vertices that these landmarks mark.
+        points: what the landmarks mark: (L,) int64, the model's vertices, or (L, V) float, weights of all vertices.
         confidence: (P, N, 1 or L) 0…1: how much a photo, or a landmark of it, counts; all fully if None.
         noise: standard deviation of the landmarks, px: a number or (P, N). If None, `NOISE` of the face's size.
         focal: focal length in px where it is known, a number or (P, N); the landmarks are then counted from the
             picture's middle. If None, a weak perspective (a very long lens) as DECA has it.
+        expression_deviations: (E,) how far from 0 expressions usually are, where that is not 1.
 
     Raises:
         MeshError: shapes that do not fit each other, or landmarks that are not finite or all in one place.
     """
     problem = _problem(model, landmarks, points, confidence, noise, focal)
+    usual = problem.mean.new_ones(problem.expression_basis.shape[-1])
+    if expression_deviations is not None:
+        usual = expression_deviations[: len(usual)].to(usual)
+    problem = problem._replace(expression_basis=problem.expression_basis * usual)
     state, damping = start(problem), torch.full_like(problem.observed[:, 0, 0, 0], 1e-3)
     cost = _cost(problem, state)
     for _ in range(iterations):
@@ -104,7 +116,8 @@ def fit(
         damping = torch.where(better, damping / 5, damping * 8).clamp(1e-9, 1e9)
     error = residual(problem, state).square().sum(-1).mean(-1).sqrt()
     return Fit(
-        *(x.float() for x in (state.shape, state.expression, state.rotation, state.log_scale.exp(), state.shift)),
+        *(x.float() for x in (state.shape, state.expression * usual, state.rotation)),
+        *(x.float() for x in (state.log_scale.exp(), state.shift)),
         bend=problem.bend.float(),
         error=error.float(),
     )
@@ -134,11 +147,26 @@ def _problem(
     if confidence is not None:
         weight = weight * confidence.to(**kind).clamp(min=1e-6)  # a photo that does not count still has a pose
     bend = torch.zeros_like(spread) if focal is None else 1 / torch.as_tensor(focal, **kind).expand_as(spread)
-    mean, *bases = (
-        x[points.to(x.device)].to(**kind) for x in (model.template, model.shape_basis, model.expression_basis)
-    )
-    bases = [basis[..., :count] for basis, count in zip(bases, COMPONENTS, strict=True)]
-    return Problem(mean, *bases, observed, weight, bend)
+    mean, *bases = (_marked(points, x).to(**kind) for x in (model.template, model.shape_basis, model.expression_basis))
+    shape, expression = (basis[..., :count] for basis, count in zip(bases, COMPONENTS, strict=True))
+    return Problem(mean, _without_size(mean, shape), expression, observed, weight, bend)
+
+
+def _marked(points: Tensor, values: Tensor) -> Tensor:
+    """The values (V, …) at the points that landmarks mark, (L, …)."""
+    points = points.to(values.device)
+    return torch.tensordot(points.to(values), values, 1) if points.is_floating_point() else values[points]
+
+
+def _without_size(mean: Tensor, basis: Tensor) -> Tensor:
+    """The shapes' basis (L, 3, S) at points (L, 3) without the one shape in which the whole face grows, if any."""
+    growth, ways = (mean - mean.mean(0)).flatten(), (basis - basis.mean(0)).flatten(0, 1)
+    normal = ways.mT @ ways
+    ridge = _SIZE_RIDGE * normal.diagonal().mean() * torch.eye(len(normal)).to(normal)
+    shape = torch.linalg.solve(normal + ridge, ways.mT @ growth)
+    grows = (ways @ shape - growth).norm() < _SIZE_MISFIT * growth.norm()
+    shape = grows * torch.nn.functional.normalize(shape, dim=0)
+    return basis - (basis @ shape)[..., None] * shape
 
 
 def _cost(problem: Problem, state: State) -> Tensor:

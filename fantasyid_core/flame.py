@@ -16,7 +16,7 @@ MAX_JOINTS = 64
 HEAD, JAW = 0, 2  # joints that DECA's pose turns
 _NAMES = {"v_template": 2, "f": 2, "shapedirs": 3, "posedirs": 3, "weights": 2, "kintree_table": 2, "J_regressor": 2}
 """Of the file, with their numbers of dimensions."""
-_OPTIONAL = {"expressiondirs": 3, "landmarks": 1}
+_OPTIONAL = ("expressiondirs", "landmarks", "expressiondeviations")
 """Of `.safetensors` files alone, see `load`."""
 LANDMARKS = (4597, 4051, 3564, 2730, 1594)
 """Vertices of FLAME's mesh that the detector's five landmarks mark: the corneas' middles, the nose's tip, the ends of
@@ -40,8 +40,9 @@ class Flame:
         joint_regressor: (J, V).
         weights: (V, J) of the skinning.
         parents: of each joint, −1 for the root.
-        landmarks: (L,) int64 vertices, the first five those of the detector: the person's right and left eye, nose tip,
-            right and left mouth corner; `None` where they are not known.
+        landmarks: (L,) int64 vertices or (L, V) weights of all vertices, the first five those of the detector: the
+            person's right and left eye, nose tip, right and left mouth corner; `None` where they are not known.
+        expression_deviations: (E,) how far from 0 a face's expression usually is, in the code's units; `None`: 1 each.
     """
 
     template: Tensor
@@ -53,6 +54,7 @@ class Flame:
     weights: Tensor
     parents: tuple[int, ...]
     landmarks: Tensor | None = None
+    expression_deviations: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Flame":
         """The same model on another device."""
@@ -117,8 +119,8 @@ def axis_angle_to_matrix(rotation: Tensor) -> Tensor:
 def load(path: str | Path) -> Flame:
     """Read FLAME from `generic_model.pkl` (nothing of it is executed) or a `.safetensors` file with the same names.
 
-    Other meshes load likewise: counts are read from the arrays. Such a file may hold two more: `landmarks` (L,), see
-    `Flame`, and `expressiondirs` (V, 3, E), in which case all of `shapedirs` is shape.
+    Other meshes load likewise: counts are read from the arrays. Such a file may hold more: `landmarks` and
+    `expressiondeviations`, see `Flame`, and `expressiondirs` (V, 3, E), in which case all of `shapedirs` is shape.
 
     Raises:
         WeightsMissingError: there is no such file; says where to get it.
@@ -128,7 +130,7 @@ def load(path: str | Path) -> Flame:
     if not path.is_file():
         raise WeightsMissingError(f"The face model {path} is not there. {SOURCE}")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for name, dimensions in (_NAMES | {name: _OPTIONAL[name] for name in _OPTIONAL if name in tensors}).items():
+    for name, dimensions in _NAMES.items():
         shape = tuple(tensors[name].shape)
         if len(shape) != dimensions or 0 in shape:
             raise WeightsError(f"{name} in {path} is {shape}, expected {dimensions} dimensions: it is damaged.")
@@ -145,7 +147,8 @@ def load(path: str | Path) -> Flame:
         joint_regressor=tensors["J_regressor"].float(),
         weights=tensors["weights"].float(),
         parents=(-1, *tensors["kintree_table"][0, 1:].long().tolist()),
-        landmarks=landmarks,
+        landmarks=landmarks if landmarks is None or landmarks.is_floating_point() else landmarks.long(),
+        expression_deviations=tensors.get("expressiondeviations"),
     )
     _check(flame, path)
     return flame
@@ -190,21 +193,31 @@ def _check(flame: Flame, path: Path) -> None:
         "joint_regressor": (joints, vertices),
         "pose_basis": (vertices, 3, 9 * (joints - 1)),
         "shape_basis": (vertices, 3, flame.shape_basis.shape[-1]),
-        "expression_basis": (vertices, 3, flame.expression_basis.shape[-1]),
+        "expression_basis": (vertices, 3, *flame.expression_basis.shape[2:3]),
     }
+    if flame.expression_deviations is not None:
+        expected["expression_deviations"] = flame.expression_basis.shape[2:]
     for name, shape in expected.items():
         tensor = getattr(flame, name)
         if tensor.shape != shape or not tensor.isfinite().all():
             raise WeightsError(
                 f"{name} in {path} is {tuple(tensor.shape)}, expected {shape} and finite: it is damaged."
             )
-    marks = flame.landmarks
-    if marks is not None and not (
-        marks.dtype == torch.int64 and len(marks) >= FIVE and 0 <= int(marks.min()) <= int(marks.max()) < vertices
-    ):
-        raise WeightsError(f"landmarks in {path} are no numbers of at least {FIVE} of its {vertices} vertices.")
+    if flame.landmarks is not None and not _marks(flame.landmarks, vertices):
+        raise WeightsError(
+            f"landmarks in {path} are neither numbers of at least {FIVE} of its {vertices} vertices nor finite weights "
+            "of all of them: it is damaged."
+        )
     if joints < 3 or any(not 0 <= parent < i for i, parent in enumerate(flame.parents) if i):
         raise WeightsError(f"The joints in {path} are no tree of at least head, neck and jaw: {flame.parents}.")
+
+
+def _marks(landmarks: Tensor, vertices: int) -> bool:
+    if landmarks.ndim not in (1, 2) or len(landmarks) < FIVE:
+        return False
+    if landmarks.is_floating_point():
+        return landmarks.shape[1:] == (vertices,) and bool(landmarks.isfinite().all())
+    return landmarks.ndim == 1 and 0 <= int(landmarks.min()) <= int(landmarks.max()) < vertices
 
 
 def _blend(basis: Tensor, code: Tensor) -> Tensor:

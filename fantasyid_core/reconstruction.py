@@ -124,7 +124,8 @@ def from_landmarks(
     landmarks = torch.stack([each.landmarks.to(device) for each in (face, *others)])
     points = model.landmarks[: landmarks.shape[1]]
     confidence = _weights(face, *others).to(device)[None, :, None]
-    fitted = fit(model, landmarks[None], points, confidence=confidence)
+    usual = model.expression_deviations
+    fitted = fit(model, landmarks[None], points, confidence=confidence, expression_deviations=usual)
     expressive = model.decode(fitted.shape, fitted.expression[:, 0])
     in_photo = fitted.in_photo(expressive[:, None].expand(-1, len(landmarks), -1, -1))[0, 0]
     turned = model.turn(expressive, fitted.rotation[:, 0])

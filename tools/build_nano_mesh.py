@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fantasyid_core import flame, nano, topology
+from fantasyid_core.people.clip import still
 from fantasyid_core.people.head import SKIN, Head, load
+from fantasyid_core.people.person import TRAIN, person
 from fantasyid_core.spirals import spirals
 from fantasyid_core.topology import SPIRAL_LENGTH, Topology, Transform
 
@@ -70,7 +72,7 @@ def hierarchy(head: Head) -> tuple[Tensor, Topology]:
 
 
 def face_model(head: Head, kept: Tensor, faces: Tensor) -> dict[str, Tensor]:
-    """FLAME's arrays for the head's vertices `kept`: 100 shapes, 50 expressions, one joint that turns all."""
+    """FLAME's arrays for the head's vertices `kept`: 100 shapes, 50 expressions, a joint that turns all, landmarks."""
     count = len(kept)
     directions = torch.zeros(count, 3, flame.SHAPE_COLUMNS + head.expression_basis.shape[2])
     directions[..., : head.shape_basis.shape[2]] = head.shape_basis[kept]
@@ -84,19 +86,38 @@ def face_model(head: Head, kept: Tensor, faces: Tensor) -> dict[str, Tensor]:
         "posedirs": torch.zeros(count, 3, 9 * (JOINTS - 1), dtype=torch.float16),
         "weights": weights.half(),
         "kintree_table": torch.tensor([[-1, 0, 1, 1, 1], [0, 1, 2, 3, 4]]),
-        "J_regressor": _joint(head, kept).expand(JOINTS, -1).contiguous(),
+        "J_regressor": _sums(head, kept, head.joints[-1:], head.joint_basis[-1:]).expand(JOINTS, -1).contiguous(),
+        "landmarks": _landmarks(head, kept),
+        "expressiondeviations": _usual_expressions(),
     }
 
 
-def _joint(head: Head, kept: Tensor) -> Tensor:
-    """(V,) weights of a sum over the vertices that is the head's joint whatever the shape, by ridge regression."""
-    shapes = torch.cat([head.template[kept][..., None], head.shape_basis[kept]], 2).flatten(1).double()  # (V, 3 · 101)
-    wanted = torch.cat([head.joints[-1][:, None], head.joint_basis[-1]], 1).flatten().double()
+def _usual_expressions() -> Tensor:
+    """(50,) root mean square of the expressions on a thousand photos of people to train on."""
+    codes = [torch.from_numpy(still(person(seed), 0).expression[0]) for seed in TRAIN[:1000]]
+    return torch.stack(codes).square().mean(0).sqrt().clamp(min=0.02)
+
+
+def _landmarks(head: Head, kept: Tensor) -> Tensor:
+    """(68, V) weights; not all landmarks are vertices of this mesh, and the eyes are not part of it."""
+    basis = torch.cat([head.shape_basis, head.expression_basis], 2)
+    return _sums(head, kept, head.template[head.landmarks], basis[head.landmarks])
+
+
+def _sums(head: Head, kept: Tensor, place: Tensor, basis: Tensor) -> Tensor:
+    """(K, V) weights of sums over the vertices that are K of the head's points for any shape, by ridge regression.
+
+    Args:
+        place: (K, 3) of the mean head; basis: (K, 3, 100 or 150), how they move with its shape, and its expression.
+    """
+    own = torch.cat([head.shape_basis, head.expression_basis], 2)[kept, :, : basis.shape[2]]
+    shapes = torch.cat([head.template[kept][..., None], own], 2).flatten(1).double()  # (V, 3 · (1 + basis))
+    wanted = torch.cat([place[..., None], basis], 2).flatten(1).double()
     columns = torch.cat([shapes, torch.ones(len(kept), 1).double()], 1)  # weights that add up to 1
-    target = torch.cat([wanted, torch.ones(1).double()])
+    target = torch.cat([wanted, torch.ones(len(wanted), 1).double()], 1)
     gram = columns.T @ columns
     gram = gram + 1e-6 * gram.diagonal().mean() * torch.eye(len(gram)).double()
-    return (columns @ torch.linalg.solve(gram, target)).float()
+    return (columns @ torch.linalg.solve(gram, target.T)).T.float().contiguous()
 
 
 def _largest_piece(faces: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,52 @@
+"""The landmark fit on synthetic people whose shape is known, with the face model that ships with FantasyID-nano."""
+
+import pytest
+
+from fantasyid_core import fitting
+from tools.measure_reconstruction import Photos, by_photos, face_model, photos
+
+PEOPLE = 10
+
+
+@pytest.fixture(scope="module")
+def people() -> Photos:
+    return photos(PEOPLE)
+
+
+@pytest.fixture(scope="module")
+def error(people) -> dict[str, tuple[float, float]]:
+    """Millimetres: as they are, and after the best shift, turn and scale."""
+    return by_photos(people)
+
+
+def test_every_further_photo_of_a_person_brings_the_shape_nearer_to_the_truth(error):
+    """As docs/reconstruction.md shows for a hundred people."""
+    aligned = {name: after for name, (_, after) in error.items()}
+    falling = [aligned[name] for name in ("mean face", "1 photo", "2 photos", "4 photos", "8 photos")]
+    assert falling == sorted(falling, reverse=True)
+    assert aligned["8 photos"] < 0.8 * aligned["1 photo"] < 0.5 * aligned["mean face"]
+    assert aligned["8 photos"] < aligned["mean of 8 single fits"]
+    assert aligned["8 photos"] < aligned["best of 8 single fits, chosen by the truth"]
+
+
+def test_size_which_no_photo_shows_does_not_follow_the_noise(error):
+    """Without any alignment the error must not grow with the number of photos either."""
+    assert error["8 photos"][0] < error["1 photo"][0] < error["mean face"][0]
+
+
+def test_the_detector_s_five_landmarks_bring_a_face_nearer_than_the_mean_face(people):
+    error = {name: aligned for name, (_, aligned) in by_photos(people, landmarks=5).items()}
+    assert error["1 photo"] < error["mean face"]
+
+
+def test_the_fit_explains_where_the_landmarks_are(people):
+    model = face_model()
+    found = fitting.fit(
+        model,
+        people.landmarks,
+        model.landmarks,
+        noise=1.0,
+        focal=people.focal,
+        expression_deviations=model.expression_deviations,
+    )
+    assert float(found.error.median()) < 1.5, "px, in photos of 512 px"
