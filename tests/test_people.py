@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fantasyid_core.alignment import FFHQ_TEMPLATE
 from fantasyid_core.detection import detect
@@ -234,6 +235,29 @@ def test_face_crops_are_aligned(stills: list[Clip]):
     )
     turned = render(stills[:4], 112, crop=torch.tensor([0.0, 0.0, 0.0, 20.0]).expand(4, 1, 4))
     torch.testing.assert_close(turned.pose[..., 2] - crops.pose[..., 2], torch.full((4, 1), 20.0), atol=1e-2, rtol=0)
+
+
+class _Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.bytes = max(self.bytes, result.numel() * result.element_size())
+        return result
+
+
+def test_memory_does_not_grow_with_the_clip():
+    largest = []
+    for frames in (4, 20):
+        with _Largest() as watched:
+            render([clip(person(2), 0, frames)], 128)
+        largest.append(watched.bytes)
+    assert largest[1] < 1.3 * largest[0]
 
 
 def test_unequal_clips_and_crops_say_so(stills: list[Clip]):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 KEPT = 0.88
 """Chance that a fact is told at all."""
+MAX_EVENTS = 3  # more would be cut off by the text encoder; blinks are the first to go
 _TURN = (
     "turns {her} head to the {side}",
     "turns to the {side}",
@@ -70,7 +71,7 @@ def caption(rng: np.random.Generator, person: "Person", scene: Scene, labels: Cl
     who = _who(pick, person, scene, female)
     worn = pick(_SHIRT).format(c=labels.shirt, a=_a(labels.shirt)) if rng.random() < KEPT else ""
     behind = pick(_BEHIND).format(c=labels.background, a=_a(labels.background)) if rng.random() < KEPT else ""
-    does = _joined(told)
+    does = _joined(told[:MAX_EVENTS])
     kind = rng.integers(3) if does else 3
     if kind == 0:  # all in one sentence
         return _finish(pick, _words(who, worn, does, behind))

@@ -90,7 +90,7 @@ def draw_motion(rng: np.random.Generator, labels: ClipLabels, frames: int) -> Mo
         face.both("mouthUpperUp", rng.uniform(0, 0.4) * strength)
         face.add("jawOpen", rng.uniform(0, 0.12) * strength)
     else:
-        face.both("mouthSmile", np.full(frames, rng.uniform(0.05, 0.2)))
+        face.both("mouthSmile", np.full(frames, rng.uniform(0.08, 0.25)))
     if labels.talk:
         _talk(rng, face, time, length)
     if labels.blink:
