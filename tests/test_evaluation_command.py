@@ -42,7 +42,7 @@ def identities(generator: Generator) -> list[Identity]:
 
 
 def latents(generator: Generator, requests: list[Request]) -> torch.Tensor:
-    return generator._latents(requests, 1, 2, 6.0, "ddim", (32, 32))
+    return generator.latents(requests, 1, 2, 6.0, "ddim", (32, 32))
 
 
 def test_every_video_follows_its_own_identity_prompt_and_seed(generator: Generator, identities: list[Identity]):
@@ -106,6 +106,7 @@ def test_the_command_generates_keeps_judges_and_draws(folder: Path, tmp_path: Pa
     assert rows["re-identification, top-1 of 2"]["truth"] == 1  # true renders are found whoever judges the model
     assert rows["judged frames with a face"]["value"] == 0  # an untrained model shows none
     assert rows["re-identification, top-1 of 2"]["met"] is False
+    assert rows["face motion, by that of true clips"]["met"] is False  # flicker is no motion
     assert "| re-identification, top-1 of 2 |" in capsys.readouterr().out
 
 

@@ -66,11 +66,6 @@ class FaceVectors:
     vectors: Tensor
     found: Tensor
 
-    @property
-    def mean(self) -> Tensor:
-        """(D,) unit vector of the frames together, NaN if none shows a face."""
-        return F.normalize(self.vectors[self.found].mean(0), dim=0)
-
 
 def load(name: str, folders: Iterable[Path] = ()) -> Embedding:
     """The embedding of that name.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import bytes_text, nano, reconstruction, yunet
 from ..alignment import BORDER_GREY, CROP_SIZE, FFHQ_TEMPLATE, similarity
@@ -85,9 +85,8 @@ class Generator:
         self.model, self.device, self.dtype = model, torch.device(device), dtype
         for module in model.modules.values():
             module.to(self.device).eval().requires_grad_(False)
-        if dtype != torch.float32:
-            model.transformer.to(dtype)
-            model.vae.to(dtype)
+        for module in (model.transformer, model.vae):
+            nn.Module.to(module, dtype)  # diffusers' own warns of what does not concern us
         self._face_model = model.face.to(self.device)
 
     @torch.no_grad()
@@ -125,7 +124,7 @@ class Generator:
         """
         made = []
         for start in range(0, len(requests), batch):
-            latents = self._latents(requests[start : start + batch], frames, steps, guidance, scheduler, size)
+            latents = self.latents(requests[start : start + batch], frames, steps, guidance, scheduler, size)
             made.append(self.decode(latents))
             progress(min(start + batch, len(requests)), len(requests))
         return torch.cat(made)
@@ -145,7 +144,8 @@ class Generator:
             videos.append((pixels.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
         return torch.cat(videos).permute(0, 2, 3, 4, 1)
 
-    def _latents(
+    @torch.no_grad()
+    def latents(
         self,
         requests: Sequence[Request],
         frames: int,
@@ -154,6 +154,7 @@ class Generator:
         scheduler: str,
         size: tuple[int, int],
     ) -> Tensor:
+        """One batch of videos as latents (B, T, 16, h, w) on the generator's device, arguments as for `videos`."""
         transformer = self.model.transformer
         t, h, w = latent_size(frames, *size)
         count = len(requests)

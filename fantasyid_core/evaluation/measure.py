@@ -64,7 +64,8 @@ def measure(
     say("Looking at the faces")
     who = _faces(drawn, outputs, truth, embedding)
     say("Reading the motion")
-    return [*_who_rows(who, len(outputs.without)), *_what_rows(drawn, outputs.prompted, truth, judge)]
+    shown = who.prompted.isfinite().all(-1).float().mean(1) >= 0.5
+    return [*_who_rows(who, len(outputs.without)), *_what_rows(drawn, outputs.prompted, truth, judge, shown)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,12 +143,18 @@ def _who_rows(who: _Who, controls: int) -> list[Row]:
     ]
 
 
-def _what_rows(drawn: Sequence[Case], videos: Tensor, truth: Tensor, judge: Judge) -> list[Row]:
+def _what_rows(drawn: Sequence[Case], videos: Tensor, truth: Tensor, judge: Judge, shown: Tensor) -> list[Row]:
+    """`shown` (N,): whether a video shows a face at all; the motion of noise is none."""
     template = motion.head_template()
     ours, theirs = ([_read(judge, video) for video in x] for x in (videos, truth))
     moves, true_moves = ([motion.measure(r.landmarks, template) for r in x] for x in (ours, theirs))
-    face = motion.mean_ratio([m.face for m in moves], [m.face for m in true_moves])
-    head = motion.mean_ratio([m.head for m in moves], [m.head for m in true_moves])
+    face, head = (
+        motion.mean_ratio(
+            [getattr(m, part) if seen else math.nan for m, seen in zip(moves, shown, strict=True)],
+            [getattr(m, part) for m in true_moves],
+        )
+        for part in ("face", "head")
+    )
     reference = torch.stack([torch.from_numpy(case.reference.pose[0]) for case in drawn])
     tie, true_tie = (motion.pose_tie(torch.stack([r.pose.mean(0).cpu() for r in x]), reference) for x in (ours, theirs))
     said, true_said = (_adherence(drawn, x) for x in (ours, theirs))
