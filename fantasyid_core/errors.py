@@ -43,3 +43,7 @@ class DownloadError(FantasyIDError):
 
 class SaveError(FantasyIDError):
     """A file could not be written."""
+
+
+class TrainingError(FantasyIDError):
+    """A training run cannot start or go on: its configuration, its data or its folder."""

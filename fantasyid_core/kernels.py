@@ -65,7 +65,7 @@ def norm_rotate(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rotary: Rot
 
 def norm_rotate_plain(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rotary: Rotary | None, words: int) -> Tensor:
     """The twin of `norm_rotate`."""
-    x = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    x = F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(x.dtype)  # autocast gives float32
     if rotary is None:
         return x
     cos, sin = (r[:, None].to(x.device) for r in rotary)

@@ -1,0 +1,51 @@
+"""The diffusion loss that base and identity share: velocity prediction on the release's schedule."""
+
+import torch
+from torch import Tensor
+
+from ..sampling import RELEASE_SCHEDULE, TRAIN_STEPS, make_scheduler
+from ..transformer import FantasyIDTransformer
+
+FIXED_TIMES = (100, 300, 500, 700, 900)  # that validation looks at
+
+
+class Noising:
+    """Clean latents → noisy ones and the velocity to predict, at uniform times in 0…999."""
+
+    def __init__(self, device: torch.device):
+        cumulative = make_scheduler("ddim", RELEASE_SCHEDULE).alphas_cumprod.double()
+        self.signal = cumulative.sqrt().float().to(device)
+        self.noise = (1 - cumulative).sqrt().float().to(device)
+
+    def __call__(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents and noise (B, …) at times (B,) → noisy latents, velocity; float32."""
+        shape = (-1, *[1] * (clean.ndim - 1))
+        a, b = self.signal[time].view(shape), self.noise[time].view(shape)
+        return a * clean + b * noise, a * noise - b * clean
+
+
+def spread_times(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) times, uniform in 0…999, one from each of `count` equal parts: less variance than independent draws."""
+    parts = torch.arange(count, device=generator.device)
+    parts = parts[torch.rand(count, generator=generator, device=generator.device).argsort()]
+    places = (parts + torch.rand(count, generator=generator, device=generator.device)) / count
+    return (places * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)
+
+
+def weighted(error: Tensor, face: Tensor, face_weight: float) -> Tensor:
+    """Mean square of (B, t, C, h, w), latents of the face (B, t, h, w) 0…1 counting `face_weight` times."""
+    weight = 1 + (face_weight - 1) * face[:, :, None]
+    return (error.float().square() * weight / weight.mean()).mean()
+
+
+class Rotary:
+    """Rotary positions by latent size, computed once."""
+
+    def __init__(self, transformer: FantasyIDTransformer):
+        self._transformer, self._kept = transformer, {}
+
+    def __call__(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        key = (latents.shape[1], *latents.shape[-2:], latents.device)
+        if key not in self._kept:
+            self._kept[key] = self._transformer.rotary_embedding(*key[:3], latents.device)
+        return self._kept[key]

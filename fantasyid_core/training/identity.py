@@ -1,0 +1,301 @@
+"""Stage identity: face abstractor, spiral network, reducer and injection layers, everything else frozen.
+
+Options, most of them rows of the ablation:
+    data: "" for the pool of synthetic people, or a folder of real clips (`clip_folder`).
+    multi_view: the reference comes from another photo of the person; false: from the clip itself.
+    branch_2d, branch_3d: which tokens are injected.
+    shared_layer: one injection layer for all blocks in place of one for each.
+    first_frame: the reference crop goes in as first latent frame too, as released.
+    unfreeze: beginnings of names of DiT parameters that are trained as well.
+    text_dropped, face_weight: as in `base`.
+    checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .. import bytes_text, nano
+from ..injection import LayerAttention
+from ..video import first_frame_condition
+from . import data, sheets
+from .base import five_frames, generate, losses_at_fixed_times
+from .diffusion import Noising, Rotary, spread_times, weighted
+from .face import CROP, aligned_crops, as_photos
+from .stage import Batch, Context, Stage, evaluating
+from .vae import encode, encode_pools
+
+ENCODER_PARTS = ("abstractor", "spiral_net", "reducer")
+OPTIONS = {
+    "data": "",
+    "multi_view": True,
+    "branch_2d": True,
+    "branch_3d": True,
+    "shared_layer": False,
+    "first_frame": False,
+    "unfreeze": [],
+    "text_dropped": 0.1,
+    "face_weight": 4.0,
+    "checkpointing": False,
+}
+
+
+class Source(Protocol):
+    """Where an identity batch comes from: the pool, or a folder of clips."""
+
+    def batch(self, count: int, generator: torch.Generator) -> Batch:
+        """`latents`, `face`, `words` (text embeddings), `crops` (B, S, S, 3) and `vertices` (B, V, 3)."""
+
+
+class TokensRun:
+    """Stands for an `InjectionRun` where every sample has an identity of its own and gradients are wanted.
+
+    Args:
+        tokens: (B, N, K).
+        shared: the injection layer to use for all blocks, if there is one.
+    """
+
+    def __init__(self, tokens: Tensor, shared: LayerAttention | None = None):
+        self.tokens, self.shared = tokens, shared
+
+    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+        """As `InjectionRun.add_to`."""
+        attention = self.shared or attention
+        return hidden + attention(hidden, attention.keys_values(self.tokens.to(hidden.dtype)))
+
+
+class IdentityObjective(nn.Module):
+    """The velocity loss again, with the identity of another picture injected."""
+
+    def __init__(self, model: nano.Nano, options: dict, device: torch.device):
+        super().__init__()
+        self.transformer = model.transformer
+        self.abstractor, self.spiral_net, self.reducer = (getattr(model.encoder, name) for name in ENCODER_PARTS)
+        self.noising, self.rotary, self.options = Noising(device), Rotary(model.transformer), options
+
+    def tokens(self, hidden: Tensor, vertices: Tensor) -> Tensor:
+        """Tower's hidden state (B, 1 + N, D) and vertices (B, V, 3) → identity tokens (B, N, K)."""
+        face = self.abstractor(hidden)
+        parts = [face] if self.options["branch_2d"] else []
+        if self.options["branch_3d"]:
+            with torch.autocast(hidden.device.type, enabled=False):  # the depth encoding needs float32
+                parts.append(self.reducer(self.spiral_net(vertices.float(), face.float())).to(face.dtype))
+        return torch.cat(parts, 1)
+
+    def velocity(self, noisy: Tensor, image: Tensor, words: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
+        """Noisy and image latents (B, t, 16, h, w) → the velocity with the identity injected."""
+        shared = self.transformer.layer_attention[0] if self.options["shared_layer"] else None
+        seen = torch.cat([noisy, image], 2).to(words.dtype)
+        if torch.is_grad_enabled():  # the first block asks for gradients like the others, and compiles like them
+            seen, words = seen.detach().requires_grad_(), words.detach().requires_grad_()
+        return self.transformer(
+            seen,
+            words,
+            time,
+            rotary=self.rotary(noisy),
+            run=TokensRun(tokens, shared),
+            run_block=_recomputed if self.options["checkpointing"] and torch.is_grad_enabled() else None,
+        )
+
+    def forward(
+        self,
+        latents: Tensor,
+        face: Tensor,
+        words: Tensor,
+        hidden: Tensor,
+        vertices: Tensor,
+        image: Tensor,
+        noise: Tensor,
+        time: Tensor,
+    ) -> dict[str, Tensor]:
+        """Latents, image latents and noise (B, t, 16, h, w); the rest as in `velocity` and `tokens`."""
+        noisy, velocity = self.noising(latents, noise, time)
+        made = self.velocity(noisy, image, words, time, self.tokens(hidden, vertices))
+        return {"loss": weighted(made - velocity, face, self.options["face_weight"])}
+
+
+class PoolSource:
+    """Identity batches from the pool of synthetic people."""
+
+    def __init__(self, context: Context, options: dict):
+        self.context, self.options = context, options
+        self.empty = bytes_text.encode_batch([""]).to(context.device)
+
+    def batch(self, count: int, generator: torch.Generator) -> Batch:
+        pool = self.context.pool
+        rows = data.randint(generator, pool.clips, count)
+        dropped = data.rand(generator, count, 1) < self.options["text_dropped"]
+        ids = torch.where(dropped, self.empty, pool.caption[rows].long())
+        if self.options["multi_view"]:
+            people, which = pool.owner[rows], data.randint(generator, pool.stills.shape[1], count)
+            pictures, landmarks = pool.stills[people, which], pool.still_landmarks[people, which]
+        else:
+            times = data.randint(generator, pool.frames.shape[1], count)
+            pictures, landmarks = pool.frames[rows, times], pool.landmarks[rows, times]
+        return {
+            "latents": pool.latents[rows].float(),
+            "face": pool.face_latent[rows],
+            "words": self.words(ids),
+            "crops": aligned_crops(pictures, landmarks, generator),
+            "vertices": self.vertices(pictures),
+        }
+
+    def words(self, ids: Tensor) -> Tensor:
+        """Ids (B, L) → text embeddings."""
+        with self.context.autocast():
+            return self.context.model.text(input_ids=ids).last_hidden_state
+
+    def vertices(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, H, W, 3) uint8 → the faces that the regressor sees in them, shape alone, (B, V, 3)."""
+        with self.context.autocast():
+            code = self.context.model.regressor(as_photos(pictures)).float()
+        return self.context.model.face.decode(code[:, :100])
+
+    def validation(self) -> Batch:
+        """The first 64 validation clips with the first photo of their people as reference."""
+        pool = self.context.validation
+        rows = slice(0, min(64, pool.clips))
+        people = pool.owner[rows]
+        pictures, landmarks = pool.stills[people, 0], pool.still_landmarks[people, 0]
+        exact = torch.zeros(len(people), 4, device=pool.device)
+        return {
+            "latents": pool.latents[rows].float(),
+            "face": pool.face_latent[rows],
+            "words": self.words(pool.caption[rows].long()),
+            "empty": self.words(self.empty),
+            "crops": data.aligned(pictures, landmarks, CROP, exact),
+            "vertices": self.vertices(pictures),
+            "truth": pool.frames[rows].float() / 255,
+        }
+
+
+class IdentityStage(Stage):
+    """See the module."""
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self.options = options = OPTIONS | dict(self.settings.options)
+        model = context.model
+        for module in model.modules.values():
+            module.eval().requires_grad_(False)
+        model.face = model.face.to(context.device)
+        if options["data"]:
+            from .clip_folder import FolderSource
+
+            self.source = FolderSource(context, options)
+        else:
+            encode_pools(context)
+            self.source = PoolSource(context, options)
+        self.objective = IdentityObjective(model, options, context.device)
+        for name in ENCODER_PARTS:
+            getattr(model.encoder, name).train().requires_grad_(True)
+        if not options["branch_3d"]:
+            model.encoder.spiral_net.requires_grad_(False)
+            model.encoder.reducer.requires_grad_(False)
+        layers = model.transformer.layer_attention
+        (layers[0] if options["shared_layer"] else layers).requires_grad_(True)
+        unfrozen = (*options["unfreeze"], *(["patch_embed.proj"] if options["first_frame"] else []))
+        for name, parameter in model.transformer.named_parameters():
+            if name.startswith(unfrozen):
+                parameter.requires_grad_(True)
+        self._validation: Batch | None = None
+
+    def batch(self, step: int, generator: torch.Generator) -> Batch:
+        with torch.no_grad():
+            batch = self.source.batch(self.settings.batch, generator)
+            crops = batch.pop("crops")
+            count = len(crops)
+            return batch | {
+                "hidden": self._hidden(crops),
+                "image": self._image(crops, batch["latents"]),
+                "noise": data.randn(generator, *batch["latents"].shape),
+                "time": spread_times(count, generator),
+            }
+
+    def _hidden(self, crops: Tensor) -> Tensor:
+        tower = self.context.model.encoder.tower
+        with self.context.autocast():
+            return tower.last_hidden_state(tower.preprocess(crops))
+
+    def _image(self, crops: Tensor, latents: Tensor) -> Tensor:
+        """Image latents: the crop squeezed to the first frame, or zeros."""
+        if not self.options["first_frame"]:
+            return torch.zeros_like(latents)
+        size = (latents.shape[-2] * 8, latents.shape[-1] * 8)
+        frame = nn.functional.interpolate(crops.movedim(-1, 1), size, mode="bilinear", antialias=True)
+        frames = (frame.clamp(0, 1) * 255).movedim(1, -1)[:, None]
+        with self.context.autocast():
+            first = encode(self.context.model.vae, frames)
+        return first_frame_condition(first.transpose(1, 2), latents.shape[1]).transpose(1, 2).to(latents)
+
+    def compile(self) -> list[nn.Module]:
+        return list(self.context.model.transformer.transformer_blocks)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Losses at fixed times with the right identity, and how much more a wrong one makes it."""
+        batch = self._prepared()
+
+        def loss(shift: int) -> Callable[[slice, Tensor, Tensor], Tensor]:
+            def of(rows: slice, noise: Tensor, time: Tensor) -> Tensor:
+                names = ("latents", "face", "words", "image")
+                who = {name: batch[name].roll(shift, 0)[rows] for name in ("hidden", "vertices")}
+                return self.objective(**{name: batch[name][rows] for name in names}, **who, noise=noise, time=time)[
+                    "loss"
+                ]
+
+            return of
+
+        with evaluating(self.objective):
+            right = losses_at_fixed_times(self.context, loss(0), batch["latents"])
+            wrong = losses_at_fixed_times(self.context, loss(len(batch["latents"]) // 2), batch["latents"])
+        return right | {"loss_of_a_wrong_identity": wrong["loss"]}
+
+    @torch.no_grad()
+    def sheet(self) -> Tensor:
+        """Eight people: reference, five generated frames, the true clip's middle frame."""
+        batch = self._prepared()
+        every = max(1, len(batch["latents"]) // 8)
+        batch = {name: x[::every][:8] if name != "empty" else x for name, x in batch.items()}
+        with evaluating(self.objective), self.context.autocast():
+            tokens = self.objective.tokens(batch["hidden"], batch["vertices"]).repeat(2, 1, 1)
+
+            def velocity(latents: Tensor, time: Tensor, words: Tensor) -> Tensor:
+                return self.objective.velocity(latents, batch["image"].repeat(2, 1, 1, 1, 1), words, time, tokens)
+
+            made = generate(self.context, velocity, batch["words"], batch["empty"], batch["latents"])
+        size = tuple(made.shape[2:4])
+        crop = nn.functional.interpolate(batch["crops"].movedim(-1, 1), size, mode="bilinear", antialias=True)
+        truth = batch["truth"][:, batch["truth"].shape[1] // 2, None]
+        return sheets.grid(torch.cat([crop.movedim(1, -1)[:, None], five_frames(made), truth], 1))
+
+    def _prepared(self) -> Batch:
+        if self._validation is None:
+            batch = self.source.validation()
+            batch |= {"hidden": self._hidden(batch["crops"]), "image": self._image(batch["crops"], batch["latents"])}
+            self._validation = batch
+        return self._validation
+
+    def export(self) -> None:
+        model, layers = self.context.model, self.context.model.transformer.layer_attention
+        if self.options["shared_layer"]:
+            for layer in layers[1:]:
+                layer.load_state_dict(layers[0].state_dict())
+        model.config["first_frame_condition"] = bool(self.options["first_frame"])
+        branches = [name for name in ("2d", "3d") if self.options[f"branch_{name}"]]
+        if branches != ["2d", "3d"]:
+            model.config["identity_branches"] = branches
+        nano.write(model, self.context.model_folder, ["transformer"])
+
+
+def _recomputed(index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary) -> tuple:
+    return checkpoint(
+        lambda v, w, t: block(hidden_states=v, encoder_hidden_states=w, temb=t, image_rotary_emb=rotary),
+        visual,
+        words,
+        time,
+        use_reentrant=False,
+    )

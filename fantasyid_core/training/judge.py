@@ -1,0 +1,74 @@
+"""Stage judge: the network of `evaluation.judge`, on rendered frames with their true labels."""
+
+import torch
+from torch import Tensor, nn
+
+from ..evaluation import judge
+from ..people.colours import COLOURS
+from . import data
+from .pool import Pool
+from .stage import Batch, Context, Stage, evaluating, trainable
+
+
+class JudgeObjective(nn.Module):
+    """The judge's own losses."""
+
+    def __init__(self, network: judge.Judge):
+        super().__init__()
+        self.network = network
+
+    def forward(self, frames: Tensor, **targets: Tensor) -> dict[str, Tensor]:
+        """Frames (B, 3, H, W) 0…1 and the fields of `JudgeTargets`."""
+        losses = judge.losses(self.network(frames), judge.JudgeTargets(**targets))
+        return {"loss": sum(losses.values()), **losses}
+
+
+class JudgeStage(Stage):
+    """See the module."""
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self.network = trainable(judge.Judge(len(COLOURS), **dict(self.settings.options))).to(context.device)
+        self.objective = JudgeObjective(self.network)
+
+    def batch(self, step: int, generator: torch.Generator) -> Batch:
+        pool = self.context.pool
+        rows = data.randint(generator, pool.clips, self.settings.batch)
+        times = data.randint(generator, pool.frames.shape[1], self.settings.batch)
+        batch = labelled(pool, rows, times)
+        batch["frames"] = judge.degrade(batch["frames"], generator)
+        return batch
+
+    def validate(self) -> dict[str, float]:
+        pool = self.context.validation
+        rows = torch.arange(min(64, pool.clips), device=pool.device).repeat_interleave(4)
+        times = torch.linspace(0, pool.frames.shape[1] - 1, 4, device=pool.device).long().repeat(len(rows) // 4)
+        batch = labelled(pool, rows, times)
+        with evaluating(self.network), self.context.autocast():
+            reading = self.network(batch["frames"])
+        off = (reading.landmarks - batch["landmarks"]).norm(dim=-1) * batch["frames"].shape[-1]
+        pose = (reading.pose - batch["pose"]).abs().median(0).values.tolist()
+        expression = (reading.expression - batch["expression"]).abs().mean()
+        return {
+            "landmarks_px": off.median().item(),
+            **dict(zip(("yaw_deg", "pitch_deg", "roll_deg"), pose, strict=True)),
+            "expression": expression.item(),
+            "shirt": (reading.shirt.argmax(1) == batch["shirt"]).float().mean().item(),
+            "background": (reading.background.argmax(1) == batch["background"]).float().mean().item(),
+        }
+
+    def export(self) -> None:
+        self.network.save(self.context.model_folder / "judge")
+
+
+def labelled(pool: Pool, rows: Tensor, times: Tensor) -> Batch:
+    """Frames `times` of clips `rows` with what they show."""
+    frames = pool.frames[rows, times].movedim(-1, 1).float() / 255
+    targets = judge.JudgeTargets(
+        landmarks=judge.to_unit(pool.landmarks[rows, times], pool.frames.shape[2]),
+        pose=pool.pose[rows, times],
+        expression=pool.expression[rows, times],
+        shirt=pool.shirt[rows],
+        background=pool.background[rows],
+    )
+    return {"frames": frames, **vars(targets)}

@@ -1,0 +1,223 @@
+"""The training loop of every stage."""
+
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..errors import TrainingError
+from . import sheets
+from .checkpoint import Checkpoint
+from .ema import Ema
+from .stage import Stage
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The process was asked to end (SIGTERM, SIGINT) and has saved its state."""
+
+
+def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, float]:
+    """Train a stage to its end and export it; returns the numbers of its validation.
+
+    Raises:
+        Stopped: asked to end; a checkpoint was written.
+        TrainingError: the loss is not finite.
+    """
+    settings, context = stage.settings, stage.context
+    objective = stage.objective
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=context.device.type == "cuda",
+    )
+    if settings.compile and context.device.type == "cuda":
+        _compile(stage)
+    module, optimizer = accelerator.prepare(objective, optimizer)
+    ema = Ema(objective, settings.ema)
+    checkpoint = Checkpoint(context.out / "checkpoints" / settings.stage, accelerator, objective, ema)
+    progress = (checkpoint.load() if resume else None) or {"step": 0, "elapsed": 0.0, "chunks": 0}
+    began = time.perf_counter() - progress["elapsed"]
+    pool = context.pool
+    if pool is not None:
+        pool.restore(max(progress["chunks"], pool.count))
+        pool.fill(settings.pool.first)
+    writer = _Writer(context.out, settings.stage, accelerator.is_main_process)
+    rendered_before = pool.seconds if pool is not None else 0.0
+
+    def elapsed() -> float:
+        return time.perf_counter() - began
+
+    def state() -> dict:
+        return {"step": step, "elapsed": elapsed(), "chunks": pool.count if pool is not None else 0}
+
+    step, saved, looked = progress["step"], elapsed(), elapsed()
+    logged_step, logged_at = step, elapsed()
+    losses: dict[str, Tensor] = {}
+    try:
+        with _asked_to_stop() as stop:
+            while (done := _done(step, elapsed(), settings)) < 1:
+                rate = settings.learning_rate * _rate(step, done, settings.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                if pool is not None:
+                    pool.grow(step, elapsed() + rendered_before / max(settings.pool.share, 1e-6))
+                batch = stage.batch(step, context.generator(step))
+                losses = module(**batch)
+                accelerator.backward(losses["loss"])
+                accelerator.clip_grad_norm_(trained, settings.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                ema.update()
+                step += 1
+                if step % settings.log_every == 0 or step == 1:
+                    values = {name: x.detach().item() for name, x in losses.items()}
+                    if not all(map(math.isfinite, values.values())):
+                        raise TrainingError(f"Stage {settings.stage}: the loss is not finite at step {step}: {values}.")
+                    speed = (step - logged_step) / max(elapsed() - logged_at, 1e-9)
+                    logged_step, logged_at = step, elapsed()
+                    writer.losses(step, elapsed(), rate, speed, values, pool.clips if pool is not None else 0)
+                if stop.asked:
+                    checkpoint.save(state())
+                    raise Stopped
+                if elapsed() - saved > settings.checkpoint_seconds:
+                    checkpoint.save(state())
+                    saved = elapsed()
+                if settings.validate_minutes and elapsed() - looked > 60 * settings.validate_minutes:
+                    _look(stage, ema, writer, step, elapsed())
+                    looked = elapsed()
+        log.info("Stage %s: %d steps in %.0f s.", settings.stage, step, elapsed())
+        with ema.applied():
+            if accelerator.is_main_process:
+                stage.export()
+        checkpoint.save(state())
+        return _look(stage, ema, writer, step, elapsed())
+    finally:
+        checkpoint.close()
+        accelerator.free_memory()
+
+
+def _look(stage: Stage, ema: Ema, writer: "_Writer", step: int, elapsed: float) -> dict[str, float]:
+    with ema.applied(), torch.no_grad(), _eager():
+        numbers = stage.validate()
+        writer.validation(step, elapsed, numbers)
+        writer.sheet(stage.sheet(), step)
+    return numbers
+
+
+def _done(step: int, elapsed: float, settings) -> float:
+    """How much of the stage is over, 0…1: by steps or by the clock, whichever is further."""
+    by_clock = elapsed / (60 * settings.minutes) if settings.minutes else 0.0
+    return max(step / settings.steps, by_clock)
+
+
+def _rate(step: int, done: float, warmup: int) -> float:
+    return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _compile(stage: Stage) -> None:
+    """Compile what the stage names, where that works; a failure costs speed, not the run."""
+    modules = stage.compile()
+    if not modules:
+        return
+    torch._dynamo.config.suppress_errors = True
+    torch._dynamo.config.cache_size_limit = 64
+    for module in modules:
+        module.compile()
+    began = time.perf_counter()
+    try:
+        with stage.context.autocast():
+            batch = stage.batch(0, stage.context.generator(0))
+            stage.objective(**batch)["loss"].backward()
+        log.info("Compiled %d blocks in %.0f s.", len(modules), time.perf_counter() - began)
+    except Exception as error:
+        log.warning("The blocks do not compile (%s: %s); they run as they are.", type(error).__name__, error)
+        for module in modules:
+            module._compiled_call_impl = None
+    stage.objective.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Compiled modules run uncompiled: other sizes would be compiled anew."""
+    if hasattr(torch.compiler, "set_stance"):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
+class _Stop:
+    asked = False
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[_Stop]:
+    stop = _Stop()
+
+    def ask(number: int, frame: object) -> None:
+        stop.asked = True
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    try:
+        before = [signal.signal(number, ask) for number in numbers]
+    except ValueError:  # not the main thread
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _Writer:
+    """What a run says of itself: `metrics.jsonl`, loss curves and sheets."""
+
+    def __init__(self, out: Path, stage: str, active: bool):
+        self.out, self.stage, self.active = out, stage, active
+        out.mkdir(parents=True, exist_ok=True)
+
+    def losses(self, step: int, elapsed: float, rate: float, speed: float, losses: dict, clips: int) -> None:
+        self._line(
+            step=step,
+            seconds=round(elapsed, 2),
+            rate=rate,
+            steps_per_second=round(speed, 3),
+            clips=clips,
+            losses=losses,
+        )
+        log.info("%s %d: loss %.4f, %.2f steps/s, %d clips", self.stage, step, losses["loss"], speed, clips)
+
+    def validation(self, step: int, elapsed: float, numbers: dict[str, float]) -> None:
+        self._line(step=step, seconds=round(elapsed, 2), validation=numbers)
+        log.info("%s %d: %s", self.stage, step, ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
+
+    def sheet(self, picture: Tensor | None, step: int) -> None:
+        if not self.active:
+            return
+        if picture is not None:
+            sheets.save(picture, self.out / "sheets" / f"{self.stage}.png")
+        sheets.curves(self.out / "metrics.jsonl", self.stage, self.out / "sheets" / f"{self.stage}_loss.png")
+
+    def _line(self, **content) -> None:
+        if self.active:
+            with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"stage": self.stage} | content) + "\n")
+
+
+def parameters(module: nn.Module) -> int:
+    """How many of a module's parameters are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

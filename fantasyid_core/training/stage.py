@@ -1,0 +1,107 @@
+"""What a stage is: an objective to minimise, batches for it, and what it leaves behind."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..nano import Nano
+from .pool import Pool
+from .settings import Settings
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a stage works with.
+
+    Attributes:
+        settings: of the stage; model: all its parts, on `device`.
+        pool, validation: people to train on, and people who are never trained on; `None` where the stage reads clips
+            of its own.
+        out: the run's folder; `out / "FantasyID-nano"` is the model.
+        bf16: whether to compute in bfloat16.
+        rank, world: which of how many processes this is.
+    """
+
+    settings: Settings
+    model: Nano
+    pool: Pool | None
+    validation: Pool | None
+    out: Path
+    device: torch.device
+    bf16: bool
+    rank: int = 0
+    world: int = 1
+
+    def generator(self, step: int) -> torch.Generator:
+        """Randomness of one step: of its number alone, so that a resumed run goes on as if never stopped."""
+        seed = (self.settings.seed * 1_000_003 + step) * 64 + self.rank
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def autocast(self) -> torch.autocast:
+        """For what is computed outside of the objective."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the model is written to."""
+        return self.out / "FantasyID-nano"
+
+
+class Stage(ABC):
+    """One stage of the recipe.
+
+    Attributes:
+        objective: its `forward(**batch)` gives losses by name, `loss` among them is minimised. What of its parameters
+            wants gradients is trained.
+    """
+
+    objective: nn.Module
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.settings = context.settings
+
+    @abstractmethod
+    def batch(self, step: int, generator: torch.Generator) -> Batch:
+        """Arguments of the objective."""
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """Numbers on people who are never trained on. Called with the averaged weights, without gradients."""
+
+    def sheet(self) -> Tensor | None:
+        """A picture (H, W, 3) 0…1 that shows what was learned; called like `validate`."""
+        return None
+
+    @abstractmethod
+    def export(self) -> None:
+        """Write what was trained into the model's folder; called with the averaged weights."""
+
+    def compile(self) -> list[nn.Module]:
+        """Modules that gain from being compiled, each on its own."""
+        return []
+
+
+def trainable(module: nn.Module) -> nn.Module:
+    """The module in training mode with gradients on."""
+    return module.train().requires_grad_(True)
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """The modules in evaluation mode, then as they were."""
+    before = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.train(training)
