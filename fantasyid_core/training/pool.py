@@ -90,7 +90,7 @@ class Pool:
 
     def grow(self, step: int, elapsed: float) -> None:
         """Between two steps: render a chunk, if it is time and rendering has not had its share of `elapsed` seconds."""
-        if step % self.settings.every or self.seconds > self.settings.share * elapsed:
+        if step % self.settings.every or self.seconds >= self.settings.share * elapsed:
             return
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # else the time would be that of the steps in the queue

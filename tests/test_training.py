@@ -1,0 +1,246 @@
+"""Training in miniature, on a CPU: losses fall, killed runs go on, exports load."""
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+
+from accelerate import Accelerator
+
+from fantasyid_core import fusion, image_tower, nano, topology, weights
+from fantasyid_core.errors import TrainingError
+from fantasyid_core.people.person import TRAIN, VALIDATION
+from fantasyid_core.training import __main__ as command
+from fantasyid_core.training import diffusion, face, loop, settings
+from fantasyid_core.training.pool import Pool
+from fantasyid_core.training.run import STAGES
+from fantasyid_core.training.stage import Context
+from fantasyid_core.transformer import from_published
+
+SIZES = settings.PoolSettings(
+    clips=5, people=4, stills=2, first=5, share=0.0, frames=9, size=32, still_size=32, validation=5
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pools() -> tuple[Pool, Pool]:
+    both = Pool(SIZES, TRAIN, 0, CPU), Pool(SIZES, VALIDATION, 0, CPU)
+    for pool in both:
+        pool.fill(5)
+    return both
+
+
+@pytest.fixture
+def context(pools: tuple[Pool, Pool], tmp_path: Path) -> Callable[..., Context]:
+    """Makes the context of a stage, with a model of test size."""
+
+    def make(stage: str, **changes) -> Context:
+        told = settings.read(settings.HERE / f"{stage}.toml")
+        told = replace(
+            told, **{"steps": 6, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1} | changes
+        )
+        model = nano.build(sizes=nano.TINY)
+        if stage == "identity":  # what is zero before training is not after the stage before
+            torch.manual_seed(0)
+            for parameter in model.transformer.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        folder = tmp_path / "FantasyID-nano"
+        if not folder.exists():
+            nano.write(model, folder)
+        return Context(told, model, *pools, out=tmp_path, device=CPU, bf16=False)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_loss_of_a_fixed_batch_falls(name: str, context: Callable[..., Context]):
+    stage = STAGES[name](context(name))
+    stage.objective.train()
+    batch = stage.batch(0, stage.context.generator(0))
+    trained = [p for p in stage.objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-3)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = stage.objective(**batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0], losses
+
+
+@pytest.mark.parametrize("name", ["vae", "face", "judge", "base", "identity"])
+def test_a_stage_runs_to_its_end_and_leaves_files(name: str, context: Callable[..., Context], accelerator: Accelerator):
+    stage = STAGES[name](context(name, steps=2))
+    numbers = loop.train(stage, accelerator, resume=False)
+    out = stage.context.out
+    assert numbers
+    assert all(torch.isfinite(torch.tensor(list(numbers.values()))))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "losses" in line] == [1, 2]
+    assert lines[-1]["validation"] == numbers
+    assert (out / "sheets" / f"{name}_loss.png").is_file()
+
+
+def test_a_stopped_run_goes_on_as_if_it_never_stopped(context: Callable[..., Context], accelerator: Accelerator):
+    through = STAGES["base"](context("base", steps=4))
+    loop.train(through, accelerator, resume=False)
+
+    stopped = STAGES["base"](context("base", steps=4))
+    draw = stopped.batch
+
+    def ask_to_stop(step: int, generator: torch.Generator) -> dict:
+        if step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return draw(step, generator)
+
+    stopped.batch = ask_to_stop
+    with pytest.raises(loop.Stopped):
+        loop.train(stopped, accelerator, resume=False)
+    resumed = STAGES["base"](context("base", steps=4))
+    loop.train(resumed, accelerator, resume=True)
+    for name, wanted in through.objective.state_dict().items():
+        torch.testing.assert_close(resumed.objective.state_dict()[name], wanted, rtol=0, atol=0)
+
+
+def test_an_interrupted_save_leaves_the_last_checkpoint(context: Callable[..., Context], accelerator: Accelerator):
+    stage = STAGES["base"](context("base", steps=2))
+    loop.train(stage, accelerator, resume=False)
+    folder = stage.context.out / "checkpoints" / "base"
+    folder.rename(folder.with_name("base.old"))  # killed between two renamings
+    (folder.with_name("base.part")).mkdir()
+    again = STAGES["base"](context("base", steps=3))
+    loop.train(again, accelerator, resume=True)
+    lines = (stage.context.out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(x)["step"] for x in lines if "losses" in x] == [1, 2, 3]
+
+
+def test_identity_trains_nothing_but_its_own_modules(context: Callable[..., Context]):
+    stage = STAGES["identity"](context("identity"))
+    trained = {name.split(".")[0] for name, p in stage.objective.named_parameters() if p.requires_grad}
+    assert trained == {"abstractor", "spiral_net", "reducer", "transformer"}
+    dit = [n for n, p in stage.objective.transformer.named_parameters() if p.requires_grad]
+    assert all(name.startswith("layer_attention.") for name in dit)
+
+
+@pytest.mark.parametrize(
+    ("option", "still"),
+    [
+        ({"branch_3d": False}, "spiral_net"),
+        ({"shared_layer": True}, "transformer.layer_attention.1"),
+    ],
+)
+def test_what_an_ablation_leaves_out_gets_no_gradient(option: dict, still: str, context: Callable[..., Context]):
+    stage = STAGES["identity"](context("identity", options=option))
+    stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"].backward()
+    gradients = [p.grad for n, p in stage.objective.named_parameters() if n.startswith(still)]
+    assert gradients
+    assert all(g is None for g in gradients)
+
+
+@pytest.mark.parametrize("option", [{"multi_view": False}, {"branch_2d": False}, {"first_frame": True}])
+def test_other_ablations_train(option: dict, context: Callable[..., Context]):
+    stage = STAGES["identity"](context("identity", options=option))
+    loss = stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    assert stage.objective.transformer.layer_attention[0].to_out.weight.grad.abs().sum() > 0
+
+
+def test_unfreezing_reaches_the_parameters_it_names(context: Callable[..., Context]):
+    stage = STAGES["identity"](context("identity", options={"unfreeze": ["transformer_blocks.0.norm1"]}))
+    stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"].backward()
+    dit = stage.objective.transformer
+    assert dit.transformer_blocks[0].norm1.linear.weight.grad is not None
+    assert dit.transformer_blocks[1].norm1.linear.weight.grad is None
+
+
+def test_exports_load_as_the_published_layout(context: Callable[..., Context]):
+    stage = STAGES["identity"](context("identity"))
+    stage.export()
+    folder = stage.context.model_folder
+    config = weights.read_config(folder / "transformer")
+    published = weights.split_published(weights.read(folder / "transformer"))
+    tower = image_tower.ImageTower.from_state_dict(weights.read(folder / "face_encoder" / "image_tower.safetensors"))
+    mesh = topology.load(folder / "face_model" / "topology.safetensors")
+    encoder = fusion.build_encoder(published, tower, mesh, config).float()
+    dit = from_published(config, published).float()
+    assert len(dit.layer_attention) == config["num_layers"]
+    assert encoder.face_tokens(torch.rand(1, 64, 64, 3)).shape == (1, config["face_queries"], 32)
+
+
+def test_the_schedule_is_the_release_s():
+    noising = diffusion.Noising(CPU)
+    clean, noise = torch.randn(2, 1, 1, 1, 1), torch.randn(2, 1, 1, 1, 1)
+    noisy, velocity = noising(clean, noise, torch.tensor([999, 0]))
+    torch.testing.assert_close(noisy[0], noise[0])  # zero terminal SNR: nothing of the clip is left
+    torch.testing.assert_close(velocity[0], -clean[0])
+    assert (noisy[1] - clean[1]).abs() < 0.2
+
+
+def test_times_are_spread_evenly():
+    times = diffusion.spread_times(10, torch.Generator().manual_seed(0)).sort().values
+    assert (times // 100).tolist() == list(range(10))
+
+
+def test_the_pool_is_the_same_however_it_was_filled(pools: tuple[Pool, Pool]):
+    again = Pool(SIZES, TRAIN, 0, CPU)
+    again.restore(1)
+    assert torch.equal(again.frames, pools[0].frames)
+    assert torch.equal(again.caption, pools[0].caption)
+    assert again.clips == 5
+    assert set(again.owner.tolist()) == {0, 1, 2, 3}
+
+
+def test_axis_angle_is_the_rotation_of_the_pose():
+    from fantasyid_core.flame import axis_angle_to_matrix
+    from fantasyid_core.people.head import rotation
+
+    turns = torch.tensor([[30.0, -10, 5], [0, 0, 0], [-60, 20, 15]])
+    torch.testing.assert_close(axis_angle_to_matrix(face.axis_angle(turns)), rotation(turns), atol=1e-4, rtol=0)
+
+
+def test_the_camera_puts_the_face_model_where_the_photo_shows_it(pools: tuple[Pool, Pool]):
+    from fantasyid_core.deca import project
+    from fantasyid_core.people.head import load as load_head
+
+    pool, head = pools[0], load_head()
+    model = nano.build(sizes=nano.TINY)
+    shape, expression, pose = pool.shape, pool.still_expression[:, 0], pool.still_pose[:, 0]
+    camera = face.Camera(model.face, CPU).fit(shape, expression, pose, pool.still_landmarks[:, 0], SIZES.still_size)
+    posed = model.face.decode(shape, expression, torch.cat([face.axis_angle(pose), torch.zeros(4, 3)], 1))
+    at = torch.cdist(model.face.template, head.template[head.landmarks]).amin(1) < 1e-6
+    which = torch.cdist(model.face.template[at], head.template[head.landmarks]).argmin(1)
+    seen = project(posed, camera)[:, at, :2] * SIZES.still_size / 224 - 0.5
+    assert int(at.sum()) > 5
+    error = (seen - pool.still_landmarks[:, 0][:, which]).norm(dim=-1)
+    assert error.mean() < 0.06 * SIZES.still_size  # a weak perspective, and a neck that takes its part of the turn
+
+
+def test_a_wrong_key_is_named(tmp_path: Path):
+    file = tmp_path / "x.toml"
+    file.write_text('stage = "base"\nbatchsize = 3\n')
+    with pytest.raises(TrainingError, match="unknown key 'batchsize'"):
+        settings.read(file)
+    assert settings.read(settings.HERE / "base.toml", ["batch=3", "pool.clips=7"]).pool.clips == 7
+
+
+def test_the_command_trains_one_stage(tmp_path: Path, capsys: pytest.CaptureFixture):
+    small = ["steps=1", "pool.size=32"]
+    changes = [word for change in small for word in ("--set", change)]
+    assert command.main(["base", "--out", str(tmp_path), "--tiny", *changes]) == 0
+    assert json.loads((tmp_path / "done.json").read_text()) == ["base"]
+    assert command.main(["base", "--out", str(tmp_path), "--tiny", "--set", "nonsense"]) == 1
+    assert "not of the form" in capsys.readouterr().err
