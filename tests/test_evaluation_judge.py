@@ -80,6 +80,13 @@ def test_frames_of_any_size_are_read_in_batches(judge: Judge):
     assert ((whole.landmarks > 0) & (whole.landmarks < 1)).all()
 
 
+def test_landmarks_keep_their_precision_under_autocast(judge: Judge):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        landmarks = judge(scenes(2)[0]).landmarks
+    assert landmarks.dtype == torch.float32
+    assert not torch.equal(landmarks, landmarks.bfloat16().float())
+
+
 def test_degraded_frames_stay_recognisable_and_repeat_by_seed():
     frames, _ = scenes(32)
     once = judges.degrade(frames, torch.Generator().manual_seed(3))

@@ -139,7 +139,8 @@ class Judge(nn.Module):
 
         log_heat = (_SHARP * self.heat(fine).flatten(2).float()).log_softmax(-1)  # (B, 68, h·w)
         heat = log_heat.exp()
-        landmarks = heat @ _grid(fine)
+        # Not a matrix product: autocast would round it to bfloat16, which is half a pixel.
+        landmarks = torch.stack([(heat * place).sum(-1) for place in _grid(fine).unbind(1)], -1)
         around = heat.to(fine.dtype) @ self.local(fine).flatten(2).transpose(1, 2)  # (B, 68, _LOCAL)
         layout, place = _normalised(landmarks)
         seen = torch.cat([around.flatten(1), layout.flatten(1), place, sixteenth.mean((2, 3))], 1)
