@@ -49,7 +49,9 @@ def dress(head: Head, vertices: Tensor, normals: Tensor, hair: SimpleNamespace, 
     offset = torch.where(curtain, 0.5 * hair.side[:, None] + hair.spread[:, None] * ramp(0.06, -0.05, y), offset)
     ragged = 0.004 * torch.sin(x * 310 + phase) + 0.004 * torch.sin(z * 270 + 2 * phase)
     lift = torch.where(curtain, (hair.cut[:, None] + ragged - y).clamp(min=0), 0)
-    lift = lift - 0.12 * ramp(-0.255, -0.275, y) * (part == SKIN)  # the chest goes on below the picture
+    # Chest and shoulders end where the bust was cut: draw the edges down, out of the picture.
+    edge = torch.maximum(ramp(-0.255, -0.275, y), ramp(0.215, 0.24, x.abs())) * (part == SKIN)
+    lift = lift - 0.15 * edge
     vertices = vertices + normals * offset[..., None]
     return torch.stack([vertices[..., 0], vertices[..., 1] + lift, vertices[..., 2]], -1)
 
@@ -91,7 +93,10 @@ def paint_vertices(head: Head, paint: SimpleNamespace, hair: SimpleNamespace, co
     colour = _mix(colour, colour.new_tensor(_MOUTH), inside[:, None])
     for number, value in ((TONGUE, _TONGUE), (TEETH, _TEETH), (LEFT_EYE, _SCLERA), (RIGHT_EYE, _SCLERA)):
         colour = torch.where((part == number)[:, None], colour.new_tensor(value), colour)
-    colour = torch.where((part == LASHES)[:, None], paint.brow[:, None] * 0.25, colour)
+    lashes = torch.lerp(
+        0.45 * skin, 0.25 * paint.brow[:, None], ramp(-0.004, 0.001, y)[:, None]
+    )  # the upper are darker
+    colour = torch.where((part == LASHES)[:, None], lashes, colour)
 
     below = ramp(0.006, -0.006, y - _line(_BEARD, z)) * ramp(-0.1282, -0.1162, y - 0.15 * z) * ramp(-0.0545, -0.0465, z)
     middle = -0.0529 - 0.10 * (side - 0.012).clamp(min=0) - 0.9 * (side - 0.022).clamp(min=0)
@@ -160,7 +165,7 @@ def _brows(side: Tensor, y: Tensor, paint: SimpleNamespace) -> Tensor:
     middle = 0.0196 + paint.brow_height + 0.0035 * along + paint.brow_arch * torch.sin(torch.pi * along)
     middle = middle - paint.brow_tail * (t - 0.65).clamp(min=0)
     thickness = paint.brow_thickness * (0.7 + 3 * along.clamp(max=0.1)) * (1 - 0.8 * (along - 0.4).clamp(min=0) / 0.6)
-    hairs = 0.85 + 0.15 * torch.sin(side * 2600 + y * 1300)
+    hairs = 0.95 + 0.05 * torch.sin(side * 2600 + y * 1300 + 2 * torch.sin(side * 1100))
     return (
         paint.brow_density
         * hairs

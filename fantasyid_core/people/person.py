@@ -154,9 +154,9 @@ def _draw_paint(rng: np.random.Generator, male: bool, age: float, ethnicity: np.
         brow_thickness=rng.uniform(0.0026, 0.0050) * (1.1 if male else 0.85),
         brow_arch=rng.uniform(-0.0005, 0.0035),
         brow_tail=rng.uniform(0.004, 0.010),
-        brow_density=rng.uniform(0.75, 1.0),
-        beard=(0, rng.uniform(0.25, 0.5), rng.uniform(0.75, 0.95))[full],
-        moustache=float(full == 2 or (male and rng.random() < 0.2)) * rng.uniform(0.7, 0.95),
+        brow_density=rng.uniform(0.86, 1.0),
+        beard=(0, rng.uniform(0.25, 0.5), rng.uniform(0.88, 0.98))[full],
+        moustache=float(full == 2 or (male and rng.random() < 0.2)) * rng.uniform(0.85, 0.98),
         stubble=float(full == 1),
         phase=rng.uniform(0, 6.28),
     )
