@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +26,7 @@ GAMMA = 2.2
 _SHOULDER = 0.7
 SAMPLES = 2  # per pixel and direction
 _GLINT = 0.011  # m from the eyeball's middle to the mirrored lamp when that is at the side
-# Frames of 160 × 160 at a time; about 30 MB each.
+# Frames of 160 × 160 at a time; about 30 MB each, several times that while they are painted.
 _FRAMES = {"cpu": 4, "cuda": 64, "mps": 16}
 
 
@@ -230,17 +231,13 @@ def _kinds(head: Head) -> Tensor:
     return kind
 
 
-_CACHE: dict[str, Tensor] = {}
-
-
+@lru_cache(maxsize=4)
 def _neighbours(device: str) -> Tensor:
     """(N, V) triangles about each vertex; the number of triangles where there are fewer than N."""
-    if device not in _CACHE:
-        faces = load().faces
-        vertices, order = faces.flatten().sort(stable=True)
-        counts = torch.bincount(vertices, minlength=len(load().template))
-        slot = torch.arange(len(vertices)) - (counts.cumsum(0) - counts)[vertices]
-        table = torch.full((len(counts), int(counts.max())), len(faces))
-        table[vertices, slot] = order // 3
-        _CACHE[device] = table.T.contiguous().to(device)
-    return _CACHE[device]
+    faces, vertex_count = load().faces, len(load().template)
+    vertices, order = faces.flatten().sort(stable=True)
+    counts = torch.bincount(vertices, minlength=vertex_count)
+    slot = torch.arange(len(vertices)) - (counts.cumsum(0) - counts)[vertices]
+    table = torch.full((int(counts.max()), vertex_count), len(faces))
+    table[slot, vertices] = order // 3
+    return table.to(device)
