@@ -121,7 +121,10 @@ class Judge(nn.Module):
         self.local = nn.Conv2d(fine, _LOCAL, 1)
         features = landmarks * (_LOCAL + 2) + 5 + sixteenth
         self.face = nn.Sequential(nn.Linear(features, 128), nn.SiLU(), nn.Linear(128, 3 + expressions))
-        self.look = nn.Conv2d(fine, 2, 1)
+        self.look = nn.Conv2d(fine + 2, 2, 1)
+        nn.init.zeros_(self.look.weight)
+        with torch.no_grad():  # begin with shirts below and background above
+            self.look.weight[:, -1, 0, 0] = torch.tensor([3.0, -3.0])
         self.colour = nn.ModuleList(
             nn.Sequential(nn.Linear(fine + 3, 64), nn.SiLU(), nn.Linear(64, colours)) for _ in range(2)
         )
@@ -140,13 +143,14 @@ class Judge(nn.Module):
         log_heat = (_SHARP * self.heat(fine).flatten(2).float()).log_softmax(-1)  # (B, 68, h·w)
         heat = log_heat.exp()
         # Not a matrix product: autocast would round it to bfloat16, which is half a pixel.
-        landmarks = torch.stack([(heat * place).sum(-1) for place in _grid(fine).unbind(1)], -1)
+        landmarks = torch.stack([(heat * axis).sum(-1) for axis in _grid(fine).unbind(1)], -1)
         around = heat.to(fine.dtype) @ self.local(fine).flatten(2).transpose(1, 2)  # (B, 68, _LOCAL)
-        layout, place = _normalised(landmarks)
-        seen = torch.cat([around.flatten(1), layout.flatten(1), place, sixteenth.mean((2, 3))], 1)
+        layout, whereabouts = _normalised(landmarks)
+        seen = torch.cat([around.flatten(1), layout.flatten(1), whereabouts, sixteenth.mean((2, 3))], 1)
         pose, expression = self.face(seen).float().split((3, self.config["expressions"]), 1)
 
-        look = self.look(fine).flatten(2).float().softmax(-1)  # (B, 2, h·w)
+        place = (2 * _grid(fine) - 1).T.unflatten(1, fine.shape[2:]).to(fine.dtype).expand(len(fine), -1, -1, -1)
+        look = self.look(torch.cat([fine, place], 1)).flatten(2).float().softmax(-1)  # (B, 2, h·w)
         colours = F.interpolate(frames, fine.shape[2:], mode="area").to(fine.dtype)
         shown = look.to(fine.dtype) @ torch.cat([fine, colours * 4 - 2], 1).flatten(2).transpose(1, 2)
         shirt, background = (head(shown[:, i]).float() for i, head in enumerate(self.colour))

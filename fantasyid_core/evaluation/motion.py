@@ -112,7 +112,7 @@ def pose_tie(output: Tensor, reference: Tensor) -> float:
 
     The slope of the least-squares line from the reference's yaw and pitch to the mean yaw and pitch of the output's
     frames, both angles about their means over the people together: 1 where every output has its reference's pose, 0
-    where the pose is free of it. True clips of the same people give 0 within the noise of N people, 1 / √(2 N) or so.
+    where the pose is free of it. True clips of the same people give 0 within the noise of N people, 1 / √N or so.
 
     Args:
         output: (N, 2 or more) mean yaw, pitch (…) over each output's frames, degrees.
