@@ -246,6 +246,7 @@ def read(folder: Path) -> Nano:
     tensors = weights.read(folder / "text_encoder")
     text_names = {"encoder.embed_tokens.weight": tensors["shared.weight"]} if "shared.weight" in tensors else {}
     weights.load_into(text, tensors | text_names, what="text encoder")
+    text.encoder.embed_tokens.weight = text.shared.weight  # one tensor under two names
     model = Nano(
         vae=vae,
         text=text,

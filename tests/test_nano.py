@@ -42,6 +42,7 @@ def test_a_written_model_reads_back(tiny: nano.Nano, tmp_path: Path):
             if "rope" in key:  # constructed, not read
                 continue
             torch.testing.assert_close(tensor, _stored(module.state_dict()[key]), msg=f"{name}.{key}")
+    assert copy.text.encoder.embed_tokens.weight is copy.text.shared.weight  # else training would move one of them
     assert copy.encoder.spiral_net.depth_scale == tiny.config["vertex_depth_scale"]
 
 

@@ -51,10 +51,10 @@ def run(options: argparse.Namespace) -> None:
             continue
         try:
             whole.train(_settings(stage, options))
-        except (FantasyIDError, Stopped):
+        except Stopped:
             raise
-        except Exception:
-            logging.exception("Stage %s failed.", stage)
+        except Exception as error:  # what was trained before stays, and is of use
+            logging.error("Stage %s failed: %s", stage, error, exc_info=not isinstance(error, FantasyIDError))
             if stage in NEEDED or stage == stages[-1]:
                 raise
 

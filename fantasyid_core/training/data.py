@@ -30,7 +30,7 @@ def aligned(pictures: Tensor, landmarks: Tensor, size: int, shifts: Tensor) -> T
         shifts: (B, 4) as `people.camera.face_crop` takes them.
     """
     matrix = face_crop(landmarks[:, :5], shifts, size)
-    inverse = torch.linalg.inv(matrix[..., :2])
+    inverse = torch.linalg.inv_ex(matrix[..., :2])[0]  # does not wait for the device
     grid = torch.arange(size, device=pictures.device, dtype=torch.float32)
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     places = torch.stack([x, y], -1).flatten(0, 1)  # crop px

@@ -160,9 +160,13 @@ class FaceStage(Stage):
         model, width = context.model, context.model.encoder.tower.cls_token.shape[-1]
         self.photos = options["regressor_photos"]
         self.camera = Camera(model.face, context.device)
+        trainable(model.encoder.tower)
+        tower = model.encoder.tower
+        for unused in (*tower.blocks[tower.taps[-1] :], *_after_blocks(tower)):
+            unused.requires_grad_(False)
         self.heads = Heads(width, context.validation.look.shape[1]).to(context.device)
         self.objective = FaceObjective(
-            trainable(model.encoder.tower),
+            model.encoder.tower,
             trainable(model.regressor),
             self.heads,
             model.face.to(context.device),
@@ -241,6 +245,10 @@ class FaceStage(Stage):
 
     def export(self) -> None:
         nano.write(self.context.model, self.context.model_folder, ["face_encoder", "face_model"])
+
+
+def _after_blocks(tower: nn.Module) -> list[nn.Module]:
+    return [module for module in (tower.norm, tower.head) if module is not None]
 
 
 def aligned_crops(pictures: Tensor, landmarks: Tensor, generator: torch.Generator) -> Tensor:

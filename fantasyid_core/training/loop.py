@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
     ema = Ema(objective, settings.ema)
     checkpoint = Checkpoint(context.out / "checkpoints" / settings.stage, accelerator, objective, ema)
     progress = (checkpoint.load() if resume else None) or {"step": 0, "elapsed": 0.0, "chunks": 0}
-    began = time.perf_counter() - progress["elapsed"]
+    began = context.started - progress["elapsed"]
     pool = context.pool
     if pool is not None:
         pool.restore(max(progress["chunks"], pool.count))
@@ -73,10 +74,14 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 if pool is not None:
-                    pool.grow(step, elapsed() + rendered_before / max(settings.pool.share, 1e-6))
-                batch = stage.batch(step, context.generator(step))
-                losses = module(**batch)
-                accelerator.backward(losses["loss"])
+                    pool.grow(step, settings.pool.every, rendered_before + settings.pool.share * elapsed())
+                try:
+                    losses = module(**stage.batch(step, context.generator(step)))
+                    accelerator.backward(losses["loss"])
+                except torch.OutOfMemoryError:
+                    _halve(stage)
+                    optimizer.zero_grad(set_to_none=True)
+                    continue
                 accelerator.clip_grad_norm_(trained, settings.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -107,6 +112,16 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
     finally:
         checkpoint.close()
         accelerator.free_memory()
+
+
+def _halve(stage: Stage) -> None:
+    """Go on with half the batch. Raises the memory error where that is nothing."""
+    count = stage.settings.batch // 2
+    if not count:
+        raise
+    log.warning("Out of memory with a batch of %d: going on with %d.", stage.settings.batch, count)
+    stage.settings = replace(stage.settings, batch=count)
+    torch.cuda.empty_cache()
 
 
 def _look(stage: Stage, ema: Ema, writer: "_Writer", step: int, elapsed: float) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """People rendered straight into device memory: what all stages train on. Nothing is stored on a disk."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -65,7 +65,8 @@ class Pool:
         self.shape, self.look = zeros(p, 100), zeros(p, len(look(person(split[0]))))
         self.latents: Tensor | None = None
         self.face_latent: Tensor | None = None
-        self._encode = None
+        self._encode: Callable[[Tensor], Tensor] | None = None
+        self._encoder_key: object = None
 
     @property
     def clips(self) -> int:
@@ -88,9 +89,9 @@ class Pool:
         while self.count < count:
             self.add()
 
-    def grow(self, step: int, elapsed: float) -> None:
-        """Between two steps: render a chunk, if it is time and rendering has not had its share of `elapsed` seconds."""
-        if step % self.settings.every or self.seconds >= self.settings.share * elapsed:
+    def grow(self, step: int, every: int, seconds: float) -> None:
+        """Between two steps, every so many: render a chunk, unless rendering has taken `seconds` by now."""
+        if step % every or self.seconds >= seconds:
             return
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # else the time would be that of the steps in the queue
@@ -116,10 +117,15 @@ class Pool:
         self._put_clips(clips, rows)
         self.count += 1
 
-    def encode_with(self, encode) -> None:
-        """Keep latents of all clips from now on: `encode` takes frames (B, T, H, W, 3) uint8 → (B, t, 16, h, w)."""
+    def encode_with(self, encode: Callable[[Tensor], Tensor], key: object) -> None:
+        """Keep latents of all clips from now on: `encode` takes frames (B, T, H, W, 3) uint8 → (B, t, 16, h, w).
+
+        Latents that were made under the same `key` are kept.
+        """
         self._encode = encode
-        self.latents = None
+        if key == self._encoder_key:
+            return
+        self._encoder_key, self.latents = key, None
         for start in range(0, self.clips, self.chunk_clips):
             self._put_latents(slice(start, start + self.chunk_clips))
 

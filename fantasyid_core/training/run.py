@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import time
 from pathlib import Path
 
 import torch
@@ -48,7 +49,6 @@ class Run:
         self.device = self.accelerator.device
         if on_gpu:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-            torch.backends.cudnn.benchmark = True
         self.model_folder = out / "FantasyID-nano"
         self.start_from = start_from
         if start_from is None and not (resume and self.model_folder.is_dir()) and self.accelerator.is_main_process:
@@ -66,7 +66,9 @@ class Run:
 
     def train(self, settings: Settings) -> dict[str, float]:
         """Train one stage; its export is in the model's folder afterwards."""
+        started = time.perf_counter()
         set_seed(settings.seed)
+        torch.backends.cudnn.benchmark = settings.cudnn_benchmark
         model = nano.read(self.start_from or self.model_folder)
         for module in model.modules.values():
             module.to(self.device)
@@ -82,6 +84,7 @@ class Run:
             bf16=settings.precision == "bf16" and self.accelerator.mixed_precision == "bf16",
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
+            started=started,
         )
         stage = STAGES[settings.stage](context)
         log.info("Stage %s: %.2f million parameters.", settings.stage, parameters(stage.objective) / 1e6)

@@ -51,7 +51,7 @@ class Settings:
         betas, weight_decay, clip_norm: of AdamW, and the largest gradient norm.
         ema: decay of the averaged weights, which are what is exported.
         precision: "bf16" or "no"; off a GPU always "no".
-        compile: compile the DiT's blocks where that works.
+        compile: compile the DiT's blocks where that works; cudnn_benchmark: try convolutions out before using them.
         checkpoint_seconds, log_every (steps), validate_minutes (0: at the end alone).
         options: of the stage, see its module.
     """
@@ -69,6 +69,7 @@ class Settings:
     seed: int = 0
     precision: str = "bf16"
     compile: bool = False
+    cudnn_benchmark: bool = True
     checkpoint_seconds: float = 60.0
     log_every: int = 20
     validate_minutes: float = 0.0

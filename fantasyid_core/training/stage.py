@@ -1,9 +1,10 @@
 """What a stage is: an objective to minimise, batches for it, and what it leaves behind."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ class Context:
             of its own.
         out: the run's folder; `out / "FantasyID-nano"` is the model.
         bf16: whether to compute in bfloat16.
-        rank, world: which of how many processes this is.
+        rank, world: which of how many processes this is; started: when the stage's time began to run.
     """
 
     settings: Settings
@@ -38,6 +39,7 @@ class Context:
     bf16: bool
     rank: int = 0
     world: int = 1
+    started: float = field(default_factory=time.perf_counter)
 
     def generator(self, step: int) -> torch.Generator:
         """Randomness of one step: of its number alone, so that a resumed run goes on as if never stopped."""

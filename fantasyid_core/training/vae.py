@@ -27,7 +27,7 @@ def to_frames(pixels: Tensor) -> Tensor:
 
 def encode(vae: nn.Module, frames: Tensor) -> Tensor:
     """Frames (B, T, H, W, 3) uint8 → scaled latents (B, t, 16, h, w), the posterior's mean."""
-    parts = [vae.encode(to_model(part)).latent_dist.mode() for part in frames.split(4)]
+    parts = [vae.encode(to_model(part)).latent_dist.mode() for part in frames.split(16)]
     return torch.cat(parts).float().transpose(1, 2) * vae.config.scaling_factor
 
 
@@ -144,9 +144,11 @@ def encoder_of(context: Context):
 
 def encode_pools(context: Context) -> None:
     """Give the pools the latents of this model's autoencoder."""
+    vae = context.model.vae
+    key = (vae.config.scaling_factor, sum(p.abs().sum().item() for p in vae.encoder.parameters()))
     for pool in (context.pool, context.validation):
         if isinstance(pool, Pool):
-            pool.encode_with(encoder_of(context))
+            pool.encode_with(encoder_of(context), key)
 
 
 def _decibel(square_error: Tensor) -> float:
