@@ -44,7 +44,9 @@ def context(pools: tuple[Pool, Pool], tmp_path: Path) -> Callable[..., Context]:
     def make(stage: str, **changes) -> Context:
         told = settings.read(settings.HERE / f"{stage}.toml")
         told = replace(
-            told, **{"steps": 6, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1, "pool": SIZES} | changes
+            told,
+            **{"steps": 6, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1, "pool": SIZES}
+            | changes,
         )
         model = nano.build(sizes=nano.TINY)
         if stage == "identity":  # what is zero before training is not after the stage before
