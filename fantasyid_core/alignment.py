@@ -43,9 +43,6 @@ def align(photo: Tensor, landmarks: Tensor, size: int = CROP_SIZE) -> tuple[Tens
     same unless it drops a landmark as an outlier (measured on nine real faces: equal on eight, 6 px apart on one), and
     then makes crops of one person jump between frames.
 
-    Like the release, the warp samples a photo whose long side was first reduced to 1024, but never below the crop's own
-    resolution, so that a small face in a large photo keeps its detail.
-
     Args:
         photo: (H, W, 3) float 0…1.
         landmarks: (5, 2) px, order as in `FFHQ_TEMPLATE`, on the photo's device.
@@ -54,9 +51,19 @@ def align(photo: Tensor, landmarks: Tensor, size: int = CROP_SIZE) -> tuple[Tens
     Returns:
         crop (size, size, 3) and to_crop (2, 3), photo px → crop px.
     """
-    transform = require("kornia.geometry.transform", "Cropping a face", "kornia")
     template = landmarks.new_tensor(FFHQ_TEMPLATE) * (size / CROP_SIZE)
     to_crop = similarity(landmarks, template)
+    return warp(photo, to_crop, size), to_crop
+
+
+def warp(photo: Tensor, to_crop: Tensor, size: int) -> Tensor:
+    """The square of size × size that a similarity (2, 3), photo px → px of the square, cuts out of a photo; bilinear,
+    grey where the photo ends.
+
+    Like the release, the warp samples a photo whose long side was first reduced to 1024, but never below the crop's own
+    resolution, so that a small face in a large photo keeps its detail.
+    """
+    transform = require("kornia.geometry.transform", "Cropping a face", "kornia")
     x0, y0, x1, y1, scale = _seen(to_crop, size, *photo.shape[:2])
 
     # Only the part of the photo that the crop shows is touched, whatever the size of the photo.
@@ -77,7 +84,7 @@ def align(photo: Tensor, landmarks: Tensor, size: int = CROP_SIZE) -> tuple[Tens
         align_corners=True,  # integer coordinates are pixel centres, as in OpenCV
         fill_value=part.new_tensor(BORDER_GREY),
     )
-    return crop[0].movedim(0, -1).clamp(0, 1), to_crop
+    return crop[0].movedim(0, -1).clamp(0, 1)
 
 
 def _seen(to_crop: Tensor, size: int, height: int, width: int) -> tuple[int, int, int, int, float]:

@@ -1,14 +1,17 @@
-"""Several photos or frames of one person → views."""
+"""Several photos or frames of one person, or one photo and its mesh → views."""
 
 import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..fantasyid_core import views
+from ..fantasyid_core import new_views
+from ..fantasyid_core.augmentation import augment
 from ..fantasyid_core.contact_sheet import contact_sheet
 from ..fantasyid_core.detection import DetectedFace
+from ..fantasyid_core.reconstruction import FaceMesh
+from ..fantasyid_core.views import LEAVE_OUT, PEOPLE, FaceViews, collect
 from ._base import CATEGORY, FantasyIDNode
-from ._sockets import Face, Views
+from ._sockets import Face, Mesh, Views
 
 
 class FantasyIDViews(FantasyIDNode):
@@ -41,8 +44,8 @@ class FantasyIDViews(FantasyIDNode):
                 ),
                 io.Combo.Input(
                     "people",
-                    options=list(views.PEOPLE),
-                    default=views.LEAVE_OUT,
+                    options=list(PEOPLE),
+                    default=LEAVE_OUT,
                     optional=True,
                     tooltip="leave others out: only faces that certainly are the person in the reference. all pictures "
                     "show this person: the largest face of each; for separate photos that you know to be right.",
@@ -59,11 +62,107 @@ class FantasyIDViews(FantasyIDNode):
 
     @classmethod
     def run(
-        cls, face: DetectedFace, max_views: int, images: torch.Tensor | None = None, people: str = views.LEAVE_OUT
+        cls, face: DetectedFace, max_views: int, images: torch.Tensor | None = None, people: str = LEAVE_OUT
     ) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
-        collected = views.collect(face, images, max_views, people=people, device=device)
+        collected = collect(face, images, max_views, people=people, device=device)
         return io.NodeOutput(collected, contact_sheet(collected)[None], collected.report)
 
 
-NODES = [FantasyIDViews]
+class FantasyIDNewViews(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDNewViews",
+            display_name="FantasyID New Views",
+            category=CATEGORY,
+            description=(
+                "Makes views from one photo: its pixels on the face's mesh, turned to other poses. What the photo does "
+                "not show stays grey and is left out of the coverage mask; nothing is invented. Altered copies in other "
+                "light can be added."
+            ),
+            inputs=[
+                Face.Input("face", tooltip="The face that the mesh was made from. It is the first view."),
+                Mesh.Input("mesh", tooltip="From FantasyID Reconstruct 3D with this face; not one loaded from a file."),
+                io.Float.Input(
+                    "yaw",
+                    default=30.0,
+                    min=0.0,
+                    max=75.0,
+                    step=5.0,
+                    tooltip="How far to the left and to the right the head is turned, in degrees. Up to 30 looks well.",
+                ),
+                io.Float.Input(
+                    "pitch", default=10.0, min=0.0, max=40.0, step=5.0, tooltip="How far up and down, in degrees."
+                ),
+                io.Int.Input(
+                    "columns", default=3, min=1, max=9, tooltip="Poses from left to right; 1 turns up and down only."
+                ),
+                io.Int.Input(
+                    "rows", default=1, min=1, max=9, tooltip="Poses from up to down; 1 turns left and right only."
+                ),
+                io.Float.Input(
+                    "min_seen",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Leave out views of which the photo shows less than this share of the face.",
+                ),
+                io.Int.Input(
+                    "altered",
+                    default=0,
+                    min=0,
+                    max=64,
+                    tooltip="How many altered copies to add: other light, colour, sharpness and a slightly other "
+                    "framing of the views, in turn.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="The same seed alters the copies in the same way.",
+                ),
+                Views.Input(
+                    "views",
+                    optional=True,
+                    tooltip="Views from FantasyID Multi-View that the new ones are added to; the first view is theirs.",
+                ),
+            ],
+            outputs=[
+                Views.Output(display_name="views", tooltip="The views, for FantasyID Feature Fusion."),
+                io.Image.Output(
+                    display_name="contact_sheet", tooltip="All views, each with its number, score, origin and pose."
+                ),
+                io.Image.Output(display_name="images", tooltip="The views as a batch, 512 × 512."),
+                io.Mask.Output(
+                    display_name="coverage", tooltip="For each view, where it shows the person; black: unseen."
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="How much of the face the photo shows in the new views."
+                ),
+            ],
+        )
+
+    @classmethod
+    def run(
+        cls,
+        face: DetectedFace,
+        mesh: FaceMesh,
+        yaw: float,
+        pitch: float,
+        columns: int,
+        rows: int,
+        min_seen: float,
+        altered: int,
+        seed: int,
+        views: FaceViews | None = None,
+    ) -> io.NodeOutput:
+        poses = new_views.grid(yaw, pitch, columns, rows)
+        made = new_views.new_views(face, mesh, poses, min_seen)
+        made = augment(made if views is None else new_views.added(views, made), altered, seed)
+        return io.NodeOutput(made, contact_sheet(made)[None], made.crops, made.coverage, made.report)
+
+
+NODES = [FantasyIDViews, FantasyIDNewViews]
