@@ -27,6 +27,7 @@ _OUTLINE, _JUMP = 3, 15.0  # a step in depth this high makes pixels this near to
 _MIN_FACING = 0.25  # cosine between a surface and the photo's viewing direction
 _ABOUT = 4  # a landmark, for its depth
 _SAME_POSE = 5.0  # degrees
+_COARSE = 4  # to find out what is connected
 _AT_ONCE = 8  # views
 
 
@@ -105,8 +106,8 @@ class _Surface:
     def __init__(self, face: DetectedFace, mesh: FaceMesh):
         if mesh.in_photo is None or mesh.faces is None:
             raise MeshError(
-                "This mesh does not know where the photo shows it, so the photo cannot be laid on it. Use the mesh that "
-                "FantasyID Reconstruct 3D made from this face; a mesh from a file does not do."
+                "This mesh does not know where the photo shows it, so the photo cannot be laid on it. Use the mesh "
+                "that FantasyID Reconstruct 3D made from this face; a mesh from a file does not do."
             )
         device = face.image.device
         in_photo, self.faces = mesh.in_photo.to(device, torch.float32), mesh.faces.to(device)
@@ -163,11 +164,12 @@ class _Surface:
         facing = F.normalize((weights * self.normals[corners]).sum(1), dim=1)[:, 2].abs()
         colour, reliable, depth = self._look_up(place[:, :2])
         visible = reliable & (place[:, 2] <= depth + _TOLERANCE) & (facing >= _MIN_FACING)
-        coverage = shown.float()
-        coverage[shown] = visible.float()
+        coverage = torch.zeros_like(shown)
+        coverage[shown] = visible
+        coverage = _connected(coverage)
         crops = colour.new_tensor(BORDER_GREY).expand(*index.shape, 3).clone()
-        crops[coverage > 0] = colour[visible]
-        return crops, coverage, _share(coverage, shown)
+        crops[coverage] = colour[coverage[shown]]
+        return crops, coverage.float(), _share(coverage, shown)
 
     def _look_up(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the texture at places (P, 2): colour (P, 3), whether it is reliable, and the depth of what it shows."""
@@ -193,6 +195,20 @@ def _in_photo(to_texture: Tensor, size: int, height: int, width: int) -> Tensor:
     y, x = torch.meshgrid(step, step, indexing="ij")
     place = (torch.stack([x, y], -1) - to_texture[:, 2]) @ torch.linalg.inv(to_texture[:, :2]).mT
     return ((place >= 0) & (place <= place.new_tensor([width - 1, height - 1]))).all(-1)
+
+
+def _connected(coverage: Tensor) -> Tensor:
+    """(B, S, S) bool → what hangs together with the middle of the face. Ears and shoulders that do not are the places
+    where a mesh fits worst, and show what lies beside them."""
+    coarse = F.avg_pool2d(coverage.float(), _COARSE) >= 0.5
+    middle = torch.zeros_like(coarse)
+    (left, top), (right, bottom) = (48, 56), (80, 96)
+    middle[:, top:bottom, left:right] = coarse[:, top:bottom, left:right]
+    reached = middle.float()
+    for _ in range(len(coarse[0]) // 2):
+        reached = F.max_pool2d(reached, 3, 1, 1) * coarse
+    reached = F.max_pool2d(reached, 3, 1, 1)  # as far as the cells that are covered in part
+    return coverage & (F.interpolate(reached[:, None], scale_factor=_COARSE)[:, 0] > 0)
 
 
 def _share(coverage: Tensor, shown: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ class FantasyIDNewViews(FantasyIDNode):
             category=CATEGORY,
             description=(
                 "Makes views from one photo: its pixels on the face's mesh, turned to other poses. What the photo does "
-                "not show stays grey and is left out of the coverage mask; nothing is invented. Altered copies in other "
-                "light can be added."
+                "not show stays grey and is left out of the coverage mask; nothing is invented. Altered copies in "
+                "other light can be added."
             ),
             inputs=[
                 Face.Input("face", tooltip="The face that the mesh was made from. It is the first view."),
