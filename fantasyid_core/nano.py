@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import bytes_text, flame, topology, weights
+from . import autoencoder, bytes_text, flame, topology, weights
 from .deca import CODE_SIZES, Regressor, load_regressor
 from .face_abstractor import FaceAbstractor, published_name
 from .fusion import IdentityEncoder, build_encoder
@@ -229,7 +229,6 @@ def read(folder: Path) -> Nano:
     Raises:
         WeightsMissingError, WeightsError, MeshError: files are missing or damaged.
     """
-    from diffusers import AutoencoderKLCogVideoX
     from transformers import T5Config, T5EncoderModel
 
     from .transformer import from_published
@@ -239,7 +238,7 @@ def read(folder: Path) -> Nano:
     tower = ImageTower.from_state_dict(weights.read(folder / "face_encoder" / "image_tower.safetensors"))
     mesh = topology.load(folder / "face_model" / "topology.safetensors")
     with weights.configured("CogVideoX autoencoder"):
-        vae = AutoencoderKLCogVideoX(**_arguments(weights.read_config(folder / "vae")))
+        vae = autoencoder.build(weights.read_config(folder / "vae"))
     with weights.configured("T5 text encoder"):
         text = T5EncoderModel(T5Config(**_arguments(weights.read_config(folder / "text_encoder"))))
     weights.load_into(vae, weights.read(folder / "vae"), what="autoencoder")

@@ -1,6 +1,5 @@
 """CogVideoX's autoencoder as the host's `VAE`: its memory, tiling, previews and saving are the host's."""
 
-import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..fantasyid_core import weights
+from ..fantasyid_core.autoencoder import build
 from ..fantasyid_core.errors import SamplingError, WeightsError
-from ..fantasyid_core.optional import require
 from ._operators import to_host_operators
 
 TEMPORAL = 4  # video frames a latent, after the first
-PREVIEW = ("latent_rgb_factors", "latent_rgb_factors_bias")  # of our own in a config.json: colours for live previews
 
 
 def load_vae(path: Path) -> comfy.sd.VAE:
@@ -33,11 +31,8 @@ def load_vae(path: Path) -> comfy.sd.VAE:
         config = weights.read_config(path)
     else:
         config = weights.embedded_config(path) or _infer_config(tensors, path)
-    diffusers = require("diffusers", "FantasyID's video VAE")
-    known = inspect.signature(diffusers.AutoencoderKLCogVideoX.__init__).parameters
     with weights.configured("CogVideoX VAE"), torch.device("meta"):
-        autoencoder = diffusers.AutoencoderKLCogVideoX(**{k: v for k, v in config.items() if k in known})
-    autoencoder.register_to_config(**{name: config[name] for name in PREVIEW if name in config})
+        autoencoder = build(config)
     weights.load_into(autoencoder, tensors, what="CogVideoX VAE")
     return CogVideoXVAE(autoencoder)
 
