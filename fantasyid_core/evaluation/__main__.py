@@ -95,7 +95,8 @@ def _generated(generator: Generator, drawn: list[Case], settings: Settings, batc
         batch=batch,
         progress=lambda done, of: say(f"{done} of {of} videos, {time.perf_counter() - start:.0f} s"),
     )
-    return Outputs(*videos.split([len(drawn), len(controls), len(controls)]))
+    prompted, without, wrong = videos.split([len(drawn), len(controls), len(controls)])
+    return Outputs(prompted, *(x[:, :: measure.EMBED_EVERY].contiguous() for x in (without, wrong)))
 
 
 def _draw_pages(

@@ -23,8 +23,8 @@ class Outputs:
 
     Attributes:
         prompted: (N, T, H, W, 3) uint8, with the case's own reference.
-        without: (M, T, H, W, 3), the first M cases at strength 0.
-        wrong: (M, T, H, W, 3), the first M cases with the reference of the next of them.
+        without: (M, T', H, W, 3), the first M cases at strength 0; every sixth frame, for the embedding alone.
+        wrong: (M, T', H, W, 3), the first M cases with the reference of the next of them; likewise.
     """
 
     prompted: Tensor
@@ -97,7 +97,8 @@ def _faces(drawn: Sequence[Case], outputs: Outputs, truth: Tensor, embedding: Em
         vectors(references)[:, 0],
         gallery,
         stranger,
-        *(vectors(x, EMBED_EVERY) for x in (truth, outputs.prompted, outputs.without, outputs.wrong)),
+        *(vectors(x, EMBED_EVERY) for x in (truth, outputs.prompted)),
+        *(vectors(x) for x in (outputs.without, outputs.wrong)),
     )
 
 

@@ -1,0 +1,62 @@
+"""The judge that ships with the pack, on people and clips that it never saw."""
+
+import pytest
+import torch
+
+from fantasyid_core import nano
+from fantasyid_core.evaluation import adherence, cases, motion
+from fantasyid_core.evaluation import judge as judges
+from fantasyid_core.evaluation.judge import Judge, JudgeReading
+from fantasyid_core.people.colours import COLOURS
+from fantasyid_core.people.render import RenderedClips
+
+JUDGE = nano.SHIPPED / "judge"
+pytestmark = pytest.mark.skipif(not JUDGE.is_dir(), reason="the trained judge is not there")
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return judges.load(JUDGE)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[cases.Case]:
+    return cases.draw(6, seed=3)
+
+
+@pytest.fixture(scope="module")
+def truth(drawn: list[cases.Case]) -> RenderedClips:
+    return cases.show([case.asked for case in drawn], every=4)
+
+
+@pytest.fixture(scope="module")
+def reading(judge: Judge, truth: RenderedClips) -> JudgeReading:
+    return judges.look(judge, truth.frames.flatten(0, 1))
+
+
+def test_it_sees_where_the_face_is_and_how_it_is_turned(reading: JudgeReading, truth: RenderedClips):
+    off = (reading.landmarks * judges.SIZE - 0.5 - truth.landmarks.flatten(0, 1)).norm(dim=-1)
+    assert off.median() < 2.0  # px of 160
+    assert (reading.pose - truth.pose.flatten(0, 1)).abs()[:, 0].median() < 4.0
+
+
+def test_it_names_the_colours(reading: JudgeReading, drawn: list[cases.Case]):
+    frames = len(reading.pose) // len(drawn)
+    for part in ("shirt", "background"):
+        wanted = torch.tensor([list(COLOURS).index(getattr(c.asked.labels, part)) for c in drawn])
+        assert (getattr(reading, part).argmax(1) == wanted.repeat_interleave(frames)).float().mean() > 0.8
+
+
+def test_it_tells_a_moving_face_from_a_still_one(judge: Judge, truth: RenderedClips):
+    template = motion.head_template()
+    for i in range(2):
+        found = motion.measure(judges.look(judge, truth.frames[i]).landmarks, template)
+        known = motion.measure(truth.landmarks[i], template)
+        assert found.face == pytest.approx(known.face, rel=0.5)
+        frozen = judges.look(judge, truth.frames[i][:1].expand(5, -1, -1, -1))
+        assert motion.measure(frozen.landmarks, template).face < 0.05
+
+
+def test_it_reads_turns(judge: Judge, drawn: list[cases.Case], truth: RenderedClips):
+    for case, frames in zip(drawn, truth.frames, strict=True):
+        assert adherence.turn_of(judges.look(judge, frames).pose[:, 0]) == case.asked.labels.turn
