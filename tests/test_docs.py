@@ -79,7 +79,11 @@ def test_readme_names_every_node():
 
 
 @pytest.mark.parametrize(
-    "command", ["python run.py demo", "python run.py test", "python -m fantasyid_core.parity", "--photo", "--prompt"]
+    "command",
+    [
+        *("python run.py demo", "--photo", "--prompt", "python run.py test"),
+        *("python -m fantasyid_core.parity", "python -m fantasyid_core.evaluation"),
+    ],
 )
 def test_readme_names_the_commands(command: str):
     assert command in README
