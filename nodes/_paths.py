@@ -25,6 +25,11 @@ def roots() -> list[Path]:
     return [Path(root) for root in folder_paths.get_folder_paths(KEY)]
 
 
+def embedding_folders() -> list[Path]:
+    """Where model files of face embeddings lie: with the pack's models, or in the ecosystem's insightface folder."""
+    return [*roots(), Path(folder_paths.models_dir) / "insightface"]
+
+
 def transformer_folder(folder: Path) -> Path | None:
     """The model's `transformer_ema/` or else `transformer/`; `None` if it has neither."""
     return next((folder / name for name in TRANSFORMERS if (folder / name).is_dir()), None)

@@ -1,10 +1,7 @@
 """Meters: how like a person a video's face is, and how much face and head move in it."""
 
-from pathlib import Path
-
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -69,7 +66,7 @@ class FantasyIDLikenessMeter(FantasyIDNode):
     ) -> io.NodeOutput:
         if face is None and reference is None:
             raise FaceNotFoundError("There is nothing to compare with: connect 'face' or 'reference'.")
-        chosen = embeddings.load(embedding, _embedding_folders())
+        chosen = embeddings.load(embedding, _paths.embedding_folders())
         photo, landmarks = (face.image, face.landmarks) if face is not None else (reference[0], None)
         bar = comfy.utils.ProgressBar(len(frames))
         found = meters.likeness_of(
@@ -115,11 +112,6 @@ class FantasyIDMotionMeter(FantasyIDNode):
         found = meters.motion_of(frames, judge, device, lambda: bar.update(1))
         report, plot = meters.motion_report(found), meters.motion_plot(found)
         return io.NodeOutput(found.face, found.head, plot[None], report)
-
-
-def _embedding_folders() -> list[Path]:
-    """Where model files of face embeddings lie: with the pack's models, or in the ecosystem's insightface folder."""
-    return [*_paths.roots(), Path(folder_paths.models_dir) / "insightface"]
 
 
 NODES = [FantasyIDLikenessMeter, FantasyIDMotionMeter]

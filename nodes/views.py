@@ -5,13 +5,18 @@ import torch
 from comfy_api.latest import io
 
 from ..fantasyid_core import new_views
+from ..fantasyid_core.appearance import BUILT_IN
 from ..fantasyid_core.augmentation import augment
 from ..fantasyid_core.contact_sheet import contact_sheet
 from ..fantasyid_core.detection import DetectedFace
+from ..fantasyid_core.evaluation import embedding
 from ..fantasyid_core.reconstruction import FaceMesh
 from ..fantasyid_core.views import LEAVE_OUT, PEOPLE, FaceViews, collect
+from . import _paths
 from ._base import CATEGORY, FantasyIDNode
 from ._sockets import Face, Mesh, Views
+
+LOOKS = "looks"
 
 
 class FantasyIDViews(FantasyIDNode):
@@ -50,6 +55,14 @@ class FantasyIDViews(FantasyIDNode):
                     tooltip="leave others out: only faces that certainly are the person in the reference. all pictures "
                     "show this person: the largest face of each; for separate photos that you know to be right.",
                 ),
+                io.Combo.Input(
+                    "recognition",
+                    options=[LOOKS, *embedding.EMBEDDINGS],
+                    default=LOOKS,
+                    optional=True,
+                    tooltip="What tells people apart. looks: needs nothing; good within one video. dlib or ArcFace: "
+                    "face recognition, good across photos too; needs an optional package or your model file.",
+                ),
             ],
             outputs=[
                 Views.Output(display_name="views", tooltip="The reference, then the views in the order of use."),
@@ -62,10 +75,18 @@ class FantasyIDViews(FantasyIDNode):
 
     @classmethod
     def run(
-        cls, face: DetectedFace, max_views: int, images: torch.Tensor | None = None, people: str = LEAVE_OUT
+        cls,
+        face: DetectedFace,
+        max_views: int,
+        images: torch.Tensor | None = None,
+        people: str = LEAVE_OUT,
+        recognition: str = LOOKS,
     ) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
-        collected = collect(face, images, max_views, people=people, device=device)
+        recogniser = BUILT_IN
+        if recognition != LOOKS and images is not None and people == LEAVE_OUT:
+            recogniser = embedding.recogniser(embedding.load(recognition, _paths.embedding_folders()))
+        collected = collect(face, images, max_views, people=people, recogniser=recogniser, device=device)
         return io.NodeOutput(collected, contact_sheet(collected)[None], collected.report)
 
 

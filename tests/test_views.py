@@ -6,6 +6,7 @@ import torch
 from fantasyid_core.contact_sheet import contact_sheet
 from fantasyid_core.detection import DetectedFace, detect
 from fantasyid_core.errors import ImageError
+from fantasyid_core.evaluation import embedding
 from fantasyid_core.head_pose import FRONTAL, HeadPose
 from fantasyid_core.images import resize
 from fantasyid_core.tracking import Sighting
@@ -66,6 +67,16 @@ def test_everyone_in_a_group_is_told_from_the_others(six_faces: torch.Tensor, po
         views = collect(face, pictures)
         assert set(views.origins[1:]) <= {"frame 5"}
         assert "1 of 6 tracks show the person" in views.report
+
+
+def test_a_face_embedding_tells_people_apart_too(six_faces: torch.Tensor, portraits: torch.Tensor):
+    pytest.importorskip("dlib")
+    dlib = embedding.recogniser(embedding.load(embedding.DLIB))
+    faces = detect(six_faces)
+    again = resize(faces[2].crop, 300, 300).flip(1) * 0.6 + 0.2  # mirrored, which looks do not bear
+    views = collect(faces[2], [portraits[0], again, portraits[4]], recogniser=dlib)
+    assert views.origins == ("photo", "frame 1")
+    assert "1 of 3 tracks show the person" in views.report
 
 
 def test_fewer_views_are_the_first_of_more(reference: DetectedFace, portraits: torch.Tensor):

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..alignment import similarity
+from ..alignment import FFHQ_TEMPLATE, similarity
+from ..appearance import Recogniser
 from ..detection import detect
 from ..errors import WeightsMissingError
 from ..images import as_photo
@@ -90,6 +91,17 @@ def load(name: str, folders: Iterable[Path] = ()) -> Embedding:
             "(antelopev2, buffalo_l; for non-commercial research). The embedding 'dlib' needs no licence."
         )
     return _arcface(path)
+
+
+def recogniser(embedding: Embedding) -> Recogniser:
+    """What tells people apart in `views.collect`, from an embedding: it takes crops aligned as FFHQ does."""
+    to_chip = similarity(torch.tensor(FFHQ_TEMPLATE), torch.tensor(embedding.template))[None]
+
+    def vectors(crops: Tensor) -> Tensor:
+        return embedding.vectors(warp(crops, to_chip.to(crops).expand(len(crops), -1, -1), embedding.size))
+
+    same = embedding.same_person
+    return Recogniser(vectors, same, same - (1 - same) / 4)
 
 
 def locate(
