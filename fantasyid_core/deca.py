@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import licensed
 from .errors import WeightsError
 from .weights import load_into, read
 
@@ -139,5 +140,7 @@ def load_regressor(path: str | Path) -> Regressor:
         WeightsMissingError, WeightsError: no such file; damaged, unsafe or of another model.
     """
     tensors = read(path)
+    if Path(path).suffix == ".tar":
+        licensed.check(Path(path))
     published = {k.removeprefix(PUBLISHED_PREFIX): v for k, v in tensors.items() if k.startswith(PUBLISHED_PREFIX)}
     return Regressor.from_state_dict(published or tensors)

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from . import unpickle
+from . import licensed, unpickle
 from .errors import MeshError, WeightsError, WeightsMissingError
 from .spirals import check_mesh
 
@@ -156,6 +156,7 @@ def load(path: str | Path) -> Flame:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     content = unpickle.load(path)
+    licensed.check(path)
     missing = [name for name in _NAMES if not isinstance(content, dict) or name not in content]
     if missing:
         raise WeightsError(f"{path} is not FLAME's generic_model.pkl: it lacks {', '.join(missing)}. {SOURCE}")

@@ -1,5 +1,6 @@
 """Photo → mesh: DECA's regressor and FLAME's decoder give the release's numbers and refuse what is not theirs."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fantasyid_core import deca, deca_input, flame, reconstruction, topology
+from fantasyid_core import deca, deca_input, flame, licensed, reconstruction, topology
 from fantasyid_core.detection import DetectedFace
 from fantasyid_core.errors import MeshError, WeightsError, WeightsMissingError
 from fantasyid_core.images import load_photo
@@ -233,3 +234,66 @@ def test_a_mesh_file_of_another_topology_is_refused(tmp_path, model):
     assert mesh.shape_code is None
     with pytest.raises(MeshError, match=r"642 vertices, expected 5023"):
         reconstruction.from_file(tmp_path / "face.ply", 5023)
+
+
+def test_the_artist_s_files_are_told_by_their_hash_once(tmp_path, caplog, monkeypatch):
+    file = tmp_path / "deca_model.tar"
+    file.write_bytes(b"anything")
+    digest = hashlib.sha256(b"anything").hexdigest()
+    with caplog.at_level("INFO"):
+        assert licensed.check(file) is None
+        assert licensed.check(file) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"FantasyID: deca_model.tar is not a file known by its hash; SHA-256 {digest}."
+    ]
+    caplog.clear()
+    file.write_bytes(b"the real thing")
+    monkeypatch.setitem(licensed.KNOWN, hashlib.sha256(b"the real thing").hexdigest(), "DECA's, as published")
+    with caplog.at_level("INFO"):
+        assert licensed.check(file) == "DECA's, as published", "changed, so looked at again"
+    assert "deca_model.tar is DECA's, as published." in caplog.text
+
+
+def test_a_face_model_s_pickle_is_looked_up_when_it_is_read(flame_pickle, caplog):
+    licensed._check.cache_clear()
+    with caplog.at_level("INFO"):
+        flame.load(flame_pickle)
+    assert "generic_model.pkl is not a file known by its hash; SHA-256 " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("landmarks", lambda v: torch.tensor([0, 1, 2, 3])),
+        ("landmarks", lambda v: torch.tensor([0, 1, 2, 3, v])),
+        ("landmarks", lambda v: torch.tensor([0, 1, 2, 3, -1])),
+        ("landmarks", lambda v: torch.rand(5, v - 1)),
+        ("landmarks", lambda v: torch.full((5, v), torch.nan)),
+        ("landmarks", lambda v: torch.tensor(7)),
+        ("landmarks", lambda v: torch.rand(5)),
+        ("expressiondirs", lambda v: torch.rand(v, 2, 4)),
+        ("expressiondirs", lambda v: torch.tensor(1.0)),
+        ("expressiondirs", lambda v: torch.full((v, 3, 4), torch.inf)),
+        ("expressiondeviations", lambda v: torch.rand(3)),
+        ("expressiondeviations", lambda v: torch.full((100,), torch.nan)),
+    ],
+)
+def test_damaged_extras_of_a_face_model_are_refused(standin, tmp_path, name, change):
+    tensors = load_file(standin / "face_model" / "generic_model.safetensors")
+    tensors[name] = change(len(tensors["v_template"]))
+    save_file(tensors, tmp_path / "generic_model.safetensors")
+    with pytest.raises(WeightsError, match=r"generic_model\.safetensors"):
+        flame.load(tmp_path / "generic_model.safetensors")
+
+
+def test_a_face_model_may_count_its_shapes_and_mark_its_landmarks_as_it_likes(standin, tmp_path):
+    """Topologies are data: bases of any size, landmarks as vertices or as sums of them."""
+    tensors = load_file(standin / "face_model" / "generic_model.safetensors")
+    vertices = len(tensors["v_template"])
+    tensors["shapedirs"] = tensors["shapedirs"][..., :12].contiguous()
+    tensors["expressiondirs"] = torch.rand(vertices, 3, 4)
+    tensors["landmarks"] = torch.rand(7, vertices)
+    save_file(tensors, tmp_path / "generic_model.safetensors")
+    model = flame.load(tmp_path / "generic_model.safetensors")
+    assert (model.shape_basis.shape[2], model.expression_basis.shape[2]) == (12, 4)
+    assert model.landmarks.shape == (7, vertices)
