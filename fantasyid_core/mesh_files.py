@@ -16,13 +16,15 @@ from .spirals import check_mesh
 
 # A face mesh has a few megabytes at most; what a hostile file can make us allocate is bounded by these.
 MAX_BYTES = 1 << 25
-MAX_ROWS = 5_000_000
+MAX_ROWS = 1_000_000
+MAX_CORNERS = 1_000  # of one face
 MAX_HEADER_LINES = 1_000
 _TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
     **{"float": "f4", "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2"},
     **{"int32": "i4", "uint32": "u4", "float32": "f4", "float64": "f8"},
 }
+_USED = {"x", "y", "z", "vertex_index", "vertex_indices"}
 _FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 
@@ -149,7 +151,9 @@ def _ascii(words: Iterator[bytes], element: _Element) -> dict[str, list]:
             if len(values) != count:
                 raise ValueError("it ends too early")
             number = float if p.kind.startswith("f") else int
-            columns[p.name].append([number(v) for v in values] if p.count_kind else number(values[0]))
+            numbers = [number(v) for v in values] if p.count_kind else number(values[0])
+            if p.name in _USED:
+                columns[p.name].append(numbers)
     return columns
 
 
@@ -163,7 +167,8 @@ def _binary(file: io.BytesIO, element: _Element, order: str) -> dict[str, list |
         for p in element.properties:
             count = int(_numbers(file, order + p.count_kind, 1)[0]) if p.count_kind else 1
             values = _numbers(file, order + p.kind, count)
-            columns[p.name].append(values if p.count_kind else values[0])
+            if p.name in _USED:
+                columns[p.name].append(values if p.count_kind else values[0])
     return columns
 
 
@@ -180,5 +185,7 @@ def _take(file: io.BytesIO, size: int) -> bytes:
 
 def _triangles(polygons: list[list[int]]) -> Tensor:
     """Fans of triangles (F, 3) int64; polygons of fewer than three corners are dropped."""
+    if max(map(len, polygons)) > MAX_CORNERS or sum(map(len, polygons)) > 3 * MAX_ROWS:
+        raise ValueError("its faces have too many corners")
     corners = (x for p in polygons for i in range(1, len(p) - 1) for x in (p[0], p[i], p[i + 1]))
     return torch.from_numpy(np.fromiter(corners, np.int64).reshape(-1, 3))

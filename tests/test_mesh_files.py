@@ -3,6 +3,9 @@
 import contextlib
 import struct
 import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fantasyid_core.errors import MeshError, SaveError
-from fantasyid_core.mesh_files import read_ply, write_obj, write_ply
+from fantasyid_core.mesh_files import MAX_BYTES, MAX_ROWS, read_ply, write_obj, write_ply
 
 VERTICES = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0.5]])
 FACES = torch.tensor([[0, 1, 2], [2, 1, 3]])
@@ -160,6 +163,36 @@ def test_huge_files_are_refused_unread(tmp_path):
     with pytest.raises(MeshError, match="larger than 32 MiB"):
         read_ply(path)
     assert time.monotonic() - start < 1
+
+
+EXTRA = [f"property float p{i}" for i in range(987)]
+
+
+def hostile_files(folder: Path) -> Iterator[Path]:
+    """Made to need many times their size, a fiftieth as large as is read at all."""
+    many, long = MAX_ROWS // 50, MAX_BYTES // 100
+    binary, lists = "binary_little_endian", "property list uint uchar vertex_indices"
+    contents = {
+        "numbers": header("ascii", f"element vertex {many}", *XYZ[1:]) + b"0 0 0 " * many,
+        "triangles": header("ascii", *XYZ, f"element face {many}", FACE[1]) + b"0 " * 12 + b"3 0 1 2 " * many,
+        "polygon": header(binary, *XYZ, "element face 1", lists) + bytes(48) + struct.pack("<I", long) + bytes(long),
+        "properties": header("ascii", f"element vertex {long // 990}", *XYZ[1:], *EXTRA) + b"0 " * long,
+    }
+    for name, content in contents.items():
+        path = folder / f"{name}.ply"
+        path.write_bytes(content)
+        yield path
+
+
+def test_no_file_needs_more_memory_than_a_few_hundred_megabytes(tmp_path):
+    """The peak of Python's and NumPy's memory, which grows with the file: a fiftieth of it for a fiftieth of the file."""
+    for path in hostile_files(tmp_path):
+        tracemalloc.start()
+        with contextlib.suppress(MeshError):
+            read_ply(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 6 << 20, path.name
 
 
 def test_a_missing_file_or_a_folder_is_reported(tmp_path):
