@@ -54,7 +54,7 @@ def test_hostile_mesh_files_pickles_and_names(comfy: ComfyServer, photo: str, tm
     for name, (content, words) in MESHES.items():
         (comfy.base / "input" / f"{name}.ply").write_text(content)
         check(comfy, loaded(f"{name}.ply"), "FantasyIDLoadMesh", f"{name}.ply", words)
-    for name in ("../../etc/passwd", "/etc/passwd", "..\\models\\x.ply"):
+    for name in ("../../etc/passwd", "/etc/passwd", "../models/fantasyid/x.ply"):
         check(comfy, loaded(name), "FantasyIDLoadMesh", "put the mesh there")
 
     model = comfy.base / "models" / "fantasyid" / "hostile"

@@ -185,7 +185,7 @@ def hostile_files(folder: Path) -> Iterator[Path]:
 
 
 def test_no_file_needs_more_memory_than_a_few_hundred_megabytes(tmp_path):
-    """The peak of Python's and NumPy's memory, which grows with the file: a fiftieth of it for a fiftieth of the file."""
+    """The peak of Python's and NumPy's memory, which grows with the file: a fiftieth for a fiftieth of it."""
     for path in hostile_files(tmp_path):
         tracemalloc.start()
         with contextlib.suppress(MeshError):
