@@ -78,7 +78,9 @@ class VaeStage(Stage):
         } | dict(self.settings.options)
         vae = trainable(context.model.vae)
         if self.options["channels_last"] and context.device.type == "cuda":
-            vae.to(memory_format=torch.channels_last_3d)
+            for weight in vae.parameters():
+                if weight.ndim == 5:
+                    weight.data = weight.data.to(memory_format=torch.channels_last_3d)
         self.objective = Reconstruction(
             vae, self.options["face_weight"], self.options["gradient_weight"], self.options["kl_weight"]
         )
