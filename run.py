@@ -91,7 +91,7 @@ def _demo(photo: Path, prompt: str | None) -> int:
             graph = to_graph(json.loads(workflow.read_text("utf-8")), info)
             _fill_in(graph, info, model, server.upload_image(photo), prompt)
             started = time.monotonic()
-            _say(f"Running {workflow.relative_to(ROOT)} on {photo} …")
+            _say(f"Running workflows/{workflow.name} on {photo} …")
             run = server.run(graph, timeout=24 * 3600, on_event=_Progress(graph))
             if run.error:
                 _say(f"Error: {run.error.message}\nThe server's log: {server.log}")
