@@ -19,6 +19,7 @@ from .selection import select
 log = logging.getLogger(__name__)
 
 AS_RELEASED, SHAPE_ONLY = MODES = ("as released", "shape only")
+_BATCH = 16  # photos that DECA looks at in one go, which bounds its memory
 DECA_NAMES = ("deca_model.tar", "deca_model.safetensors")
 FLAME_NAMES = ("generic_model.pkl", "generic_model.safetensors")
 DECA_SOURCE = (
@@ -92,7 +93,8 @@ def reconstruct(
     """
     _check_mode(mode)
     inputs = [prepare(each, look_at) for each in (face, *others)]
-    code = deca.split(regressor(torch.cat([seen.image.to(model.template.device) for seen in inputs])))
+    images = torch.cat([seen.image.to(model.template.device) for seen in inputs])
+    code = deca.split(torch.cat([regressor(part) for part in images.split(_BATCH)]))
     weight = _weights(face, *others).to(code.shape)
     shape = (weight[:, None] * code.shape).sum(0, keepdim=True) / weight.sum()
     posed = model.decode(shape, code.expression[:1], code.pose[:1])
@@ -133,7 +135,7 @@ def from_landmarks(
     return _finite(FaceMesh(vertices[0], model.faces, fitted.shape[0], in_photo), "no face fits these landmarks")
 
 
-def same_person(images: Tensor, device: torch.device | str | None = None) -> list[DetectedFace]:
+def largest_faces(images: Tensor, device: torch.device | str | None = None) -> list[DetectedFace]:
     """The largest face of each of a batch of photos (B, H, W, C); photos without a usable one are skipped and counted.
 
     Args:

@@ -101,7 +101,7 @@ class FantasyIDReconstruct(FantasyIDNode):
         folders = _paths.beside(_paths.resolve(model_name), "face_model")
         device = comfy.model_management.get_torch_device()
         comfy.model_management.free_memory(NEEDED, device)
-        others = reconstruction.same_person(images, device) if images is not None else []
+        others = reconstruction.largest_faces(images, device) if images is not None else []
         if method == LANDMARK_FIT:
             model = load_flame(reconstruction.find_face_model(*folders)).to(device)
             mesh = reconstruction.from_landmarks(face, model, mode, others)

@@ -1,5 +1,6 @@
 """Photo → mesh: DECA's regressor and FLAME's decoder give the release's numbers and refuse what is not theirs."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fantasyid_core import deca, deca_input, flame, licensed, reconstruction, topology
-from fantasyid_core.detection import DetectedFace
+from fantasyid_core.detection import DetectedFace, detect
 from fantasyid_core.errors import MeshError, WeightsError, WeightsMissingError
 from fantasyid_core.images import load_photo
 from fantasyid_core.mesh_files import write_ply
@@ -148,6 +149,18 @@ def test_reconstruction_in_both_modes(regressor, model, astronaut):
     assert not torch.equal(released.vertices, neutral.vertices)
     with pytest.raises(MeshError, match="as released, shape only"):
         reconstruction.reconstruct(face, regressor, model, "magic")
+
+
+def test_several_photos_give_one_shape_weighted_by_the_faces_quality(regressor, model, astronaut, monkeypatch):
+    sharp = detect(astronaut[0])[0]
+    blurred = dataclasses.replace(sharp, image=astronaut[0].flip(1), sharpness=sharp.sharpness / 4)
+    monkeypatch.setattr(reconstruction, "_BATCH", 1)
+    both = reconstruction.reconstruct(sharp, regressor, model, others=[blurred])
+    codes = [reconstruction.reconstruct(face, regressor, model).shape_code for face in (sharp, blurred)]
+    assert torch.allclose(both.shape_code, 0.8 * codes[0] + 0.2 * codes[1], atol=1e-6)
+    code = deca.split(regressor(deca_input.squeeze(sharp.image)))
+    expected = model.decode(both.shape_code[None], code.expression, code.pose)[0]
+    assert torch.allclose(both.vertices, expected, atol=1e-6), "expression and pose stay the first photo's"
 
 
 def test_as_released_reproduces_the_authors_mesh_of_anne(parity_dir):

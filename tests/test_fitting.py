@@ -222,6 +222,6 @@ def test_a_face_model_without_landmarks_says_so(standin, astronaut):
 def test_photos_without_a_face_are_skipped_and_counted(astronaut, caplog):
     photos = torch.cat([torch.zeros_like(astronaut), astronaut, torch.ones_like(astronaut)])
     with caplog.at_level("INFO"):
-        faces = reconstruction.same_person(photos)
+        faces = reconstruction.largest_faces(photos)
     assert len(faces) == 1
     assert "no usable face in 2 of 3 photos" in caplog.text
