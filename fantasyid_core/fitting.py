@@ -86,7 +86,7 @@ def fit(
     expression_deviations: Tensor | None = None,
     iterations: int = ITERATIONS,
 ) -> Fit:
-    """Fit a face model to landmarks; P people with N photos each at once, on the landmarks' device.
+    """Fit a face model to landmarks; P people with N photos each at once, on the landmarks' device (MPS: on the CPU).
 
     Args:
         landmarks: (P, N, L, 2) px, y down; at least three in a photo.
@@ -115,12 +115,8 @@ def fit(
         cost = torch.where(better, new, cost)
         damping = torch.where(better, damping / 5, damping * 8).clamp(1e-9, 1e9)
     error = residual(problem, state).square().sum(-1).mean(-1).sqrt()
-    return Fit(
-        *(x.float() for x in (state.shape, state.expression * usual, state.rotation)),
-        *(x.float() for x in (state.log_scale.exp(), state.shift)),
-        bend=problem.bend.float(),
-        error=error.float(),
-    )
+    found = (state.shape, state.expression * usual, state.rotation, state.log_scale.exp(), state.shift)
+    return Fit(*(x.float().to(landmarks.device) for x in (*found, problem.bend, error)))
 
 
 def _problem(
@@ -136,8 +132,9 @@ def _problem(
             f"The landmarks have shape {tuple(landmarks.shape)} for {len(points)} points of the face model; expected "
             f"(people, photos, {len(points)}, 2), at least three."
         )
-    # The system is small, but mixes metres, pixels and radians; MPS knows no float64.
-    kind = {"device": landmarks.device, "dtype": torch.float32 if landmarks.device.type == "mps" else torch.float64}
+    # The system is small, but mixes metres, pixels and radians: float64, which MPS does not know.
+    device = torch.device("cpu") if landmarks.device.type == "mps" else landmarks.device
+    kind = {"device": device, "dtype": torch.float64}
     observed = landmarks.to(**kind)
     spread = (observed - observed.mean(2, keepdim=True)).square().sum(-1).mean(-1).sqrt()
     if not (spread.isfinite() & (spread > 0)).all():
@@ -193,7 +190,7 @@ def _step(problem: Problem, state: State, damping: Tensor) -> State:
     information = normal[..., :shapes, :shapes] - shared @ eliminated[..., :-1]
     slope = gradient[..., :shapes] - (shared @ eliminated[..., -1:])[..., 0]
     total = _damped(information.sum(1) + torch.eye(shapes).to(information), damping)
-    change = -torch.linalg.solve(total, slope.sum(1) + state.shape)
+    change = -torch.linalg.solve_ex(total, slope.sum(1) + state.shape).result
     rest = -eliminated[..., -1] - (eliminated[..., :-1] @ change[:, None, :, None])[..., 0]
     expression, turn, grow, move = rest.split((expressions, 3, 1, 2), -1)
     return State(
