@@ -120,16 +120,25 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         c = self.config
         if height % c.patch_size or width % c.patch_size:
             raise SamplingError(f"Latent height and width must be multiples of {c.patch_size}; got {height} × {width}.")
-        if not c.use_learned_positional_embeddings:
-            return
-        most = (c.sample_frames - 1) // c.temporal_compression_ratio + 1
-        if (height, width) != (c.sample_height, c.sample_width) or not 1 <= frames <= most:
+        if c.use_learned_positional_embeddings and not self.trained_at(frames, height, width):
             scale, time = 8, c.temporal_compression_ratio
             raise SamplingError(
-                f"This model was trained with fixed positions: {c.sample_width * scale} × {c.sample_height * scale} "
-                f"pixels and at most {c.sample_frames} frames. {width * scale} × {height * scale} pixels and "
-                f"{(frames - 1) * time + 1} frames were asked for; set width, height and frames to what it knows."
+                f"This model was trained with fixed positions: {self.trained_size}. {width * scale} × {height * scale} "
+                f"pixels and {(frames - 1) * time + 1} frames were asked for; set width, height and frames to what it "
+                "knows."
             )
+
+    def trained_at(self, frames: int, height: int, width: int) -> bool:
+        """Whether the model was trained on latents of this size; with rotary positions alone it takes others too."""
+        c = self.config
+        most = (c.sample_frames - 1) // c.temporal_compression_ratio + 1
+        return (height, width) == (c.sample_height, c.sample_width) and 1 <= frames <= most
+
+    @property
+    def trained_size(self) -> str:
+        """For messages: the pixels and frames that the model was trained on."""
+        c = self.config
+        return f"{c.sample_width * 8} × {c.sample_height * 8} pixels and at most {c.sample_frames} frames"
 
     def rotary_embedding(self, frames: int, height: int, width: int, device: torch.device | str) -> Rotary | None:
         """Cosines and sines for latents of this size, scaled to the size the model was trained at."""

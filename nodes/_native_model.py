@@ -1,5 +1,6 @@
 """The video DiT as a native `MODEL`: the host loads, streams, patches and samples it like one of its own."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -278,8 +279,10 @@ def has_injection(model: comfy.model_patcher.ModelPatcher) -> bool:
 
 def _around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
     """Around each sampling run: what is constant over it is computed once and forgotten afterwards."""
-    guider = executor.class_obj
+    guider, noise = executor.class_obj, args[0]
     options, transformer = guider.model_options["transformer_options"], transformer_of(guider.model_patcher)
+    if not transformer.trained_at(*noise.shape[2:]):
+        logging.warning("FantasyID: this model knows %s; other videos come out worse.", transformer.trained_size)
     constant = "registered_hooks" not in guider.model_options  # hooks swap weights in the middle of a run
     options[RUN] = InjectionRun(options.get(INJECTIONS, ()), keep=constant)
     transformer.start_run(keep=constant)

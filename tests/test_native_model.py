@@ -88,9 +88,12 @@ def test_misfits_are_named(found):
 
 
 def test_only_learned_positions_bind_a_model_to_one_size(found, layout):
+    assert found["warnings"] == []
     if layout == "standin":
         assert "192 × 128" in found["wrong size"]
     else:
+        (warning,) = found["warnings of another size"]
+        assert "knows 160 × 160 pixels and at most 25 frames" in warning
         assert found["wrong size"] == "accepted"
         assert found["of another size"] == [1, 16, 2, 8, 20]
 

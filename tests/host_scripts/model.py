@@ -1,7 +1,9 @@
 """The DiT as the host's MODEL, on stand-in weights: sampling, injection, LoRA, fp8, partial loading."""
 
+import logging
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import host
 
@@ -37,13 +39,22 @@ def load(weight_dtype: str = "default"):
     return load_model(config, split_published(read(folder / "transformer")), weight_dtype)
 
 
-def sample(model, sampler=None, image: bool = True) -> Tensor:
+def sample(model, sampler=None, image: bool = True, noise: Tensor = NOISE) -> Tensor:
     extra = {"concat_latent_image": FIRST} if image else {}
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds([[TEXT, dict(extra)]], [[NEGATIVE, dict(extra)]])
     guider.set_cfg(6.0)
     sampler = sampler or comfy.samplers.sampler_object("ddim")
-    return guider.sample(NOISE, torch.zeros_like(NOISE), sampler, trailing_sigmas(model, STEPS), seed=0)
+    return guider.sample(noise, torch.zeros_like(noise), sampler, trailing_sigmas(model, STEPS), seed=0)
+
+
+class Warnings(logging.Handler):
+    """Keeps what the pack says."""
+
+    said: ClassVar[list[str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said += [record.getMessage()] * record.getMessage().startswith("FantasyID: this model knows")
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -54,6 +65,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0).item()
 
 
+logging.getLogger().addHandler(Warnings())
 model = load()
 plain = sample(model)
 applied = add_injection(model, Injection(TOKENS))
@@ -74,6 +86,11 @@ found["ddim cosine"] = cosine(released, identity)
 dpm = [sample(applied, ReleaseSampler("dpm", STEPS, torch.Generator().manual_seed(5))) for _ in range(2)]
 found["dpm repeats"] = torch.equal(*dpm)
 found["image condition acts"] = difference(sample(model, image=False), plain)
+
+found["warnings"] = list(Warnings.said)
+if not config["use_learned_positional_embeddings"]:
+    sample(model, image=False, noise=NOISE[..., :8, :8])
+    found["warnings of another size"] = Warnings.said
 
 # injection: shared weights, isolated clones, keys and values once a run
 found["identity acts"] = difference(identity, plain)
