@@ -2,7 +2,8 @@
 
 import pytest
 
-from fantasyid_core import fitting
+from fantasyid_core import fitting, reconstruction
+from fantasyid_core.detection import detect
 from tools.measure_reconstruction import Photos, by_photos, face_model, photos
 
 PEOPLE = 10
@@ -50,3 +51,14 @@ def test_the_fit_explains_where_the_landmarks_are(people):
         expression_deviations=model.expression_deviations,
     )
     assert float(found.error.median()) < 1.5, "px, in photos of 512 px"
+
+
+def test_the_shipped_head_lies_on_a_real_photo_s_face(astronaut):
+    """Its five landmarks, which are sums of vertices here, on the detector's."""
+    face = detect(astronaut[0])[0]
+    model = face_model()
+    mesh = reconstruction.from_landmarks(face, model)
+    marks = (model.landmarks[:5] @ mesh.in_photo)[:, :2]
+    assert (marks - face.landmarks).norm(dim=1).max() < 0.06 * float(face.box[2] - face.box[0])
+    nose = mesh.in_photo[mesh.in_photo[:, 2].argmin(), :2]
+    assert (nose - face.landmarks[2]).norm() < 0.15 * float(face.box[2] - face.box[0]), "what is nearest to the viewer"

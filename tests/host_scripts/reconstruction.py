@@ -73,8 +73,8 @@ for name, choice in {
 }.items():
     mesh, _, overlay, _ = execute(FantasyIDReconstruct, face=seen, mode="as released", **choice)
     found[name] = [list(mesh.in_photo.shape), list(overlay.shape), bool(mesh.in_photo.isfinite().all())]
-eyes_apart = float((mesh.in_photo[:, 0].amax() - mesh.in_photo[:, 0].amin()) / (seen.box[2] - seen.box[0]))
-found["as wide as the face"] = eyes_apart
+wide = float((mesh.in_photo[:, 0].amax() - mesh.in_photo[:, 0].amin()) / (seen.box[2] - seen.box[0]))
+found["as wide as the face"] = wide
 found["no such method"] = outcome(
     FantasyIDReconstruct, face=seen, model_name="bare", mode="as released", method="telepathy"
 )
