@@ -1,9 +1,9 @@
-"""How alike two faces look, without a trained network: histograms of gradients over the aligned crop (HOG).
+"""How alike two faces look, without a recognition network: histograms of gradients over the aligned crop (HOG).
 
-Gradients' directions, normalised by cell, are robust to light and, over cells of 2 cm, to small movements. Taking away
-what all faces share leaves what tells people apart. It is not face recognition: a strong turn of the head changes it
-more than another person does, so it serves to compare similar poses of one video. A recognition network, where
-there is one, takes its place as another `Recogniser`.
+Gradients' directions, normalised by cell, are robust to light and, over cells of 2 cm, to small movements. What all
+faces share is taken away, and so are the directions in which pictures of one person differ most, by pose, expression
+and hair; they were learned on synthetic people (`tools/build_appearance.py`). It is not face recognition, see
+docs/views.md for how far it goes. A recognition network, where there is one, takes its place as another `Recogniser`.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch import Tensor
 from . import yunet
 from .alignment import CROP_SIZE, FFHQ_TEMPLATE, align
 
-MEAN = Path(__file__).parent / "data" / "appearance_mean.safetensors"
+FILE = Path(__file__).parent / "data" / "appearance.safetensors"
 # The face with its hairline and chin in the FFHQ crop, px: left, top, right, bottom.
 _AREA = (64, 64, 448, 500)
 _HEIGHT, _WIDTH, _CELL, _DIRECTIONS = 84, 72, 8, 8
@@ -46,12 +46,19 @@ class Recogniser(NamedTuple):
 @torch.no_grad()
 def describe(crops: Tensor) -> Tensor:
     """Aligned crops (N, S, S, 3) float 0…1 → unit vectors (N, 576) float32 on their device."""
+    mean, nuisance = _learned(crops.device)
+    away = gradients(crops) - mean
+    return F.normalize(away - away @ nuisance.T @ nuisance, dim=1)
+
+
+@torch.no_grad()
+def gradients(crops: Tensor) -> Tensor:
+    """Aligned crops (N, S, S, 3) float 0…1 → unit histograms of their gradients (N, 576), the same for all purposes."""
     crops = _realigned(crops.float())
     x0, y0, x1, y1 = (round(edge * _REALIGNED / CROP_SIZE) for edge in _AREA)
     grey = crops[:, y0:y1, x0:x1] @ crops.new_tensor([0.299, 0.587, 0.114])
     grey = F.interpolate(grey[:, None], (_HEIGHT, _WIDTH), mode="bilinear", antialias=True)
-    cells = _histograms(grey).flatten(1)
-    return F.normalize(F.normalize(cells, dim=1) - _mean(crops.device), dim=1)
+    return F.normalize(_histograms(grey).flatten(1), dim=1)
 
 
 def _realigned(crops: Tensor) -> Tensor:
@@ -82,10 +89,11 @@ def _histograms(grey: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _mean(device: torch.device) -> Tensor:
-    """What all faces share: the mean of unit descriptors, (576,)."""
-    return load_file(MEAN)["mean"].to(device)
+def _learned(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The mean descriptor (576,) and the directions to leave out (K, 576), orthonormal."""
+    tensors = load_file(FILE)
+    return tensors["mean"].to(device), tensors["nuisance"].to(device)
 
 
 # Measured in docs/views.md.
-BUILT_IN = Recogniser(describe, same=0.55, different=0.3)
+BUILT_IN = Recogniser(describe, same=0.48, different=0.28)

@@ -23,8 +23,8 @@ from .tracking import Sighting, Tracks, follow
 log = logging.getLogger(__name__)
 
 LEAVE_OUT, TRUST = PEOPLE = ("leave others out", "all pictures show this person")
-# Cosine of two looks from which on they show the same pose and expression.
-_SAME_LOOK = 0.9
+# Two views are near-duplicates if the cosine of their looks is above, and their poses (in the units below) nearer.
+_SAME_LOOK, _SAME_POSE = 0.9, 0.4
 # Degrees of yaw and of pitch, and difference of looks, that make two views about equally different.
 _YAW, _PITCH, _LOOK = 30.0, 20.0, 0.5
 # Views below this share of the best one's quality are not worth a pose.
@@ -154,8 +154,9 @@ def choose(look: Tensor, pose: HeadPose, sightings: Sequence[Sighting], count: i
 
     def distances(look: Tensor, angle: Tensor) -> Tensor:
         alike = looks @ look
-        apart = ((angles - angle).square().sum(1) + ((1 - alike) / _LOOK).square()).sqrt()
-        return torch.where(alike >= _SAME_LOOK, 0.0, apart)
+        turned = (angles - angle).square().sum(1)
+        apart = (turned + ((1 - alike) / _LOOK).square()).sqrt()
+        return torch.where((alike >= _SAME_LOOK) & (turned < _SAME_POSE**2), 0.0, apart)
 
     nearest = distances(look, torch.tensor((pose.yaw / _YAW, pose.pitch / _PITCH)))
     chosen: list[Sighting] = []

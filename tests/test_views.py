@@ -154,7 +154,7 @@ def test_a_blurred_view_must_be_very_different():
 
 
 def test_what_looks_the_same_is_taken_once():
-    pictures = [sighting(i, yaw, look=0) for i, yaw in enumerate((0, 10, 20))]
+    pictures = [sighting(i, yaw, look=0) for i, yaw in enumerate((0, 4, 8))]
     assert [s.frame for s in choose(torch.zeros(32), FRONTAL, pictures, 8)] == [2]
     assert choose(pictures[0].look, FRONTAL, pictures, 8) == []
     assert choose(torch.zeros(32), FRONTAL, [], 8) == []
