@@ -209,7 +209,9 @@ def _box(picture: Tensor, size: int = 41) -> Tensor:
 def speed() -> None:
     """A video of 49 frames of 480 × 720, one face, on one core."""
     frames = render([clip(person(TEST[0]), 0, 49)], 480).frames[0]
-    frames = torch.nn.functional.pad(frames.movedim(-1, 1), (120, 120, 0, 0), mode="replicate").movedim(1, -1).contiguous()
+    frames = (
+        torch.nn.functional.pad(frames.movedim(-1, 1), (120, 120, 0, 0), mode="replicate").movedim(1, -1).contiguous()
+    )
     reference = detect(frames[0])[0]
     start, worked = time.perf_counter(), time.process_time()
     views = collect(reference, frames)
