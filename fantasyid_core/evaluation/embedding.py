@@ -100,8 +100,9 @@ def recogniser(embedding: Embedding) -> Recogniser:
     def vectors(crops: Tensor) -> Tensor:
         return embedding.vectors(warp(crops, to_chip.to(crops).expand(len(crops), -1, -1), embedding.size))
 
-    same = embedding.same_person
-    return Recogniser(vectors, same, same - (1 - same) / 4)
+    # Of many pairs of two tracks the most similar decides: what suits one pair takes strangers (docs/views.md).
+    quarter = (1 - embedding.same_person) / 4
+    return Recogniser(vectors, embedding.same_person + quarter, embedding.same_person - quarter)
 
 
 def locate(
