@@ -56,12 +56,13 @@ def parity_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def comfy(tmp_path_factory: pytest.TempPathFactory, standin: Path, standin_nano: Path) -> Iterator[ComfyServer]:
-    """The real ComfyUI with the pack, the stand-in as its model `FantasyID` and `probe_nodes`, one for all tests."""
+def comfy(tmp_path_factory: pytest.TempPathFactory, standin: Path) -> Iterator[ComfyServer]:
+    """The real ComfyUI with the pack, the stand-in as its model `FantasyID` and `probe_nodes`, one for all tests.
+
+    `FantasyID-nano` comes with the pack.
+    """
     base = tmp_path_factory.mktemp("comfy")
     shutil.copytree(standin, base / "models" / "fantasyid" / "FantasyID")
-    if not (ROOT / "models" / "FantasyID-nano" / "transformer").is_dir():
-        shutil.copytree(standin_nano, base / "models" / "fantasyid" / "FantasyID-nano")
     shutil.copytree(TESTS / "probe_nodes", base / "custom_nodes" / "probe_nodes")
     with ComfyServer(base, ["--preview-method", "auto"]) as server:
         yield server

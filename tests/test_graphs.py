@@ -206,3 +206,17 @@ def test_fantasyid_nano_in_every_precision(comfy: ComfyServer, photo: str, dtype
 def test_prompts_of_the_stock_encoder_work(comfy: ComfyServer, photo: str):
     words = prompts() | {"pos": node("CLIPTextEncode", clip=["clip", 0], text="A man laughs.")}
     succeeded(comfy.run(frames_of(released(photo) | words)))
+
+
+def test_the_nodes_make_of_fantasyid_nano_what_the_evaluation_measures(comfy: ComfyServer, photo: str, portrait: Path):
+    """The same photo, prompt and seed: the table in the documents holds for the nodes too."""
+    from fantasyid_core import images, nano, selection
+    from fantasyid_core.evaluation.generate import Request, load
+
+    graph = with_nano(released(photo, "ddim", steps=4, frames=9))
+    by_nodes = sampled(comfy, changed(graph, mesh={"mode": "shape only"}, load={"weight_dtype": "fp32"}))
+    generator = load(nano.SHIPPED)
+    face, _ = selection.find_face(images.load_photo(portrait)[None])
+    request = Request(graph["pos"]["inputs"]["text"], generator.identity(face), seed=1)
+    made = generator.latents([request], 9, 4, 6.0, "ddim", (nano.HEIGHT, nano.WIDTH))
+    assert cosine(by_nodes, made.transpose(1, 2) / generator.model.vae.config.scaling_factor) >= 0.9999
