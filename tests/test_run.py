@@ -53,8 +53,12 @@ def test_models_of_the_artist_s_comfyui_are_found(
     assert json.loads(Path(config).read_text("utf-8"))["comfyui"]["base_path"] == str(own)
 
 
-def test_the_demo_makes_a_video_from_a_photo(command: ModuleType, comfy: ComfyServer, monkeypatch, capsys):
-    """All of it, the model of the pack at its own size and number of steps, but on the tests' server."""
+def test_the_demo_makes_a_video_from_a_photo(command: ModuleType, comfy: ComfyServer, monkeypatch, tmp_path, capsys):
+    """All of it, the model of the pack at its own size, but in fewer steps and on the tests' server."""
+    workflow = (ROOT / "workflows" / "fantasyid_nano.json").read_text("utf-8")
+    assert '[42, "fixed", 20, ' in workflow
+    (tmp_path / "fantasyid_nano.json").write_text(workflow.replace('[42, "fixed", 20, ', '[42, "fixed", 4, '), "utf-8")
+    monkeypatch.setattr(command, "WORKFLOWS", tmp_path)
     monkeypatch.setattr("tools.comfy_host.ComfyServer", lambda base, arguments: contextlib.nullcontext(comfy))
     assert command._demo(command.DEMO_PHOTO, "A woman turns her head to the right.") == 0
     made = {file.stem: file for file in command.DEMO_OUTPUT.iterdir()}
