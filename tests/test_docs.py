@@ -82,7 +82,7 @@ def test_readme_names_every_node():
     "command",
     [
         *("python run.py demo", "--photo", "--prompt", "python run.py test"),
-        *("python -m fantasyid_core.parity", "python -m fantasyid_core.evaluation"),
+        *(f"python -m fantasyid_core.{module}" for module in ("parity", "evaluation", "training")),
     ],
 )
 def test_readme_names_the_commands(command: str):
