@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from . import autoencoder, bytes_text, flame, topology, weights
 from .deca import CODE_SIZES, Regressor, load_regressor
+from .errors import WeightsMissingError
 from .face_abstractor import FaceAbstractor, published_name
 from .fusion import IdentityEncoder, build_encoder
 from .image_tower import ImageTower, rotary
-from .published import save_part, write_json
+from .published import locate, save_part, write_json
 from .sampling import RELEASE_SCHEDULE
 from .spiral_net import VertexReducer, VertexSpiralNet
 
@@ -33,6 +34,7 @@ FRAMES, HEIGHT, WIDTH = 25, 160, 160
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "FantasyID-nano"
 PARTS = ("scheduler", "vae", "text_encoder", "transformer", "face_encoder", "face_model")
 SHARD_BYTES = 14 << 20  # a file of the repository stays below 16 MiB
+LARGE, LARGE_SHARD_BYTES = 1 << 30, 5 << 30  # what is not for the repository
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class Nano:
     Attributes:
         face: the face model, whose vertices the spiral network takes.
         face_folder: the `face_model/` that mesh hierarchy and face model come from.
+        tokenizer_folder: where the vocabulary of the text encoder lies; `None`: it reads bytes.
     """
 
     vae: "AutoencoderKLCogVideoX"
@@ -167,6 +170,7 @@ class Nano:
     face_folder: Path
     config: dict[str, Any]
     """The transformer's `config.json`."""
+    tokenizer_folder: Path | None = None
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -223,8 +227,11 @@ def build(face_folder: Path = SHIPPED / "face_model", sizes: Sizes = NANO, seed:
     return model
 
 
-def read(folder: Path) -> Nano:
-    """A model folder in the published layout → its parts in float32 on the CPU, gradients off.
+def read(folder: Path, large: torch.dtype = torch.float32) -> Nano:
+    """A model folder in the published layout, the 5B's too → its parts in float32 on the CPU, gradients off.
+
+    Args:
+        large: dtype of the DiT and the text encoder, for those that fill the memory.
 
     Raises:
         WeightsMissingError, WeightsError, MeshError: files are missing or damaged.
@@ -233,16 +240,21 @@ def read(folder: Path) -> Nano:
 
     from .transformer import from_published
 
-    config = weights.read_config(folder / "transformer")
-    published = weights.split_published(weights.read(folder / "transformer"))
-    tower = ImageTower.from_state_dict(weights.read(folder / "face_encoder" / "image_tower.safetensors"))
-    mesh = topology.load(folder / "face_model" / "topology.safetensors")
+    files = locate(folder)
+    config = weights.read_config(files.transformer)
+    published = weights.split_published(weights.read(files.transformer))
+    if not published.has_identity:
+        raise WeightsMissingError(
+            f"{files.transformer} is a plain CogVideoX: it holds no identity modules. Expected FantasyID's transformer."
+        )
+    tower = ImageTower.from_state_dict(weights.read(files.tower))
+    mesh = topology.load(files.topology)
     with weights.configured("CogVideoX autoencoder"):
-        vae = autoencoder.build(weights.read_config(folder / "vae"))
-    with weights.configured("T5 text encoder"):
-        text = T5EncoderModel(T5Config(**_arguments(weights.read_config(folder / "text_encoder"))))
-    weights.load_into(vae, weights.read(folder / "vae"), what="autoencoder")
-    tensors = weights.read(folder / "text_encoder")
+        vae = autoencoder.build(weights.read_config(files.vae))
+    with weights.configured("T5 text encoder"), torch.device("meta"):
+        text = T5EncoderModel(T5Config(**_arguments(weights.read_config(files.text_encoder))))
+    weights.load_into(vae, weights.read(files.vae), what="autoencoder")
+    tensors = weights.read(files.text_encoder)
     text_names = {"encoder.embed_tokens.weight": tensors["shared.weight"]} if "shared.weight" in tensors else {}
     weights.load_into(text, tensors | text_names, what="text encoder")
     text.encoder.embed_tokens.weight = text.shared.weight  # one tensor under two names
@@ -251,18 +263,21 @@ def read(folder: Path) -> Nano:
         text=text,
         transformer=from_published(config, published),
         encoder=build_encoder(published, tower, mesh, config),
-        regressor=load_regressor(folder / "face_model" / "deca_model.safetensors"),
-        face=flame.load(folder / "face_model" / "generic_model.safetensors"),
+        regressor=load_regressor(files.regressor),
+        face=flame.load(files.face_model),
         face_folder=folder / "face_model",
         config=config,
+        tokenizer_folder=None if text.config.vocab_size == bytes_text.VOCABULARY else folder / "tokenizer",
     )
-    for module in model.modules.values():
-        module.float().eval().requires_grad_(False)
+    for name, module in model.modules.items():
+        module.to(large if name in ("text", "transformer") else torch.float32).eval().requires_grad_(False)
     return model
 
 
 def write(model: Nano, folder: Path, parts: Collection[str] = PARTS) -> Path:
     """Write parts of a model in the published layout, in fp16, no file above 16 MiB; returns `folder`.
+
+    A DiT in bfloat16 stays so, and parts of more than a gigabyte come in files of 5.
 
     Raises:
         SaveError: the disk refuses a file.
@@ -281,7 +296,8 @@ def write(model: Nano, folder: Path, parts: Collection[str] = PARTS) -> Path:
         kept = {name: getattr(config, name) for name in _text_config(8, 8, 1, 1) if hasattr(config, name)}
         _save(folder / "text_encoder", tensors, kept, "model")
     if "transformer" in parts:
-        _save(folder / "transformer", published_tensors(model), model.config, "diffusion_pytorch_model")
+        kept = torch.bfloat16 if model.transformer.dtype == torch.bfloat16 else half
+        _save(folder / "transformer", published_tensors(model), model.config, "diffusion_pytorch_model", kept)
     if "face_encoder" in parts:
         save_part(folder / "face_encoder", model.encoder.tower.state_dict(), None, "image_tower", dtype=half)
     if "face_model" in parts:
@@ -301,9 +317,12 @@ def published_tensors(model: Nano) -> dict[str, Tensor]:
     return model.transformer.state_dict() | abstractor | spiral_net | reducer
 
 
-def _save(folder: Path, tensors: Mapping[str, Tensor], config: Mapping, name: str) -> None:
+def _save(
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping, name: str, dtype: torch.dtype = torch.float16
+) -> None:
     size = 2 * sum(tensor.numel() for tensor in tensors.values())
-    save_part(folder, tensors, config, name, shards=math.ceil(size / SHARD_BYTES), dtype=torch.float16)
+    shard = SHARD_BYTES if size < LARGE else LARGE_SHARD_BYTES
+    save_part(folder, tensors, config, name, shards=math.ceil(size / shard), dtype=dtype)
 
 
 def _arguments(config: Mapping) -> dict:

@@ -1,14 +1,58 @@
-"""Writing a model folder in the published layout: safetensors and `config.json`, as diffusers and transformers do."""
+"""A model folder in the published layout: where its files lie, and writing it as diffusers and transformers do."""
 
 import contextlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .errors import SaveError
+from .errors import SaveError, WeightsMissingError
+from .reconstruction import DECA_NAMES, FLAME_NAMES
+
+TRANSFORMERS = ("transformer_ema", "transformer")  # the release prefers the averaged weights
+TOWERS = ("EVA02_CLIP_L_336_psz14_s6B.pt", "image_tower.safetensors")
+TOPOLOGIES = ("topology.safetensors", "transform.pkl")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where the parts of a model lie: folders of weights with their `config.json`, and single files."""
+
+    transformer: Path
+    vae: Path
+    text_encoder: Path
+    tower: Path
+    regressor: Path
+    face_model: Path
+    topology: Path
+
+
+def locate(folder: Path) -> ModelFiles:
+    """Find the parts of a model, the release's or one that `nano.write` wrote.
+
+    Raises:
+        WeightsMissingError: names all that is missing.
+    """
+    names = {
+        "transformer": ("", TRANSFORMERS),
+        "vae": ("", ("vae",)),
+        "text_encoder": ("", ("text_encoder",)),
+        "tower": ("face_encoder", TOWERS),
+        "regressor": ("face_model", DECA_NAMES),
+        "face_model": ("face_model", FLAME_NAMES),
+        "topology": ("face_model", TOPOLOGIES),
+    }
+    choices = {part: [folder / within / name for name in those] for part, (within, those) in names.items()}
+    found = {part: next((path for path in paths if path.exists()), None) for part, paths in choices.items()}
+    missing = [" or ".join(map(str, choices[part])) for part, path in found.items() if path is None]
+    if missing:
+        raise WeightsMissingError(
+            f"The model {folder} is not complete. Missing: {'; '.join(missing)}. The README says where to get them."
+        )
+    return ModelFiles(**found)
 
 
 def save_part(

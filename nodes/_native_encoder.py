@@ -10,15 +10,13 @@ import comfy.model_patcher
 from ..fantasyid_core.errors import WeightsMissingError
 from ..fantasyid_core.fusion import Identity, IdentityEncoder, build_encoder, fuse
 from ..fantasyid_core.image_tower import ImageTower
+from ..fantasyid_core.published import TOPOLOGIES, TOWERS
 from ..fantasyid_core.reconstruction import FaceMesh
 from ..fantasyid_core.topology import load as load_topology
 from ..fantasyid_core.views import FaceViews
 from ..fantasyid_core.weights import Published, read
 from ._operators import to_host_operators
 from ._paths import SOURCE
-
-TOWERS = ("EVA02_CLIP_L_336_psz14_s6B.pt", "image_tower.safetensors")
-TOPOLOGIES = ("topology.safetensors", "transform.pkl")
 
 
 class NativeEncoder:

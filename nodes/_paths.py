@@ -7,10 +7,10 @@ from pathlib import Path
 import folder_paths
 
 from ..fantasyid_core.errors import FantasyIDError, IdentityError, SaveError, WeightsMissingError
+from ..fantasyid_core.published import TRANSFORMERS
 
 KEY = "fantasyid"
 BUNDLED = Path(__file__).resolve().parent.parent / "models"  # what the pack ships: FantasyID-nano
-TRANSFORMERS = ("transformer_ema", "transformer")  # the release prefers the averaged weights
 SOURCE = (
     "Get the model with the node 'FantasyID Download Model', or by hand from Hugging Face (acvlab/FantasyID) or "
     "ModelScope (amap_cvlab/FantasyID)."

@@ -45,12 +45,14 @@ def run(options: argparse.Namespace) -> None:
     stages = STAGES if options.stage == "all" else (options.stage,)
     if options.config and options.stage == "all":
         raise TrainingError("--config is one stage's; with 'all', change single keys: --set base.batch=64.")
-    whole = Run(options.out, tiny=options.tiny, resume=options.resume, start_from=options.start_from)
+    told = {stage: _settings(stage, options) for stage in stages}
+    start_from = options.start_from or next((Path(s.start_from) for s in told.values() if s.start_from), None)
+    whole = Run(options.out, tiny=options.tiny, resume=options.resume, start_from=start_from)
     for stage in stages:
         if options.resume and whole.is_done(stage):
             continue
         try:
-            whole.train(_settings(stage, options))
+            whole.train(told[stage])
         except Stopped:
             raise
         except Exception as error:  # what was trained before stays, and is of use

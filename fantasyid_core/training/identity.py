@@ -1,11 +1,12 @@
 """Stage identity: face abstractor, spiral network, reducer and injection layers, everything else frozen.
 
 Options, most of them rows of the ablation:
-    data: "" for the pool of synthetic people, or a folder of real clips (`clip_folder`).
+    data: "" for the pool of synthetic people, or a folder of real clips (`clip_folder`), read at `fps`.
     multi_view: the reference comes from another photo of the person; false: from the clip itself.
     branch_2d, branch_3d: which tokens are injected.
     shared_layer: one injection layer for all blocks in place of one for each.
-    first_frame: the reference crop goes in as first latent frame too, as released.
+    first_frame: the reference crop goes in as first latent frame too, as released; a model that never saw one learns
+        to take it in.
     unfreeze: beginnings of names of DiT parameters that are trained as well.
     text_dropped, face_weight: as in `base`.
     checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
@@ -31,6 +32,7 @@ from .vae import encode, encode_pools
 ENCODER_PARTS = ("abstractor", "spiral_net", "reducer")
 OPTIONS = {
     "data": "",
+    "fps": 8,
     "multi_view": True,
     "branch_2d": True,
     "branch_3d": True,
@@ -48,6 +50,9 @@ class Source(Protocol):
 
     def batch(self, count: int, generator: torch.Generator) -> Batch:
         """`latents`, `face`, `words` (text embeddings), `crops` (B, S, S, 3) and `vertices` (B, V, 3)."""
+
+    def validation(self) -> Batch:
+        """Likewise, always the same, with `empty` (1, L, D), embeddings of no text, and `truth` (B, T, H, W, 3) 0…1."""
 
 
 class TokensRun:
@@ -197,10 +202,15 @@ class IdentityStage(Stage):
             model.encoder.reducer.requires_grad_(False)
         layers = model.transformer.layer_attention
         (layers[0] if options["shared_layer"] else layers).requires_grad_(True)
-        unfrozen = (*options["unfreeze"], *(["patch_embed.proj"] if options["first_frame"] else []))
+        sees_first_frame = model.config.get("first_frame_condition", True)  # as in the release, which does not say so
+        learns_it = options["first_frame"] and not sees_first_frame
+        unfrozen = (*options["unfreeze"], *(["patch_embed.proj"] if learns_it else []))
         for name, parameter in model.transformer.named_parameters():
             if name.startswith(unfrozen):
                 parameter.requires_grad_(True)
+        for parameter in self.objective.parameters():
+            if parameter.requires_grad:  # AdamW's small steps would be lost in bfloat16
+                parameter.data = parameter.data.float()
         self._validation: Batch | None = None
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:

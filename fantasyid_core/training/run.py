@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from .. import nano
+from ..errors import TrainingError
 from ..people.person import TRAIN, VALIDATION
 from .base import BaseStage
 from .face import FaceStage
@@ -69,11 +70,16 @@ class Run:
         started = time.perf_counter()
         set_seed(settings.seed)
         torch.backends.cudnn.benchmark = settings.cudnn_benchmark
-        model = nano.read(self.start_from or self.model_folder)
+        bf16 = settings.precision == "bf16" and self.accelerator.mixed_precision == "bf16"
+        clips = bool(settings.options.get("data"))  # then the model may be the 5B
+        source = self.start_from or self.model_folder
+        if clips and self.start_from and (self.out / source.resolve().name).resolve() == source.resolve():
+            raise TrainingError(f"The export would overwrite {source}, which training starts from: give another --out.")
+        model = nano.read(source, torch.bfloat16 if clips and bf16 else torch.float32)
         for module in model.modules.values():
             module.to(self.device)
         model.face = model.face.to(self.device)
-        pool, validation = (None, None) if settings.options.get("data") else self._rendered(settings)
+        pool, validation = (None, None) if clips else self._rendered(settings)
         context = Context(
             settings=settings,
             model=model,
@@ -81,10 +87,11 @@ class Run:
             validation=validation,
             out=self.out,
             device=self.device,
-            bf16=settings.precision == "bf16" and self.accelerator.mixed_precision == "bf16",
+            bf16=bf16,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
             started=started,
+            name=source.resolve().name,
         )
         stage = STAGES[settings.stage](context)
         log.info("Stage %s: %.2f million parameters.", settings.stage, parameters(stage.objective) / 1e6)

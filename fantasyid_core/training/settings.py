@@ -53,6 +53,7 @@ class Settings:
         precision: "bf16" or "no"; off a GPU always "no".
         compile: compile the DiT's blocks where that works; cudnn_benchmark: try convolutions out before using them.
         checkpoint_seconds, log_every (steps), validate_minutes (0: at the end alone).
+        start_from: model folder to start from, "" for the run's own; the command's --start-from wins.
         options: of the stage, see its module.
     """
 
@@ -73,6 +74,7 @@ class Settings:
     checkpoint_seconds: float = 60.0
     log_every: int = 20
     validate_minutes: float = 0.0
+    start_from: str = ""
     pool: PoolSettings = field(default_factory=PoolSettings)
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -25,7 +25,7 @@ class Context:
         settings: of the stage; model: all its parts, on `device`.
         pool, validation: people to train on, and people who are never trained on; `None` where the stage reads clips
             of its own.
-        out: the run's folder; `out / "FantasyID-nano"` is the model.
+        out: the run's folder; `out / name` is the model.
         bf16: whether to compute in bfloat16.
         rank, world: which of how many processes this is; started: when the stage's time began to run.
     """
@@ -40,6 +40,7 @@ class Context:
     rank: int = 0
     world: int = 1
     started: float = field(default_factory=time.perf_counter)
+    name: str = "FantasyID-nano"
 
     def generator(self, step: int) -> torch.Generator:
         """Randomness of one step: of its number alone, so that a resumed run goes on as if never stopped."""
@@ -53,7 +54,7 @@ class Context:
     @property
     def model_folder(self) -> Path:
         """Where the model is written to."""
-        return self.out / "FantasyID-nano"
+        return self.out / self.name
 
 
 class Stage(ABC):
