@@ -24,7 +24,7 @@ from fantasyid_core.people.render import render
 from fantasyid_core.training import __main__ as command
 from fantasyid_core.training import settings
 from fantasyid_core.training.clip_folder import FolderSource
-from fantasyid_core.training.identity import OPTIONS
+from fantasyid_core.training.identity import OPTIONS, IdentityStage
 from fantasyid_core.training.prepared_clip import choose_window
 from fantasyid_core.training.stage import Context
 from fantasyid_core.training.vocabulary import tokenizer
@@ -133,6 +133,7 @@ def test_the_command_trains_the_identity_modules_on_clips(release: Path, clips: 
 def test_references_come_from_outside_the_window(clips: Path, model: nano.Nano):
     read = source(clips, model)
     assert [path.stem for path in read.clips] == ["0", "1", "1b nobody"]
+    assert read.clips[1] not in read._kept  # clips are read when they are needed
     for path in read.clips[:2]:
         kept = read._clip(path)
         assert len(kept.window) == model.transformer.config.sample_frames
@@ -162,11 +163,6 @@ def test_batches_have_the_documented_shapes_and_follow_the_generator(clips: Path
     seen = read.validation()
     assert seen["truth"].shape == (2, 1, 64, 96, 3)
     assert seen["empty"].shape == (1, 226, model.text.config.d_model)
-
-
-def test_clips_are_read_when_they_are_needed(clips: Path, model: nano.Nano):
-    read = source(clips, model)
-    assert read.clips[1] not in read._kept
 
 
 def empty(folder: Path, clips: Path) -> None:
@@ -250,8 +246,16 @@ def test_the_model_that_is_started_from_is_not_overwritten(release: Path, clips:
     assert "another --out" in capsys.readouterr().err
 
 
-def test_large_parts_can_be_held_in_bfloat16(release: Path):
+def test_in_bfloat16_what_is_trained_stays_in_float32(release: Path, clips: Path, tmp_path: Path):
     held = nano.read(release, torch.bfloat16)
-    kinds = {name: next(module.parameters()).dtype for name, module in held.modules.items()}
-    assert kinds.pop("text") == kinds.pop("transformer") == torch.bfloat16
-    assert set(kinds.values()) == {torch.float32}
+    told = settings.read(CONFIG, [f"options.data={clips}"])
+    stage = IdentityStage(Context(told, held, None, None, out=tmp_path, device=torch.device("cpu"), bf16=True))
+    kinds = {p.requires_grad: p.dtype for p in stage.objective.transformer.parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+    assert next(held.text.parameters()).dtype == torch.bfloat16
+    with stage.context.autocast():
+        loss = stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"]
+    loss.backward()
+    trained = [p for p in stage.objective.parameters() if p.requires_grad]
+    assert loss.isfinite()
+    assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.isfinite().all() for p in trained)
