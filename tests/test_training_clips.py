@@ -246,6 +246,13 @@ def test_the_model_that_is_started_from_is_not_overwritten(release: Path, clips:
     assert "another --out" in capsys.readouterr().err
 
 
+def test_clips_alone_are_not_enough(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    told = ["identity", "--config", str(CONFIG), "--out", str(tmp_path / "out"), "--set", f"options.data={clips}"]
+    assert command.main(told) == 1
+    assert "--start-from" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_in_bfloat16_what_is_trained_stays_in_float32(release: Path, clips: Path, tmp_path: Path):
     held = nano.read(release, torch.bfloat16)
     told = settings.read(CONFIG, [f"options.data={clips}"])

@@ -47,6 +47,9 @@ def run(options: argparse.Namespace) -> None:
         raise TrainingError("--config is one stage's; with 'all', change single keys: --set base.batch=64.")
     told = {stage: _settings(stage, options) for stage in stages}
     start_from = options.start_from or next((Path(s.start_from) for s in told.values() if s.start_from), None)
+    on_clips = options.stage != "all" and told[options.stage].options.get("data")
+    if on_clips and start_from is None and not (options.out / "FantasyID-nano").is_dir():
+        raise TrainingError("Training on clips goes on from a trained model: name its folder with --start-from.")
     whole = Run(options.out, tiny=options.tiny, resume=options.resume, start_from=start_from)
     for stage in stages:
         if options.resume and whole.is_done(stage):
