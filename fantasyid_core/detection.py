@@ -1,6 +1,5 @@
 """Photo → faces: boxes, five landmarks and the FFHQ-aligned crop that identity encoders were trained on."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -9,16 +8,12 @@ from torch import Tensor
 from . import yunet
 from .alignment import align
 from .head_pose import FRONTAL, HeadPose, pose_from_landmarks
-from .images import as_photo, resize
+from .images import as_photo, as_photos
 from .quality import occlusion, sharpness
+from .search import Finder, search
 
 MAX_FACES = 32
-
-# YuNet knows faces of about 10 to 300 px: one copy for small faces, one for those that fill the picture.
-_PIXELS = 1 << 20
-_LARGER_PIXELS = 1 << 22
-_SMALL_LONG_SIDE = 320
-_FULL_SIZE = 160
+_FULL_SIZE = 160  # px, from where a larger face says no more of its person
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,44 +49,45 @@ class DetectedFace:
         return self.score * self.sharpness * (1 - self.occlusion) * size
 
 
-def detect(image: Tensor, *, min_score: float = 0.6, device: torch.device | str | None = None) -> list[DetectedFace]:
-    """All faces of a photo, the largest first (at most 32); empty if there is none.
-
-    Looks at a copy of at most 1 megapixel and at one of 320 px for faces that fill the picture; if neither shows a
-    face, at one of at most 4 megapixels. What the network needs therefore does not grow with the photo.
+def detect(
+    image: Tensor, *, min_score: float = 0.6, find: Finder = yunet.find, device: torch.device | str | None = None
+) -> list[DetectedFace]:
+    """All faces of one photo, the largest first (at most 32); empty if there is none. See `detect_batch`.
 
     Args:
         image: a photo as `images.as_photo` takes it.
-        min_score: faces the detector is less certain of are left out, 0…1.
-        device: where the network runs (default: where the photo is); the results are where the photo is.
+    """
+    return detect_batch(as_photo(image)[None], min_score=min_score, find=find, device=device)[0]
+
+
+def detect_batch(
+    images: Tensor, *, min_score: float = 0.6, find: Finder = yunet.find, device: torch.device | str | None = None
+) -> list[list[DetectedFace]]:
+    """All faces of every photo or frame, the largest first (at most 32 each); empty where there is none.
+
+    Args:
+        images: (B, H, W, C) as `images.as_photos` takes it.
+        min_score: faces that the detector is less certain of are left out, 0…1.
+        find: the detector, `yunet.find` or `insight.load(…)`.
+        device: where faces are searched (default: where the photos are); the results are where the photos are.
 
     Raises:
-        ImageError: the photo cannot be used.
+        ImageError: the photos cannot be used.
     """
-    photo = as_photo(image)
-    height, width = photo.shape[:2]
-    device = torch.device(device or photo.device)
+    photos = as_photos(images)
+    found = search(photos, find, min_score, device)
+    return [_faces(photo, rows) for photo, rows in zip(photos, found, strict=True)]
 
-    def search(scale: float) -> Tensor:
-        small = resize(photo, max(1, round(height * scale)), max(1, round(width * scale)))
-        rows = yunet.find(small[None].to(device), min_score)[0]
-        to_photo = rows.new_tensor([width / small.shape[1], height / small.shape[0]]).repeat(7)
-        return torch.cat([rows[:, :14] * to_photo, rows[:, 14:]], 1)
 
-    def scale_to(pixels: int) -> float:
-        return min(1.0, math.sqrt(pixels / (height * width)))
-
-    rows = torch.cat([search(scale_to(_PIXELS)), search(min(1.0, _SMALL_LONG_SIDE / max(height, width)))])
-    if not len(rows) and height * width > _PIXELS:
-        rows = search(scale_to(_LARGER_PIXELS))
-    # A face too large for a copy shows up there as pieces: drop what lies half inside a more certain box.
-    rows = yunet.suppress(rows, overlap=0.5, of_smaller=True)
+def _faces(photo: Tensor, rows: Tensor) -> list[DetectedFace]:
     sizes = (rows[:, 2:4] - rows[:, :2]).prod(-1)
     rows = rows[sizes.argsort(descending=True)][:MAX_FACES]
-    return [_face(photo, row.to(photo.device), float(row[14])) for row in rows]
+    return [_face(photo, row) for row in rows]
 
 
-def _face(photo: Tensor, row: Tensor, score: float) -> DetectedFace:
+def _face(photo: Tensor, row: Tensor) -> DetectedFace:
+    pose = pose_from_landmarks(row[4:14].reshape(5, 2))
+    score, row = float(row[14]), row.to(photo)
     landmarks = row[4:14].reshape(5, 2)
     crop, to_crop = align(photo, landmarks)
     return DetectedFace(
@@ -101,7 +97,7 @@ def _face(photo: Tensor, row: Tensor, score: float) -> DetectedFace:
         score,
         crop,
         to_crop,
-        pose_from_landmarks(landmarks),
+        pose,
         float(sharpness(crop[None])[0]),
         float(occlusion(to_crop, *photo.shape[:2], size=crop.shape[0])),
     )

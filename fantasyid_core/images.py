@@ -30,39 +30,62 @@ def as_photo(image: Tensor, name: str = "image") -> Tensor:
     Raises:
         ImageError: not such a tensor, empty, under 16 px on a side, NaN or infinite.
     """
-    if not isinstance(image, Tensor):
-        raise ImageError(f"The {name} is a {type(image).__name__}; expected an image tensor (height, width, channels).")
-    shape = tuple(image.shape)
-    if image.ndim == 4 and shape[0] == 1:
-        image = image[0]
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
+    _check_tensor(image, name)
+    if image.ndim != 3 and not (image.ndim == 4 and image.shape[0] == 1):
         raise ImageError(
-            f"The {name} has shape {shape}; expected one picture (height, width, channels) with 1, 3 or 4 channels. "
-            "Pick a single picture from the batch, or convert it to RGB."
+            f"The {name} has shape {tuple(image.shape)}; expected one picture (height, width, channels) with 1, 3 or 4 "
+            "channels. Pick a single picture from the batch, or convert it to RGB."
         )
-    height, width = image.shape[:2]
+    return as_photos(image, name)[0]
+
+
+def as_photos(images: Tensor, name: str = "image") -> Tensor:
+    """A batch or video (B, H, W, C), or one picture (H, W, C), as (B, H, W, 3) float32; B ≥ 1, the rest as `as_photo`.
+
+    Its values are looked at once for all frames: one synchronisation with their device.
+
+    Raises:
+        ImageError: as `as_photo`; or there is no frame.
+    """
+    _check_tensor(images, name)
+    shape = tuple(images.shape)
+    if images.ndim == 3:
+        images = images[None]
+    if images.ndim != 4 or images.shape[3] not in (1, 3, 4):
+        raise ImageError(
+            f"The {name} has shape {shape}; expected pictures (frames, height, width, channels) with 1, 3 or 4 "
+            "channels. Convert it to RGB."
+        )
+    if not len(images):
+        raise ImageError(f"The {name} batch is empty; expected at least one photo.")
+    height, width = images.shape[1:3]
     if min(height, width) < MIN_SIDE:
         raise ImageError(
             f"The {name} is {width} × {height} px; expected at least {MIN_SIDE} px on each side. Use a larger photo."
         )
-    if not (image.is_floating_point() or image.dtype in _INTEGER_RANGE):
-        raise ImageError(f"The {name} holds {image.dtype} values; expected float in 0…1, uint8 or uint16.")
+    if not (images.is_floating_point() or images.dtype in _INTEGER_RANGE):
+        raise ImageError(f"The {name} holds {images.dtype} values; expected float in 0…1, uint8 or uint16.")
 
     step = -(-max(height, width) // MAX_SIDE)
-    image = image[::step, ::step, :3]
-    if min(image.shape[:2]) < MIN_SIDE:
+    images = images[:, ::step, ::step, :3]
+    if min(images.shape[1:3]) < MIN_SIDE:
         raise ImageError(f"The {name} is {width} × {height} px, too narrow to be a photo. Crop it around the face.")
-    photo = image.to(torch.float32)
-    if image.dtype in _INTEGER_RANGE:
-        photo = photo / _INTEGER_RANGE[image.dtype]
-    low, high = torch.stack(photo.aminmax()).tolist()
+    photos = images.to(torch.float32)
+    if images.dtype in _INTEGER_RANGE:
+        photos = photos / _INTEGER_RANGE[images.dtype]
+    low, high = torch.stack(photos.aminmax()).tolist()
     if not np.isfinite(low + high):
         raise ImageError(f"The {name} contains NaN or infinite values; check the node that made it.")
     if high > _LARGEST_VALUE:
         raise ImageError(f"The {name} has values up to {high:g}; expected 0…1. Divide it by 255 if it is in 0…255.")
     if low < 0 or high > 1:
-        photo = photo.clamp(0, 1)
-    return photo.expand(-1, -1, 3)
+        photos = photos.clamp(0, 1)
+    return photos.expand(-1, -1, -1, 3)
+
+
+def _check_tensor(image: Tensor, name: str) -> None:
+    if not isinstance(image, Tensor):
+        raise ImageError(f"The {name} is a {type(image).__name__}; expected an image tensor (height, width, channels).")
 
 
 def load_photo(path: str | Path) -> Tensor:
@@ -92,11 +115,13 @@ def load_photo(path: str | Path) -> Tensor:
 
 
 def resize(photo: Tensor, height: int, width: int) -> Tensor:
-    """(H, W, 3) → (height, width, 3), bilinear, antialiased when it shrinks."""
-    if photo.shape[:2] == (height, width):
+    """(H, W, 3) or (B, H, W, 3) → the same at height × width, bilinear, antialiased when it shrinks."""
+    if photo.shape[-3:-1] == (height, width):
         return photo
-    channels_first = photo.movedim(-1, 0)[None]
-    return F.interpolate(channels_first, (height, width), mode="bilinear", antialias=True)[0].movedim(0, -1)
+    channels_first = photo.movedim(-1, -3)
+    batched = channels_first if photo.ndim == 4 else channels_first[None]
+    resized = F.interpolate(batched, (height, width), mode="bilinear", antialias=True)
+    return (resized if photo.ndim == 4 else resized[0]).movedim(-3, -1)
 
 
 def to_pil(photo: Tensor):
