@@ -8,9 +8,10 @@ iterates, and the mirror pose that troubles fits of flat targets loses by the de
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Metres, y up, z out of the face, origin between the eyes: the person's right eye, left eye, nose tip, right and left
 # mouth corner. Heights and widths are the FFHQ template's at an eye distance of 63 mm.
@@ -21,6 +22,7 @@ MEAN_FACE = (
     (-0.028, -0.0656, 0.004),
     (0.028, -0.0656, 0.004),
 )
+WEIGHTS = Path(__file__).parent / "data" / "head_pose.safetensors"
 MAX_YAW, MAX_PITCH, _STEP = 90, 60, 1.0
 # A few pixels of landmark noise can look like a strongly turned head; faces that detectors find mostly are not.
 _PRIOR = 2e-3
@@ -90,3 +92,32 @@ def _grid() -> tuple[Tensor, Tensor]:
     turned = torch.tensor(MEAN_FACE, dtype=torch.float64) @ rotation(*grid.T, torch.zeros(len(grid))).mT
     shapes = torch.complex(turned[..., 0], -turned[..., 1])
     return grid, shapes - shapes.mean(-1, keepdim=True)
+
+
+class PoseNet(nn.Sequential):
+    """(N, 10) normalised landmarks → (N, 3): yaw, pitch and roll in radians, roll against the face's own axis."""
+
+    def __init__(self, width: int = 64):
+        super().__init__(
+            nn.Linear(10, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, 3),
+        )  # fmt: skip
+
+
+def estimate(network: PoseNet, landmarks: Tensor) -> Tensor:
+    """Landmarks (N, 5, 2) px → (N, 3) degrees of yaw, pitch, roll; a mirrored face gives exactly the mirrored pose."""
+    mirrored = landmarks[:, [1, 0, 2, 4, 3]] * landmarks.new_tensor([-1, 1])
+    one, other = _one_sided(network, landmarks), _one_sided(network, mirrored)
+    return (one + other * one.new_tensor([-1, 1, -1])) / 2
+
+
+def _one_sided(network: PoseNet, landmarks: Tensor) -> Tensor:
+    points = landmarks - landmarks.mean(1, keepdim=True)
+    down = points[:, 3:].mean(1) - points[:, :2].mean(1)  # from the eyes to the mouth
+    lean = torch.atan2(-down[:, 0], down[:, 1])
+    cosine, sine = lean.cos()[:, None], lean.sin()[:, None]
+    x, y = points.unbind(-1)
+    upright = torch.stack([cosine * x + sine * y, cosine * y - sine * x], -1)
+    spread = upright.square().sum(-1).mean(1).sqrt().clamp(min=1e-6)
+    turned = network((upright / spread[:, None, None]).flatten(1))
+    return torch.rad2deg(torch.cat([turned[:, :2], turned[:, 2:] + lean[:, None]], 1))

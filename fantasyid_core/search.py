@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .images import resize
 from .second_look import second_look, turned_back
+from .upright import landmarks_upright
 from .yunet import suppress
 
 Finder = Callable[[Tensor, float], list[Tensor]]
@@ -97,8 +98,12 @@ def _upright(photos: Tensor, find: Finder, min_score: float, finest_pixels: int)
             own.append(_stretched(rows, copies, photos))
     # A face too large for a copy shows up there as pieces: drop what lies half inside a more certain box.
     candidates = [suppress(torch.cat(rows), overlap=0.5, of_smaller=True) for rows in found]
-    certain = [second_look(photo, rows, find) for photo, rows in zip(photos, candidates, strict=True)]
-    return [suppress(rows[rows[:, 14] >= min_score], overlap=0.5, of_smaller=True) for rows in certain]
+    certain = []
+    for photo, rows in zip(photos, candidates, strict=True):
+        rows = second_look(photo, rows, find)
+        rows = landmarks_upright(photo, rows[rows[:, 14] >= min(min_score, _FIRST_LOOK)], find)
+        certain.append(suppress(rows[rows[:, 14] >= min_score], overlap=0.5, of_smaller=True))
+    return certain
 
 
 def _scale_to(height: int, width: int, pixels: int) -> float:

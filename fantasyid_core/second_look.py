@@ -13,9 +13,9 @@ from torch import Tensor
 from .images import resize
 
 MAX_CANDIDATES = 64
-_SIZES = (128, 224)  # px of the surroundings, of which the face is about half
-_AROUND = 2.0
-_LEAST = 0.1
+SIZES = (128, 224)  # px of the surroundings, of which the face is about half
+AROUND = 2.0
+LEAST = 0.1
 _SAME = 0.3  # intersection over union
 _MIRRORED = (1, 0, 2, 4, 3)  # the five landmarks' names in a mirror
 
@@ -35,19 +35,19 @@ def second_look(
     if not len(rows):
         return rows
     within = rows.new_tensor([photo.shape[1], photo.shape[0]])
-    sides = ((rows[:, 2:4] - rows[:, :2]).amax(-1) * _AROUND).clamp(1, float(within.max()))
+    sides = ((rows[:, 2:4] - rows[:, :2]).amax(-1) * AROUND).clamp(1, float(within.max()))
     origins = (rows[:, :2] + rows[:, 2:4] - sides[:, None]) / 2
     # Inside the photo as far as it fits: black beside a face that fills the picture would hide it.
     room = within - sides[:, None]
     origins = torch.where(room > 0, origins.clamp(min=0).minimum(room), room / 2)
     seen: list[list[Tensor]] = [[] for _ in rows]
-    for size in _SIZES:
+    for size in SIZES:
         around = [_surroundings(photo, *place, size) for place in zip(origins.tolist(), sides.tolist(), strict=True)]
         around = torch.rot90(torch.stack(around), quarters, (1, 2))
-        looks = find(torch.cat([around, around.flip(2)]), _LEAST)
+        looks = find(torch.cat([around, around.flip(2)]), LEAST)
         for i, row in enumerate(rows):
             scale = sides[i] / size
-            for found in (looks[i], _mirror(looks[i + len(rows)], size)):
+            for found in (looks[i], mirror(looks[i + len(rows)], size)):
                 upright = turned_back(found, quarters, size, size)
                 places = upright[:, :14] * scale + origins[i].repeat(7)
                 seen[i].append(_match(row, torch.cat([places, upright[:, 14:]], 1)))
@@ -64,7 +64,8 @@ def _surroundings(photo: Tensor, origin: list[float], side: float, size: int) ->
     return resize(F.pad(part, outside), size, size)
 
 
-def _mirror(rows: Tensor, size: int) -> Tensor:
+def mirror(rows: Tensor, size: int) -> Tensor:
+    """Rows (N, 15) in px of a mirrored square picture → px of the picture itself."""
     points = rows[:, :14].unflatten(-1, (7, 2))
     x, y = size - points[..., 0], points[..., 1]
     box = torch.stack([x[:, 1], y[:, 0], x[:, 0], y[:, 1]], -1)
