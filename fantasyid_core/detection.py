@@ -1,5 +1,6 @@
 """Photo → faces: boxes, five landmarks and the FFHQ-aligned crop that identity encoders were trained on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from . import yunet
 from .alignment import align
-from .head_pose import FRONTAL, HeadPose, pose_from_landmarks
+from .head_pose import FRONTAL, HeadPose, estimate
 from .images import as_photo, as_photos
 from .quality import occlusion, sharpness
 from .search import Finder, search
@@ -81,23 +82,39 @@ def detect_batch(
 
 def _faces(photo: Tensor, rows: Tensor) -> list[DetectedFace]:
     sizes = (rows[:, 2:4] - rows[:, :2]).prod(-1)
-    rows = rows[sizes.argsort(descending=True)][:MAX_FACES]
-    return [_face(photo, row) for row in rows]
+    rows = rows[sizes.argsort(descending=True)][:MAX_FACES].to(photo.device)
+    return faces_at(photo, rows[:, :4], rows[:, 4:14].unflatten(1, (5, 2)), rows[:, 14].tolist())
 
 
-def _face(photo: Tensor, row: Tensor) -> DetectedFace:
-    pose = pose_from_landmarks(row[4:14].reshape(5, 2))
-    score, row = float(row[14]), row.to(photo)
-    landmarks = row[4:14].reshape(5, 2)
-    crop, to_crop = align(photo, landmarks)
-    return DetectedFace(
-        photo,
-        row[:4],
+def faces_at(photo: Tensor, boxes: Tensor, landmarks: Tensor, scores: Sequence[float]) -> list[DetectedFace]:
+    """Faces whose places are known.
+
+    Args:
+        photo: (H, W, 3) float 0…1.
+        boxes: (N, 4) px; landmarks: (N, 5, 2) px, on the photo's device.
+        scores: N numbers 0…1.
+    """
+    if not len(boxes):
+        return []
+    crops, to_crops = map(torch.stack, zip(*(align(photo, own) for own in landmarks), strict=True))
+    covered = [occlusion(to_crop, *photo.shape[:2], size=crops.shape[1]) for to_crop in to_crops]
+    measured = zip(
+        boxes,
         landmarks,
-        score,
-        crop,
-        to_crop,
-        pose,
-        float(sharpness(crop[None])[0]),
-        float(occlusion(to_crop, *photo.shape[:2], size=crop.shape[0])),
+        scores,
+        crops,
+        to_crops,
+        estimate(landmarks, crops, to_crops),
+        sharpness(crops).tolist(),
+        torch.stack(covered).tolist(),
+        strict=True,
     )
+    return [DetectedFace(photo, *values) for values in measured]
+
+
+if __name__ == "__main__":
+    import sys
+
+    from .detection_cli import main
+
+    sys.exit(main())

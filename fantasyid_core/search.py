@@ -58,14 +58,21 @@ def _search(photos: Tensor, find: Finder, min_score: float) -> list[Tensor]:
     height, width = photos.shape[1:3]
     found = _upright(photos, find, min_score, _FINEST_PIXELS)
     lying = [i for i, rows in enumerate(found) if _may_lie(photos[i], rows, find)]
-    if not lying:
-        return found
-    small = _reduced(photos[lying], _scale_to(height, width, _TURNED_PIXELS))
-    for quarters in (1, 2, 3):
-        turned = _upright(torch.rot90(small, quarters, (1, 2)), find, min_score, _TURNED_PIXELS)
-        for i, rows in zip(lying, turned, strict=True):
-            if _best(rows) > max(_best(found[i]), _FOUND):
-                found[i] = _stretched(turned_back(rows, quarters, *small.shape[1:3]), small, photos)
+    turned: dict[int, int] = {}  # photo → quarter turns after which its faces stand
+    if lying:
+        small = _reduced(photos[lying], _scale_to(height, width, _TURNED_PIXELS))
+        for quarters in (1, 2, 3):
+            copies = torch.rot90(small, quarters, (1, 2))
+            for i, rows in zip(lying, _upright(copies, find, min_score, _TURNED_PIXELS), strict=True):
+                if _best(rows) > max(_best(found[i]), _FOUND):
+                    found[i], turned[i] = rows, quarters
+    for i, rows in enumerate(found):
+        if quarters := turned.get(i):
+            copy = small[lying.index(i)]
+            rows = landmarks_upright(torch.rot90(copy, quarters), rows, find)
+            found[i] = _stretched(turned_back(rows, quarters, *copy.shape[:2]), copy[None], photos)
+        else:
+            found[i] = landmarks_upright(photos[i], rows, find)
     return found
 
 
@@ -98,12 +105,8 @@ def _upright(photos: Tensor, find: Finder, min_score: float, finest_pixels: int)
             own.append(_stretched(rows, copies, photos))
     # A face too large for a copy shows up there as pieces: drop what lies half inside a more certain box.
     candidates = [suppress(torch.cat(rows), overlap=0.5, of_smaller=True) for rows in found]
-    certain = []
-    for photo, rows in zip(photos, candidates, strict=True):
-        rows = second_look(photo, rows, find)
-        rows = landmarks_upright(photo, rows[rows[:, 14] >= min(min_score, _FIRST_LOOK)], find)
-        certain.append(suppress(rows[rows[:, 14] >= min_score], overlap=0.5, of_smaller=True))
-    return certain
+    certain = [second_look(photo, rows, find) for photo, rows in zip(photos, candidates, strict=True)]
+    return [suppress(rows[rows[:, 14] >= min_score], overlap=0.5, of_smaller=True) for rows in certain]
 
 
 def _scale_to(height: int, width: int, pixels: int) -> float:

@@ -164,7 +164,7 @@ def test_photo_that_lies_on_its_side(astronaut: torch.Tensor, quarters: int):
     (face,) = detect(torch.rot90(astronaut, quarters, (1, 2)))
     assert face.score == pytest.approx(upright.score, abs=0.02)
     assert (face.crop - upright.crop).abs().mean() < 0.05
-    assert math.cos(math.radians(face.pose.roll - upright.pose.roll + 90 * quarters)) > 0.999
+    assert math.cos(math.radians(face.pose.roll - upright.pose.roll + 90 * quarters)) > 0.99
     x0, y0, x1, y1 = face.box.tolist()
     assert all(x0 < x < x1 and y0 < y < y1 for x, y in face.landmarks.tolist())
 
@@ -185,7 +185,7 @@ def test_grey_deep_and_transparent_photos_show_the_same_face(astronaut: torch.Te
     deep = (astronaut * 65_535).round().to(torch.uint16)
     transparent = torch.cat([astronaut, torch.zeros(1, 512, 512, 1)], -1)
     grey = astronaut.mean(-1, keepdim=True)
-    for photo, tolerance in ((deep, 0.1), (transparent, 1e-4), (grey, 5)):
+    for photo, tolerance in ((deep, 0.2), (transparent, 1e-4), (grey, 6)):
         (other,) = detect(photo)
         assert (other.landmarks - face.landmarks).abs().max() <= tolerance
 
