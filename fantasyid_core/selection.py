@@ -1,15 +1,21 @@
 """Of the faces that `detection` found, the one that is wanted; and the picture that numbers them."""
 
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .detection import DetectedFace, detect
+from . import yunet
+from .detection import DetectedFace, detect_batch
 from .errors import FaceNotFoundError, ImageError
-from .images import as_photo, from_pil, label, resize, to_pil
+from .images import as_photos, from_pil, label, resize, to_pil
 from .optional import require
+from .search import Finder
+
+log = logging.getLogger(__name__)
 
 MIN_FACE = 24
 SELECTIONS = ("largest", "centre", "leftmost", "index")
@@ -83,6 +89,37 @@ def _inside(face: DetectedFace, mask: Tensor) -> bool:
     return hits >= 3
 
 
+@dataclass(frozen=True, eq=False)
+class FoundFace:
+    """The face that was asked for in a photo or batch.
+
+    Attributes:
+        face: the selected face; faces: all faces of its photo.
+        frame: which photo of the batch that is; skipped: those that do not show the face; frames: how many there were.
+    """
+
+    face: DetectedFace
+    faces: list[DetectedFace]
+    frame: int
+    skipped: tuple[int, ...]
+    frames: int
+
+    @property
+    def report(self) -> str:
+        """What was found, in a sentence or two for the artist."""
+        face, others = self.face, len(self.faces) - 1
+        pose = f"yaw {face.pose.yaw:+.0f}°, pitch {face.pose.pitch:+.0f}°, roll {face.pose.roll:+.0f}°"
+        lines = [
+            f"Face {next(i for i, other in enumerate(self.faces) if other is face)} of {others + 1}"
+            + (f" in frame {self.frame}" if self.frames > 1 else "")
+            + f": score {face.score:.2f}, {pose}, sharpness {face.sharpness:.2f}, occlusion {face.occlusion:.2f}."
+        ]
+        if self.skipped:
+            shown = ", ".join(map(str, self.skipped[:20])) + (" …" if len(self.skipped) > 20 else "")
+            lines.append(f"Skipped {len(self.skipped)} of {self.frames} frames, which do not show it: {shown}.")
+        return "\n".join(lines)
+
+
 def find_face(
     images: Tensor,
     which: str = "largest",
@@ -90,42 +127,42 @@ def find_face(
     mask: Tensor | None = None,
     *,
     min_score: float = 0.6,
+    find: Finder = yunet.find,
     device: torch.device | str | None = None,
-) -> tuple[DetectedFace, list[DetectedFace]]:
-    """The selected face of a photo, or of the frame of a batch that shows it best, and all faces of that photo.
+) -> FoundFace:
+    """The selected face of a photo, or of the frame of a batch that shows it best.
 
     Args:
         images: (B, H, W, C). A frame without a (fitting) face is skipped; of the others the most certain face wins.
         which, index, mask: as for `select`; the mask is one for all frames (H, W), (1, H, W), or one each (B, H, W).
-        min_score, device: as for `detect`.
+        min_score, find, device: as for `detect_batch`.
 
     Raises:
         FaceNotFoundError: no frame shows that face; the message is that of the first frame.
         ImageError: a photo or the mask cannot be used.
     """
-    photos = images if images.ndim == 4 else images[None]
-    if not len(photos):
-        raise ImageError("The image batch is empty; expected at least one photo.")
-    best, first_error = None, None
-    for i, photo in enumerate(photos):
+    photos = as_photos(images)
+    best, best_frame, skipped, first_error = None, 0, [], None
+    for i, faces in enumerate(detect_batch(photos, min_score=min_score, find=find, device=device)):
         own_mask = mask[i] if mask is not None and mask.ndim == 3 and len(mask) == len(photos) else mask
-        faces = detect(photo, min_score=min_score, device=device)
-        if not faces and as_photo(photo).median() > 0.99:
-            first_error = first_error or FaceNotFoundError(
-                "The photo is almost all white, so no face was found. If it looks right elsewhere it is a 16-bit grey "
-                "picture, which ComfyUI's Load Image turns white: save it with 8 bits."
-            )
-            continue
         try:
+            if not faces and photos[i].median() > 0.99:
+                raise FaceNotFoundError(
+                    "The photo is almost all white, so no face was found. If it looks right elsewhere it is a 16-bit "
+                    "grey picture, which ComfyUI's Load Image turns white: save it with 8 bits."
+                )
             face = select(faces, which, index, own_mask)
         except FaceNotFoundError as error:
             first_error = first_error or error
+            skipped.append(i)
             continue
         if best is None or face.score > best[0].score:
-            best = face, faces
+            best, best_frame = (face, faces), i
     if best is None:
         raise first_error
-    return best
+    if skipped:
+        log.info("FantasyID: %d of %d frames do not show the face; they were skipped.", len(skipped), len(photos))
+    return FoundFace(*best, best_frame, tuple(skipped), len(photos))
 
 
 def numbered(faces: Sequence[DetectedFace], chosen: DetectedFace | None = None, long_side: int = 1024) -> Tensor:

@@ -39,11 +39,13 @@ def landmarks_upright(photo: Tensor, rows: Tensor, find: Callable[[Tensor, float
     squares = [_square(photo, *place) for place in zip(centres.tolist(), sides.tolist(), strict=True)]
     bases = torch.stack([resize(square, round(_SIZE * _MARGIN), round(_SIZE * _MARGIN)) for square in squares])
 
-    lean = rows.new_zeros(len(rows))
-    for steps, mirrored in ((_COARSE, False), (_FINE, True)):
-        angles = lean[:, None] + rows.new_tensor(steps)
-        looks = _look(bases, angles, find, mirrored)
-        lean = torch.stack(list(map(_lean, angles.repeat(1, 1 + mirrored), looks, lean)))
+    angles = rows.new_tensor(_COARSE).repeat(len(rows), 1)
+    looks = _look(bases, angles, find, mirrored=False)
+    coarse = torch.stack(list(map(_lean, angles, looks)))
+    likeliest = angles.gather(1, looks[..., 14].argmax(1, keepdim=True))[:, 0]
+    angles = torch.where(coarse.isnan(), likeliest, coarse)[:, None] + rows.new_tensor(_FINE)
+    fine = torch.stack(list(map(_lean, angles.repeat(1, 2), _look(bases, angles, find, mirrored=True))))
+    lean = torch.where(fine.isnan(), coarse, fine).nan_to_num(0)
     last = _look(bases, lean[:, None], find, mirrored=True)
 
     weight = last[..., 14:]
@@ -95,8 +97,8 @@ def _in_the_middle(rows: Tensor, size: int) -> Tensor:
     return rows[0] if len(rows) else rows.new_zeros(15)
 
 
-def _lean(angles: Tensor, looks: Tensor, otherwise: Tensor) -> Tensor:
-    """The angle () at which looks (A, 15) at `angles` show no lean, or `otherwise` if they do not say.
+def _lean(angles: Tensor, looks: Tensor) -> Tensor:
+    """The angle () at which looks (A, 15) at `angles` show no lean; NaN if they do not say.
 
     By a line through the more certain ones, which are those nearer to upright.
     """
@@ -111,4 +113,4 @@ def _lean(angles: Tensor, looks: Tensor, otherwise: Tensor) -> Tensor:
     spread = (weight * (angles - angle_mean) ** 2).sum()
     gain = -(weight * (angles - angle_mean) * (shown - shown_mean)).sum() / spread.clamp(min=1.0)
     lean = angle_mean + shown_mean / gain.clamp(min=_LEAST_GAIN)
-    return lean.clamp(-_MAX_LEAN, _MAX_LEAN) if gain >= _LEAST_GAIN else otherwise
+    return lean.clamp(-_MAX_LEAN, _MAX_LEAN) if gain >= _LEAST_GAIN else lean * torch.nan

@@ -1,13 +1,22 @@
 """Photo → face."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import comfy.model_management
+import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..fantasyid_core import selection
+from ..fantasyid_core import insight, selection, yunet
 from ..fantasyid_core.detection import MAX_FACES
+from ..fantasyid_core.drawn_face import face_in_box, face_in_mask
+from ..fantasyid_core.errors import FaceNotFoundError
 from ._base import CATEGORY, FantasyIDNode
 from ._sockets import Face
+
+YUNET, INSIGHTFACE = "YuNet", "InsightFace "
+PACKAGES = ("buffalo_l", "antelopev2")  # always offered, so that saved workflows load and say what is missing
 
 
 class FantasyIDDetectFace(FantasyIDNode):
@@ -52,6 +61,14 @@ class FantasyIDDetectFace(FantasyIDNode):
                     tooltip="Only faces whose eyes, nose and mouth lie in this mask are considered. It is stretched "
                     "over the photo.",
                 ),
+                io.Combo.Input(
+                    "detector",
+                    options=detectors(),
+                    default=YUNET,
+                    optional=True,
+                    tooltip="YuNet comes with the pack. InsightFace needs its package and, in "
+                    "models/insightface/models/<name>, its models, which are for non-commercial research.",
+                ),
             ],
             outputs=[
                 Face.Output(display_name="face", tooltip="The chosen face with its photo, box, landmarks and crop."),
@@ -59,16 +76,103 @@ class FantasyIDDetectFace(FantasyIDNode):
                 io.Image.Output(
                     display_name="preview", tooltip="The photo with all faces numbered, the chosen in green."
                 ),
+                io.String.Output(
+                    display_name="report", tooltip="Score and pose of the chosen face, and which frames were skipped."
+                ),
             ],
         )
 
     @classmethod
     def run(
-        cls, image: torch.Tensor, select: str, index: int, min_score: float, mask: torch.Tensor | None = None
+        cls,
+        image: torch.Tensor,
+        select: str,
+        index: int,
+        min_score: float,
+        mask: torch.Tensor | None = None,
+        detector: str = YUNET,
     ) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
-        face, faces = selection.find_face(image, select, index, mask, min_score=min_score, device=device)
-        return io.NodeOutput(face, face.crop[None], selection.numbered(faces, face)[None])
+        found = selection.find_face(
+            image, select, index, mask, min_score=min_score, find=finder(detector), device=device
+        )
+        preview = selection.numbered(found.faces, found.face)
+        return io.NodeOutput(found.face, found.face.crop[None], preview[None], found.report)
 
 
-NODES = [FantasyIDDetectFace]
+class FantasyIDDrawnFace(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDDrawnFace",
+            display_name="FantasyID Face by Hand",
+            category=CATEGORY,
+            description=(
+                "Takes the face where you say it is: in a painted mask, or in a box. For drawings, anime and masks, or "
+                "wherever no detector finds the face. It should look at the viewer and stand upright."
+            ),
+            inputs=[
+                io.Image.Input("image", tooltip="One picture with a face; of a batch the first is taken."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Painted over the face from brows to chin and ear to ear. It is stretched over the "
+                    "picture. Without it, the box below counts.",
+                ),
+                *(
+                    io.Int.Input(name, default=0, min=0, max=16_384, optional=True, tooltip=f"{what} of the box, px.")
+                    for name, what in (
+                        ("x", "Left edge"), ("y", "Upper edge"), ("width", "Width"), ("height", "Height"),
+                    )
+                ),
+            ],
+            outputs=[
+                Face.Output(display_name="face", tooltip="The face with its picture, box, landmarks and crop."),
+                io.Image.Output(display_name="crop", tooltip="The face, 512 × 512."),
+                io.Image.Output(display_name="preview", tooltip="The picture with the box and the assumed landmarks."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def run(
+        cls,
+        image: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        x: int = 0,
+        y: int = 0,
+        width: int = 0,
+        height: int = 0,
+    ) -> io.NodeOutput:
+        if mask is not None:
+            face = face_in_mask(image[0], mask[:1])
+        elif width and height:
+            face = face_in_box(image[0], (x, y, x + width, y + height))
+        else:
+            raise FaceNotFoundError("Connect a mask that is painted over the face, or give the box a width and height.")
+        return io.NodeOutput(face, face.crop[None], selection.numbered([face], face)[None])
+
+
+def detectors() -> list[str]:
+    """What the widget offers: YuNet, and InsightFace's packages that are usual or there."""
+    there = [name for name in insight.packages(*insight_roots()) if name not in PACKAGES]
+    return [YUNET, *(INSIGHTFACE + name for name in (*PACKAGES, *there))]
+
+
+def finder(detector: str) -> Callable[[torch.Tensor, float], list[torch.Tensor]]:
+    """The detector that the widget names, loaded.
+
+    Raises:
+        WeightsMissingError, WeightsError, PackageMissingError: InsightFace or its models are missing or broken.
+    """
+    if not detector.startswith(INSIGHTFACE):
+        return yunet.find
+    return insight.load(insight.find_detector(detector.removeprefix(INSIGHTFACE), *insight_roots()))
+
+
+def insight_roots() -> list[Path]:
+    """The host's folders for InsightFace: `models/insightface` and what extra_model_paths.yaml maps to it."""
+    mapped = folder_paths.folder_names_and_paths.get("insightface", ([], set()))[0]
+    return list(dict.fromkeys(Path(root) for root in (*mapped, Path(folder_paths.models_dir) / "insightface")))
+
+
+NODES = [FantasyIDDetectFace, FantasyIDDrawnFace]

@@ -265,9 +265,13 @@ def test_selection_returns_one_of_the_faces_or_says_why_not(places, which, index
 def test_batch_skips_frames_without_the_face(astronaut: torch.Tensor):
     blank = torch.zeros_like(astronaut)
     blurred = resize(resize(astronaut[0], 40, 40), 512, 512)[None]
-    face, shown = find_face(torch.cat([blank, blurred, astronaut, blank]))
-    assert shown[0] is face
-    assert torch.equal(face.image, astronaut[0])
+    found = find_face(torch.cat([blank, blurred, astronaut, blank]))
+    assert found.faces[0] is found.face
+    assert torch.equal(found.face.image, astronaut[0])
+    assert found.frame == 2
+    assert {0, 3} <= set(found.skipped)
+    assert found.report.startswith("Face 0 of 1 in frame 2: score 0.9")
+    assert "of 4 frames, which do not show it: 0," in found.report
     with pytest.raises(FaceNotFoundError, match="No face was found"):
         find_face(blank)
     with pytest.raises(ImageError, match="empty"):
@@ -277,8 +281,8 @@ def test_batch_skips_frames_without_the_face(astronaut: torch.Tensor):
 def test_batch_takes_one_mask_or_one_each(astronaut: torch.Tensor):
     pair = torch.cat([astronaut, astronaut.flip(2)])
     masks = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
-    assert torch.equal(find_face(pair, mask=masks)[0].image, pair[1])
-    assert find_face(pair, mask=masks[1:])[0].score > 0.9
+    assert torch.equal(find_face(pair, mask=masks).face.image, pair[1])
+    assert find_face(pair, mask=masks[1:]).face.score > 0.9
 
 
 def test_preview_marks_the_chosen_face(faces: list[DetectedFace]):

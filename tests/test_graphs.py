@@ -216,7 +216,7 @@ def test_the_nodes_make_of_fantasyid_nano_what_the_evaluation_measures(comfy: Co
     graph = with_nano(released(photo, "ddim", steps=4, frames=9))
     by_nodes = sampled(comfy, changed(graph, mesh={"mode": "shape only"}, load={"weight_dtype": "fp32"}))
     generator = load(nano.SHIPPED)
-    face, _ = selection.find_face(images.load_photo(portrait)[None])
+    face = selection.find_face(images.load_photo(portrait)).face
     request = Request(graph["pos"]["inputs"]["text"], generator.identity(face), seed=1)
     made = generator.latents([request], 9, 4, 6.0, "ddim", (nano.HEIGHT, nano.WIDTH))
     assert cosine(by_nodes, made.transpose(1, 2) / generator.model.vae.config.scaling_factor) >= 0.9999

@@ -118,7 +118,7 @@ def _draw_pages(
     if not options.photos:
         return
     generator = generator or generate.load(options.model)
-    faces = [find_face(load_photo(path))[0] for path in options.photos]
+    faces = [find_face(load_photo(path)).face for path in options.photos]
     identities = [generator.identity(face) for face in faces]
     prompt = "A video of a person in a blue shirt in front of a grey background, who smiles and turns to the left."
     requests = [Request(prompt, who, settings.seed + i) for i, who in enumerate(identities)]
