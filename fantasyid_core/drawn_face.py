@@ -52,7 +52,9 @@ def face_in_box(image: Tensor, box: tuple[float, float, float, float], landmarks
     photo = as_photo(image)
     height, width = photo.shape[:2]
     x0, y0, x1, y1 = box
-    if min(x1 - x0, y1 - y0) < MIN_FACE or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+    inside = x0 < width and y0 < height and x1 > 0 and y1 > 0
+    # A box far larger than the picture, or of no finite size, is a slip too.
+    if not (inside and min(x1 - x0, y1 - y0) >= MIN_FACE and max(x1 - x0, y1 - y0) <= 4 * max(height, width)):
         raise FaceNotFoundError(
             f"The box from ({x0:.0f}, {y0:.0f}) to ({x1:.0f}, {y1:.0f}) does not hold a face: expected at least "
             f"{MIN_FACE} px on each side, inside the photo of {width} × {height} px. Draw it around the face."
