@@ -14,10 +14,10 @@ from pathlib import Path
 # waits for the first, and for seconds where other programs run.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+import pytest
+import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
