@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 BIN = 15.0  # degrees of yaw and pitch
 _PER_BIN = 4
-_MIN_OVERLAP, _MIN_SIZE_RATIO, _MIN_ALIKE, _MAX_GAP = 0.3, 0.6, 0.3, 5
+_MIN_OVERLAP, _MIN_SIZE_RATIO, _MIN_ALIKE, _MAX_GAP = 0.3, 0.6, 0.2, 5
 # Mean absolute difference of neighbouring frames' thumbnails from which on a cut lies between them.
 _CUT, _THUMBNAIL = 0.1, 24
 

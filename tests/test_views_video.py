@@ -82,7 +82,7 @@ def test_a_head_that_turns_is_followed_through_the_whole_clip(classroom: torch.T
     boy = main(followed)
     assert boy.frames == set(range(len(classroom)))
     yaws = [s.pose.yaw for s in boy.sightings]
-    assert max(yaws) - min(yaws) > 60
+    assert max(yaws) - min(yaws) > 45
     assert len(followed.tracks) >= 2, "the others are seen too"
     assert followed.without_face == []
 
@@ -91,10 +91,10 @@ def test_other_people_are_left_out_of_the_views(classroom: torch.Tensor):
     reference = max(detect(classroom[-1]), key=lambda face: face.quality)
     views = collect(reference, classroom, max_views=6)
     assert len(views.crops) == 6
-    assert "1 of" in views.report
+    assert "tracks show the person" in views.report
     assert "somebody else (left out)" in views.report
     yaws = views.poses[:, 0]
-    assert yaws.max() - yaws.min() > 60
+    assert yaws.max() - yaws.min() > 45
     assert (views.scores > 0.4).all()
 
 
