@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fantasyid_core import yunet
-from fantasyid_core.alignment import BORDER_GREY, FFHQ_TEMPLATE, align, similarity
+from fantasyid_core.alignment import BORDER_GREY, FFHQ_TEMPLATE, align, similarity, warp
 from fantasyid_core.detection import DetectedFace, detect, detect_batch
 from fantasyid_core.errors import FaceNotFoundError, ImageError
 from fantasyid_core.images import load_photo, resize
@@ -331,6 +331,15 @@ def test_crop_equals_opencvs_warp(name: str, request: pytest.FixtureRequest):
     (face,) = detect(request.getfixturevalue(name))
     difference = (face.crop - warped_by_opencv(face.image, face.to_crop)).abs()
     assert difference.mean() < 0.2 / 255
+
+
+@pytest.mark.parametrize(("angle", "scale", "x"), [(0, 1.0, 40.5), (17, 2.3, -300), (-75, 0.7, 200), (180, 4.0, 1500)])
+def test_any_similarity_warps_as_opencvs_does(six_faces: torch.Tensor, angle: float, scale: float, x: float):
+    photo = resize(six_faces[0], 443, 640)
+    cosine, sine = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
+    to_crop = torch.tensor([[cosine, -sine, x], [sine, cosine, 30.25]])
+    difference = (warp(photo, to_crop, 512) - warped_by_opencv(photo, to_crop)).abs()
+    assert difference.mean() < 1 / 255
 
 
 def test_grey_border_where_the_photo_ends(anne: torch.Tensor):
