@@ -14,6 +14,7 @@ from ..errors import FaceNotFoundError
 from ..fusion import Identity, fuse
 from ..injection import LayerAttention
 from ..sampling import denoise, guide
+from ..search import search
 from ..video import LATENT_CHANNELS, first_frame_condition, latent_size, squeeze_to_frame
 from ..views import FaceViews
 from .embedding import warp
@@ -63,10 +64,10 @@ def reference_face(photo: Tensor) -> DetectedFace:
     Raises:
         FaceNotFoundError: the detector sees none.
     """
-    rows = yunet.find(photo[None], 0.3)[0]
+    rows = search(photo[None], yunet.find, 0.3, photo.device)[0]
     if not len(rows):
         raise FaceNotFoundError("No face was found in the reference.")
-    row = rows[0].to(photo)
+    row = rows[rows[:, 14].argmax()].to(photo)
     landmarks = row[4:14].reshape(5, 2)
     to_crop = similarity(landmarks, landmarks.new_tensor(FFHQ_TEMPLATE))
     crop = warp(photo[None], to_crop[None], CROP_SIZE, BORDER_GREY)[0].clamp(0, 1)
