@@ -47,3 +47,7 @@ class SaveError(FantasyIDError):
 
 class TrainingError(FantasyIDError):
     """A training run cannot start or go on: its configuration, its data or its folder."""
+
+
+class HardwareError(FantasyIDError):
+    """This machine cannot do what was switched on."""

@@ -2,9 +2,25 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import detection, download, evaluation, fusion, injection, loading, reconstruction, sampling, text, video, views
+from . import (
+    acceleration,
+    detection,
+    download,
+    evaluation,
+    fusion,
+    injection,
+    loading,
+    reconstruction,
+    sampling,
+    text,
+    video,
+    views,
+)
 
-STAGES = (download, loading, text, detection, reconstruction, views, fusion, injection, sampling, video, evaluation)
+STAGES = (
+    *(download, loading, text, detection, reconstruction, views, fusion, injection),
+    *(acceleration, sampling, video, evaluation),
+)
 
 
 class FantasyIDExtension(ComfyExtension):

@@ -15,7 +15,8 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor, nn
 
-from ..fantasyid_core.errors import IdentityError, WeightsError
+from ..fantasyid_core import fp8
+from ..fantasyid_core.errors import HardwareError, IdentityError, WeightsError
 from ..fantasyid_core.injection import Injection, InjectionRun
 from ..fantasyid_core.injection import check as check_injection
 from ..fantasyid_core.kernels import Rotary
@@ -23,7 +24,7 @@ from ..fantasyid_core.sampling import RELEASE_SCHEDULE, TRAIN_STEPS
 from ..fantasyid_core.transformer import FantasyIDTransformer, from_published
 from ..fantasyid_core.video import first_frame_condition
 from ..fantasyid_core.weights import Published, configured
-from ._operators import to_host_operators
+from ._operators import borrow, to_host_operators
 
 DTYPES = {
     "default": None,
@@ -33,7 +34,7 @@ DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
 SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
-INJECTIONS, RUN = "fantasyid_injections", "fantasyid_run"
+INJECTIONS, RUN, FP8 = "fantasyid_injections", "fantasyid_run", "fantasyid_fp8"
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
 
 
@@ -99,7 +100,7 @@ class _BlockPatches:
     """Runs one block as the host's other models do: `patches_replace` around it, `double_block` patches after it."""
 
     def __init__(self, options: Mapping, x: Tensor):
-        self.options, self.x = options, x
+        self.options, self.x, self.fp8 = options, x, options.get(FP8, False)
         self.replace = options.get("patches_replace", {}).get("dit", {})
         self.after = options.get("patches", {}).get("double_block", [])
 
@@ -107,7 +108,7 @@ class _BlockPatches:
         self, index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary: Rotary | None
     ) -> tuple[Tensor, Tensor]:
         def original(args: Mapping) -> dict[str, Tensor]:
-            img, txt = block(args["img"], args["txt"], args["vec"], args["pe"])
+            img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], fp8=self.fp8)
             return {"img": img, "txt": txt}
 
         args = {"img": visual, "txt": words, "vec": time, "pe": rotary, "transformer_options": self.options}
@@ -200,7 +201,7 @@ def load_model(
         raise WeightsError(f"There is no weight_dtype '{weight_dtype}'; choose one of: {', '.join(DTYPES)}.")
     transformer = from_published(config, published, NativeTransformer)
     for block in transformer.transformer_blocks:
-        block.attend, block.weights_of = host_attention, transformer.norm_weights
+        block.attend, block.weights_of, block.borrow = host_attention, transformer.norm_weights, borrow
     left = to_host_operators(transformer)
     if left:
         raise RuntimeError(f"modules without a host operator: {left}")
@@ -275,6 +276,24 @@ def add_injection(model: comfy.model_patcher.ModelPatcher, injection: Injection)
 
 def has_injection(model: comfy.model_patcher.ModelPatcher) -> bool:
     return bool(model.model_options["transformer_options"].get(INJECTIONS))
+
+
+def set_fp8_products(model: comfy.model_patcher.ModelPatcher, on: bool) -> comfy.model_patcher.ModelPatcher:
+    """A clone of `model`, sharing its weights, whose blocks multiply with 8-bit operands, or exactly.
+
+    Raises:
+        IdentityError: not a FantasyID model.
+        HardwareError: the card has no such products.
+    """
+    transformer_of(model)
+    if on and (why := fp8.missing(model.load_device)):
+        raise HardwareError(
+            f"fp8_products needs an NVIDIA card of compute capability 8.9 or more (RTX 40 and 50, L4, L40, H100 and "
+            f"newer); {why}. Switch it off; to save memory, weight_dtype fp8_e4m3fn of Load Model works everywhere."
+        )
+    model = model.clone()
+    model.model_options["transformer_options"][FP8] = on
+    return model
 
 
 def _around_run(executor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,9 +1,12 @@
-"""Turn a plain module's layers into the host's operators, in place, so that the host can move, cast and patch them."""
+"""A plain module's layers as the host's operators, in place, so that the host can move, cast and patch them."""
 
 import functools
 
 import comfy.ops
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from ..fantasyid_core.block import Compute
 
 _NAMES = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "GroupNorm", "LayerNorm")
 _TWINS = {
@@ -11,6 +14,22 @@ _TWINS = {
     for name in (*_NAMES, "RMSNorm", "Embedding")
     if hasattr(nn, name) and hasattr(comfy.ops.manual_cast, name)
 }
+
+
+def borrow(layer: nn.Module, device: torch.device, dtype: torch.dtype, compute: Compute) -> Tensor:
+    """`compute` on a linear layer's weight and bias as the host has them: from wherever it holds them, patched by it.
+
+    They come in `dtype`, or in fp8 where they are stored so and nothing patches them on the way.
+    """
+    comfy.ops.run_every_op()
+    stored = layer.weight.dtype
+    cast = stored if stored == torch.float8_e4m3fn and not layer.weight_function else dtype
+    weight, bias, stream = comfy.ops.cast_bias_weight(
+        layer, dtype=cast, device=device, bias_dtype=dtype, offloadable=True
+    )
+    out = compute(weight, bias)
+    comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+    return out
 
 
 def to_host_operators(module: nn.Module) -> list[str]:

@@ -1,0 +1,91 @@
+"""Products with 8-bit operands: the error is the format's, the twin is what the hardware computes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fantasyid_core import fp8
+from fantasyid_core import standin as standin_weights
+from fantasyid_core.fp8 import FLOAT8, Rows8, dequantised, product, product_plain, rows8, rows8_plain, weight8
+from fantasyid_core.injection import Injection, InjectionRun
+from fantasyid_core.transformer import from_published
+from fantasyid_core.weights import read, read_config, split_published
+
+SUPPORTED = torch.cuda.is_available() and fp8.missing(torch.device("cuda")) is None
+FP8_CARD = pytest.mark.skipif(not SUPPORTED, reason="no card with 8-bit products")
+HALF_A_STEP = 2.0**-4  # three bits of mantissa
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=50, deadline=None)
+@given(exponent=st.floats(-30, 30), rows=st.integers(1, 5), columns=st.integers(1, 40), seed=st.integers(0, 99))
+def test_every_value_within_range_keeps_three_bits(exponent, rows, columns, seed):
+    x = draw(rows, columns, seed=seed) * 10**exponent
+    values, scales = rows8(x)
+    assert values.dtype == FLOAT8
+    assert torch.equal(scales.log2(), scales.log2().round())
+    largest = values.float().abs().amax(-1)
+    assert (largest <= 256).all()
+    error = (dequantised(Rows8(values, scales), torch.float32) - x).abs()
+    assert (error <= x.abs() * HALF_A_STEP + scales * 2.0**-10).all()  # the format's smallest step is 2⁻⁹
+
+
+def test_rows_of_zeros_stay_zeros():
+    assert dequantised(rows8(torch.zeros(2, 8)), torch.float32).eq(0).all()
+
+
+def test_what_was_stored_in_the_format_comes_out_as_it_was():
+    stored = (0.05 * draw(6, 32)).to(FLOAT8)
+    again = rows8(stored.to(torch.bfloat16))
+    assert torch.equal(dequantised(again, torch.float32), stored.float())
+    assert weight8(stored).values is stored
+
+
+def test_a_product_is_as_near_as_its_operands():
+    x, weight, bias = draw(2, 50, 256), draw(64, 256, seed=1), draw(64, seed=2)
+    ours = product(rows8(x), weight8(weight), bias, torch.float32)
+    exact = torch.nn.functional.linear(x, weight, bias)
+    assert 1e-3 < ((ours - exact).norm() / exact.norm()) < 0.05
+
+
+@torch.no_grad()
+def test_a_block_in_8_bits_stays_near_the_exact_one(standin):
+    model = from_published(read_config(standin / "transformer"), split_published(read(standin / "transformer")))
+    rotary = model.rotary_embedding(3, 16, 24, "cpu")
+    latents, text = draw(2, 3, 32, 16, 24), draw(2, 226, 32, seed=1)
+    run = InjectionRun([Injection(draw(20, standin_weights.TOKENS, seed=2))])
+    inputs = dict(rotary=rotary, run=run)
+
+    def in_8_bits(index, block, visual, words, time, rotary):
+        return block(visual, words, time, rotary, fp8=True)
+
+    exact = model(latents, text, torch.tensor([500, 500]), **inputs)
+    ours = model(latents, text, torch.tensor([500, 500]), **inputs, run_block=in_8_bits)
+    assert 1e-4 < ((ours - exact).norm() / exact.norm()) < 0.1
+
+
+@FP8_CARD
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_card_multiplies_as_the_twin(dtype, bias):
+    x, weight = rows8_plain(draw(3, 100, 512).cuda()), weight8(draw(256, 512, seed=1).cuda())
+    bias = draw(256, seed=2).cuda().to(dtype) if bias else None
+    exact = product_plain(x, weight, bias, torch.float64)
+    theirs = product(x, weight, bias, dtype)
+    assert ((theirs.double() - exact).norm() / exact.norm()) < 5e-3
+
+
+@FP8_CARD
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_card_quantises_as_the_twin(dtype):
+    x = draw(3, 100, 3072).cuda().to(dtype)
+    for ours, twins in zip(rows8(x), rows8_plain(x), strict=True):
+        assert torch.equal(ours.float(), twins.float())
+
+
+def test_a_cpu_has_no_8_bit_products():
+    assert "'cpu'" in fp8.missing(torch.device("cpu"))
