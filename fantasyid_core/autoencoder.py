@@ -24,9 +24,12 @@ def build(config: Mapping[str, Any]) -> "AutoencoderKLCogVideoX":
         PackageMissingError: no diffusers. TypeError, ValueError, …: see `weights.configured`.
     """
     kind = require("diffusers", "FantasyID's video VAE").AutoencoderKLCogVideoX
+    from .autoencoder_block import make_lean
+
     known = inspect.signature(kind.__init__).parameters
     autoencoder = kind(**{name: value for name, value in config.items() if name in known})
     autoencoder.register_to_config(**{name: config[name] for name in PREVIEW if name in config})
+    make_lean(autoencoder)
     return autoencoder
 
 

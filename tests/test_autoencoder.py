@@ -1,9 +1,24 @@
-"""The autoencoder from its configuration, and the colours of previews."""
+"""The autoencoder from its configuration, its lean blocks, and the colours of previews."""
 
+import weakref
+
+import pytest
 import torch
+from diffusers import AutoencoderKLCogVideoX
 from torch.nn.functional import interpolate
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
-from fantasyid_core import autoencoder, standin
+from fantasyid_core import autoencoder, autoencoder_block, standin
+
+FULL = {
+    "block_out_channels": (128, 256, 256, 512),
+    "down_block_types": ("CogVideoXDownBlock3D",) * 4,
+    "up_block_types": ("CogVideoXUpBlock3D",) * 4,
+    "layers_per_block": 3,
+    "latent_channels": 16,
+}
+SMALL = {**FULL, "block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8}
 
 
 def test_it_is_built_from_what_it_knows_and_keeps_the_preview_colours():
@@ -24,3 +39,80 @@ def test_preview_colours_are_the_linear_map_from_latents_to_mean_colours():
     found = autoencoder.preview_colours(latents, frames.permute(0, 2, 3, 4, 1) / 2 + 0.5)
     torch.testing.assert_close(torch.tensor(found["latent_rgb_factors"]), factors, atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.tensor(found["latent_rgb_factors_bias"]), bias, atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def plain_and_lean():
+    """diffusers' own autoencoder and ours with the same random weights."""
+    torch.manual_seed(0)
+    plain, lean = AutoencoderKLCogVideoX(**SMALL).eval(), autoencoder.build(SMALL).eval()
+    lean.load_state_dict(plain.state_dict())
+    return plain, lean
+
+
+@pytest.mark.parametrize("at_once", [autoencoder_block.AT_ONCE, 512])
+@pytest.mark.parametrize("latents", [1, 2, 3, 5, 7])
+@torch.no_grad()
+def test_lean_blocks_decode_as_diffusers_does(plain_and_lean, latents, at_once, monkeypatch):
+    monkeypatch.setattr(autoencoder_block, "AT_ONCE", at_once)
+    z = torch.randn(2, 16, latents, 4, 6, generator=torch.Generator().manual_seed(latents))
+    theirs, ours = (model.decode(z).sample for model in plain_and_lean)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [autoencoder_block.AT_ONCE, 512])
+@pytest.mark.parametrize("frames", [1, 5, 8, 9, 17])
+@torch.no_grad()
+def test_lean_blocks_encode_as_diffusers_does(plain_and_lean, frames, at_once, monkeypatch):
+    monkeypatch.setattr(autoencoder_block, "AT_ONCE", at_once)
+    x = torch.rand(1, 3, frames, 32, 48, generator=torch.Generator().manual_seed(frames))
+    theirs, ours = (model.encode(x).latent_dist.mode() for model in plain_and_lean)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_training_runs_through_diffusers_own_blocks(plain_and_lean):
+    z = torch.randn(1, 16, 3, 4, 6)
+    theirs, ours = (
+        torch.autograd.grad(model.decode(z).sample.square().mean(), model.decoder.conv_in.conv.weight)[0]
+        for model in plain_and_lean
+    )
+    assert torch.equal(ours, theirs)
+
+
+def test_49_frames_at_full_size_need_less_than_half_of_diffusers_memory():
+    """Counted on shapes alone: tensors alive at once, bf16, weights left out; a GPU's convolutions take some on top."""
+    with torch.device("meta"):
+        full = autoencoder.build(FULL).to(torch.bfloat16)
+        latents, video = torch.empty(1, 16, 13, 60, 90), torch.empty(1, 3, 49, 480, 720)
+    assert peak_gib(lambda: full.decode(latents.bfloat16()).sample) < 7  # diffusers: 14.7
+    assert peak_gib(lambda: full.encode(video.bfloat16()).latent_dist.mode()) < 5.2  # diffusers: 6.2
+
+
+def peak_gib(run) -> float:
+    with torch.no_grad(), LivingTensors() as counted:
+        run()
+    return counted.peak / 2**30
+
+
+class LivingTensors(TorchDispatchMode):
+    """Bytes of all tensors made and not yet forgotten, at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, lambda tensor: self._count(tensor.untyped_storage()), out)
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _count(self, storage) -> None:
+        if storage._cdata not in self.known:
+            self.known.add(storage._cdata)
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
