@@ -19,17 +19,20 @@ from .workload import Inputs, Workload, random_topology
 Step = Callable[[], Tensor]
 
 
-def plain(work: Workload, published: Published, inputs: Inputs, device: str) -> Step:
-    """diffusers' CogVideoX without identity."""
+def plain(work: Workload, published: Published, inputs: Inputs, device: str, compiled: bool = False) -> Step:
+    """diffusers' CogVideoX without identity, with or without every block compiled."""
     with torch.device("meta"):
         model = CogVideoXTransformer3DModel(**diffusers_arguments(work.config))
     model.load_state_dict(published.dit, assign=True)
     model = model.to(device).eval()
+    if compiled:
+        for block in model.transformer_blocks:
+            block.compile()
     rotary = _rotary(work, device)
     return lambda: model(inputs.latents, inputs.text, inputs.timestep, image_rotary_emb=rotary, return_dict=False)[0]
 
 
-def consisid(work: Workload, inputs: Inputs, device: str) -> Step:
+def consisid(work: Workload, published: Published, inputs: Inputs, device: str) -> Step:
     """diffusers' ConsisID at its own defaults of the face modules."""
     with torch.device(device):
         model = ConsisIDTransformer3DModel(**diffusers_arguments(work.config), is_train_face=True)
@@ -79,20 +82,13 @@ class ReleasedFaceBranch(nn.Module):
 
     def __init__(self, work: Workload):
         super().__init__()
-        width, (count, token_dim) = work.tower_width, work.tokens
-        queries = 36 if count == 115 else 4
-        make = lambda: FaceAbstractor(width, width // 4, 3, 576, queries, token_dim)  # noqa: E731
-        self.layers = nn.ModuleList(make() for _ in range(10)).to(work.dtype)
+        width = work.tower_width
+        sizes = {**work.abstractor, "output_dim": work.tokens[1]}
+        self.layers = nn.ModuleList(FaceAbstractor(width, **sizes) for _ in range(10)).to(work.dtype)
         self.recognition = nn.Sequential(nn.Linear(1280, width), nn.LayerNorm(width), nn.Linear(width, 5 * width))
         self.recognition.to(work.dtype)
-        widths = [token_dim // 2**i for i in range(5)] if count == 115 else [token_dim, 16]
-        shapes = (
-            [(128, 256, 5), (256, 512, 5), (512, 1024, 3), (1024, 2048, 3)]
-            if count == 115
-            else [(16, 32, 5), (32, token_dim, 3)]
-        )
-        self.spiral_net = VertexSpiralNet(random_topology(work), widths)
-        self.reducer = VertexReducer(shapes).to(work.dtype)
+        self.spiral_net = VertexSpiralNet(random_topology(work), list(work.token_widths))
+        self.reducer = VertexReducer(list(work.reducer)).to(work.dtype)
 
     def forward(self, inputs: Inputs) -> Tensor:
         self.recognition(inputs.recognition)

@@ -1,26 +1,29 @@
-"""Time and peak memory of a step."""
+"""What a row holds, and how time and memory are taken."""
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 GIB = 2**30
+STEP, PHASE, MEMORY = KINDS = ("step", "phase", "memory")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One mode.
+    """One measurement.
 
     Attributes:
         name: what was measured.
-        milliseconds: median of a denoising step after warm-up, both guidance branches.
-        peak: most GPU memory that torch held meanwhile, GiB; 0 on a CPU.
+        milliseconds: of a denoising step with both guidance branches (median after warm-up), or of the whole phase.
+        peak: most GPU memory that torch held meanwhile, GiB; 0 on a CPU. Of a MEMORY row: what its note says.
         error: relative difference of the result to the exact one, or None where there is nothing to compare with.
         note: anything a reader must know.
+        kind: STEP, PHASE (a part of a whole run) or MEMORY (of the computer, not of the card).
     """
 
     name: str
@@ -28,14 +31,48 @@ class Row:
     peak: float
     error: float | None = None
     note: str = ""
+    kind: str = STEP
 
 
 def time_step(name: str, step: Callable[[], Tensor], repeats: int = 5, warm_up: int = 2) -> Row:
-    """Median and peak of `step`, run by itself."""
+    """Median and peak of `step`, run by itself; the first call is named where it took long, as with a compiler."""
     reset_peak()
-    for _ in range(warm_up):
+    first = _timed(step)
+    for _ in range(warm_up - 1):
         step()
-    return Row(name, 1000 * statistics.median(_timed(step) for _ in range(repeats)), peak())
+    milliseconds = 1000 * statistics.median(_timed(step) for _ in range(repeats))
+    return Row(name, milliseconds, peak(), note=slow_start(first, milliseconds))
+
+
+def slow_start(first: float, milliseconds: float) -> str:
+    """A note on a first step of `first` seconds, where it took much longer than the later ones."""
+    return f"first step {first:.0f} s" if first > 5 and first > 0.005 * milliseconds else ""
+
+
+@dataclass
+class Phase:
+    """Seconds and peak of a `with phase(…)` block, after it."""
+
+    seconds: float = 0.0
+    peak: float = 0.0
+    ends: list[float] = field(default_factory=list)
+    """Where the block reported steps: when each ended, seconds since the block began."""
+
+
+@contextmanager
+def phase(less: int = 0) -> Iterator[Phase]:
+    """Time and peak of a block. `less`: bytes on the card that the benchmark itself occupies."""
+    found = Phase()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    synchronize()
+    start = time.perf_counter()
+    try:
+        yield found
+    finally:
+        synchronize()
+        found.seconds, found.peak = time.perf_counter() - start, peak(less)
+        found.ends = [end - start for end in found.ends]
 
 
 def _timed(step: Callable[[], Tensor]) -> float:

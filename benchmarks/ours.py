@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fantasyid_core.weights import Published
 
-from .measure import GIB, Row, peak, relative_error, reset_peak, synchronize
+from .measure import GIB, Row, peak, relative_error, reset_peak, slow_start, synchronize
 from .workload import Inputs, Workload
 
 STEPS = 5
@@ -51,8 +51,25 @@ class Host:
         set_torch_compile_wrapper(model=model, backend="inductor", keys=keys)
         return model
 
-    def run(self, name: str, model, exact: Tensor | None = None, occupied: int = 0) -> tuple[Row, Tensor]:
-        """Sample a few steps with the stock DDIM sampler: median step after the first two, peak, latents."""
+    def run(
+        self,
+        name: str,
+        model,
+        exact: Tensor | None = None,
+        occupied: int = 0,
+        *,
+        note: str = "",
+        steps: int = STEPS,
+        amortised: bool = False,
+    ) -> tuple[Row, Tensor]:
+        """Sample with the stock DDIM sampler: median of the steps after the first two, peak, latents.
+
+        Args:
+            exact: latents to compare with.
+            occupied: bytes on the card that the benchmark itself takes.
+            steps: few, from the first to the last timestep.
+            amortised: the mean of the steps after the first instead.
+        """
         import comfy.samplers
         from pack.nodes.sampling import trailing_sigmas
 
@@ -67,13 +84,19 @@ class Host:
         guider.set_conds([[self.text[:1], dict(image)]], [[self.text[1:], dict(image)]])
         guider.set_cfg(6.0)
         reset_peak()
-        sampler, sigmas = comfy.samplers.sampler_object("ddim"), trailing_sigmas(model, STEPS)
+        synchronize()
+        start = time.perf_counter()
+        sampler, sigmas = comfy.samplers.sampler_object("ddim"), trailing_sigmas(model, steps)
         latents = guider.sample(
             self.noise, torch.zeros_like(self.noise), sampler, sigmas, callback=callback, seed=0, disable_pbar=True
         )
-        steps = [b - a for a, b in pairwise(ends[1:])]
+        if amortised:
+            milliseconds = 1000 * (ends[-1] - ends[0]) / (len(ends) - 1)
+        else:
+            milliseconds = 1000 * statistics.median(b - a for a, b in pairwise(ends[1:]))
         error = None if exact is None else relative_error(latents, exact)
-        return Row(name, 1000 * statistics.median(steps), peak(occupied), error), latents
+        note = "; ".join(filter(None, (note, slow_start(ends[0] - start, milliseconds))))
+        return Row(name, milliseconds, peak(occupied), error, note), latents
 
     def forget(self) -> None:
         """Unload all models, so that the next mode starts from an empty card."""

@@ -1,0 +1,159 @@
+"""Every mode that is measured, in one list: what a row is called and what makes it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from . import baselines, computer_memory, whole_run
+from .measure import Row, time_step
+from .ours import STEPS, Host
+from .workload import Inputs, Workload, random_inputs, random_published
+
+AS_RELEASED = "FantasyID as released, interval 1, eager"
+
+
+@dataclass(eq=False)
+class Bench:
+    """What the modes of one run share; made when first asked for.
+
+    Attributes:
+        base: an empty folder, the host's base directory.
+        folder: where the random model's files lie or are written to, for whole runs.
+        steps: denoising steps of a whole run that are really done.
+    """
+
+    work: Workload
+    device: str
+    base: Path
+    folder: Path
+    steps: int
+    host_arguments: tuple[str, ...] = ()
+    _exact: dict[int, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def published(self):
+        return random_published(self.work)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        return random_inputs(self.work, self.device)
+
+    @cached_property
+    def host(self) -> Host:
+        arguments = ("--cpu",) if self.device == "cpu" else self.host_arguments
+        return Host(self.base, self.work, self.published, self.inputs, *arguments)
+
+    def exact(self, steps: int) -> Tensor:
+        """The exact latents after so many steps, which the others' errors are told from."""
+        if steps not in self._exact:
+            self.host.forget()
+            self._exact[steps] = self.host.run("", self.host.model(), steps=steps)[1]
+            self.host.forget()
+        return self._exact[steps]
+
+
+Make = Callable[[Bench, str], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One or several rows.
+
+    Attributes:
+        name: of its row, and what `--only` matches.
+        rows: measures them.
+        cuda: needs a GPU.
+        full_size: does not exist, or tells nothing, at the size of the smoke run.
+        by_name: takes so long that it is measured only where `--only` asks for it.
+    """
+
+    name: str
+    rows: Make
+    cuda: bool = False
+    full_size: bool = False
+    by_name: bool = False
+
+
+def baseline(make: Callable[[Workload, object, Inputs, str], baselines.Step], **options) -> Make:
+    """A bare transformer's step."""
+
+    def rows(bench: Bench, name: str) -> Iterator[Row]:
+        bench.host.forget()  # one process: our host's models must not stand beside it
+        yield time_step(name, make(bench.work, bench.published, bench.inputs, bench.device, **options))
+
+    return rows
+
+
+def ours(
+    change: Callable[[Host, object], object] = lambda host, model: model,
+    *,
+    weight_dtype: str = "default",
+    identity: bool = True,
+    free: float | None = None,
+    steps: int = STEPS,
+    amortised: bool = False,
+    note: str = "",
+) -> Make:
+    """Our MODEL through the host.
+
+    Args:
+        change: what a node would do to it: (host, MODEL) → MODEL.
+        free: GiB that stay free on the card, all else being occupied.
+        steps: of the run that is measured; a cache needs many to show what it gains.
+        amortised: the mean of all steps after the first instead of a median, for steps of different cost.
+    """
+
+    def rows(bench: Bench, name: str) -> Iterator[Row]:
+        host = bench.host
+        exact = bench.exact(steps) if identity else None
+        options = {"steps": steps, "amortised": amortised, "note": note}
+        host.forget()
+        try:
+            model = change(host, host.model(weight_dtype, identity))
+            if free is None:
+                yield host.run(name, model, exact, **options)[0]
+            else:
+                with host.only_free(free) as taken:
+                    yield host.run(name, model, exact, taken, **options)[0]
+        finally:
+            model = None
+            host.forget()
+
+    return rows
+
+
+def faster(**switches) -> Callable[[Host, object], object]:
+    """The node FantasyID Faster with these switches, the others off."""
+
+    def change(host: Host, model):
+        from pack.nodes.acceleration import FantasyIDFaster
+
+        off = {one.id: one.default for one in FantasyIDFaster.define_schema().inputs if one.id != "model"}
+        return FantasyIDFaster.run(model=model, **{**off, **switches}).args[0]
+
+    return change
+
+
+MODES = (
+    Mode("CogVideoX alone, diffusers, eager", baseline(baselines.plain)),
+    Mode("CogVideoX alone, diffusers, compiled", baseline(baselines.plain, compiled=True), cuda=True),
+    Mode("ConsisID, diffusers, eager", baseline(baselines.consisid), full_size=True),
+    Mode(AS_RELEASED, baseline(baselines.as_released)),
+    Mode("ours without identity, eager", ours(identity=False)),
+    Mode("ours, exact, eager", ours()),
+    Mode("ours, exact, compiled by the host's node", ours(Host.compiled), cuda=True),
+    Mode("ours, exact, 12 GiB free", ours(free=12), cuda=True),
+    Mode("ours, exact, 7 GiB free", ours(free=7), cuda=True),
+    Mode("ours, exact, 7 GiB free, compiled", ours(Host.compiled, free=7), cuda=True),
+    Mode("ours, fp8_e4m3fn storage", ours(weight_dtype="fp8_e4m3fn")),
+    Mode("ours, fp8 products", ours(faster(fp8_products=True)), cuda=True),
+    Mode("whole run", whole_run.rows),
+    Mode("loading, memory of the computer", computer_memory.rows, full_size=True),
+    *(
+        Mode(f"whole run, {gib} GiB free", whole_run.on_a_card_with(gib), cuda=True, by_name=True)
+        for gib in whole_run.SMALLER_AND_SMALLER
+    ),
+)
