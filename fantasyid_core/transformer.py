@@ -4,7 +4,7 @@ State-dict names are those of the published checkpoint without its identity enco
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
@@ -16,6 +16,7 @@ from .block import FusedBlock
 from .errors import SamplingError, WeightsError
 from .injection import InjectionRun, LayerAttention
 from .kernels import Rotary
+from .step_cache import StepCache
 from .weights import Published, configured, load_into
 
 RunBlock = Callable[[int, nn.Module, Tensor, Tensor, Tensor, Rotary | None], tuple[Tensor, Tensor]]
@@ -66,6 +67,8 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         run: InjectionRun | None = None,
         progress: float = 0.0,
         run_block: RunBlock | None = None,
+        cache: StepCache | None = None,
+        branch: Hashable = (),
     ) -> Tensor:
         """Predict the velocity.
 
@@ -78,6 +81,8 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
             progress: 0 first step … 1 last; decides which identities act.
             run_block: how to run one block, where a host wants to take part; called with
                 (index, block, visual tokens, text tokens, time embedding, rotary).
+            cache: may skip the blocks after the first, with their injections; None computes all.
+            branch: for the cache, which guidance branches are in the batch.
 
         Returns:
             (B, T, out_channels, H, W), the dtype of `latents`.
@@ -89,11 +94,19 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         time = self.time_embedding(self.time_proj(timestep).to(latents.dtype))
         words, visual = self.embed(latents, text)
         run_block = run_block or _run_block
-        for i, block in enumerate(self.transformer_blocks):
-            visual, words = run_block(i, block, visual, words, time, rotary)
-            if run is not None and i % self.cross_attn_interval == 0:
-                layer = i // self.cross_attn_interval
-                visual = run.add_to(visual, layer, self.layer_attention[layer], progress)
+
+        def through(visual: Tensor, words: Tensor, blocks: slice) -> tuple[Tensor, Tensor]:
+            for i in range(*blocks.indices(len(self.transformer_blocks))):
+                visual, words = run_block(i, self.transformer_blocks[i], visual, words, time, rotary)
+                if run is not None and i % self.cross_attn_interval == 0:
+                    layer = i // self.cross_attn_interval
+                    visual = run.add_to(visual, layer, self.layer_attention[layer], progress)
+            return visual, words
+
+        if cache is None:
+            visual, _ = through(visual, words, slice(None))
+        else:
+            visual = cache.apply(through, visual, words, branch, progress)
         visual = self.proj_out(self.norm_out(self.norm_final(visual), temb=time))
         p = self.config.patch_size
         patches = visual.reshape(batch, frames, height // p, width // p, -1, p, p)

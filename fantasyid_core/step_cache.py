@@ -1,0 +1,113 @@
+"""Denoising steps that hardly differ from the one before need not be computed in full.
+
+The first block is always computed. Where what it adds has changed little since the last full step, what the blocks after
+it added then is taken again (first-block cache: ParaAttention, Cheng Zeyi; diffusers' `FirstBlockCache`). diffusers' own
+does not fit: it hangs hooks into blocks, which the host shares between models, and would inject identities twice.
+"""
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import SamplingError
+
+Through = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
+
+EVERY = 8  # tokens: how much a step has changed is read from every eighth
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """When a step may be skipped.
+
+    Attributes:
+        threshold: relative change of what the first block adds, mean over tokens, below which a step is skipped; ≥ 0,
+            and 0 skips none.
+        start, end: part of the sampling run in which steps are skipped, 0 first step … 1 last.
+        most: at most so many skipped steps in a row.
+
+    Raises:
+        SamplingError: one of them is out of range.
+    """
+
+    threshold: float
+    start: float = 0.1
+    end: float = 1.0
+    most: int = 3
+
+    def __post_init__(self):
+        if not math.isfinite(self.threshold) or self.threshold < 0:
+            raise SamplingError(f"The step cache's threshold must be a number from 0; got {self.threshold}.")
+        if not (0 <= self.start <= 1 and 0 <= self.end <= 1):
+            raise SamplingError(f"The step cache's start and end must lie in 0 … 1; got {self.start} and {self.end}.")
+        if self.most < 1:
+            raise SamplingError(f"The step cache must be allowed at least one skipped step; got {self.most}.")
+
+
+class StepCache:
+    """What one sampling run keeps of its last full step. Make a new one for every run, and for every context window.
+
+    One decision holds for all guidance branches of a step: guidance multiplies the difference between them.
+
+    Attributes:
+        computed, skipped: steps so far.
+    """
+
+    def __init__(self, settings: CacheSettings):
+        self.settings = settings
+        self.computed, self.skipped = 0, 0
+        self._kept: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._asked: set[Hashable] = set()
+        self._progress: float | None = None
+        self._skip, self._in_a_row = False, 0
+
+    def apply(self, through: Through, start: Tensor, words: Tensor, branch: Hashable, progress: float) -> Tensor:
+        """The visual tokens after the last block, computed or put together from what was kept.
+
+        Waits for the device once a step, where a decision is to be made.
+
+        Args:
+            through: (visual tokens, text tokens, which blocks) → both after those blocks.
+            start: (B, L, dim) visual tokens before the first block.
+            words: (B, N, dim) text tokens.
+            branch: which guidance branches are in the batch; each keeps its own.
+            progress: 0 first step … 1 last.
+        """
+        first, words = through(start, words, slice(1))
+        change = first[:, ::EVERY] - start[:, ::EVERY]
+        rest = self._reuse(branch, progress, change, first.shape)
+        if rest is not None:
+            return first + rest
+        visual, _ = through(first, words, slice(1, None))
+        self._keep(branch, change, visual - first)
+        return visual
+
+    @torch.compiler.disable
+    def _reuse(self, branch: Hashable, progress: float, change: Tensor, shape: torch.Size) -> Tensor | None:
+        before, rest = self._kept.get(branch, (None, None))
+        fits = rest is not None and rest.shape == shape and rest.device == change.device
+        if progress != self._progress or branch in self._asked:  # a new step: its first branch decides for all
+            self._progress, self._asked = progress, set()
+            self._skip = fits and self._may_skip(progress, change, before)
+            self._in_a_row = self._in_a_row + 1 if self._skip else 0
+            self.skipped += self._skip
+            self.computed += not self._skip
+        self._asked.add(branch)
+        if self._skip and fits:
+            return rest
+        self._kept.pop(branch, None)  # it would only take memory while the step is computed
+        return None
+
+    @torch.compiler.disable
+    def _keep(self, branch: Hashable, change: Tensor, rest: Tensor) -> None:
+        self._kept[branch] = (change, rest)
+
+    def _may_skip(self, progress: float, change: Tensor, before: Tensor) -> bool:
+        s = self.settings
+        if not s.start <= progress <= s.end or self._in_a_row >= s.most:
+            return False
+        difference = (change - before).abs().mean(dtype=torch.float32)
+        return bool(difference < s.threshold * before.abs().mean(dtype=torch.float32))
