@@ -36,7 +36,7 @@ class Windows:
 
     def weights(self, window: list[int]) -> list[float]:
         """How much each frame of a window counts, before they are normalised over the windows: less at its ends."""
-        anchor = self.anchored and window[1] != 1
+        anchor = self.anchored and window != list(range(len(window)))
         own = len(window) - anchor
         ramp = [min(i + 1, own - i, self.overlap + 1) / (self.overlap + 1) for i in range(own)]
         return [0.0] * anchor + ramp

@@ -1,13 +1,15 @@
 """Denoising steps that hardly differ from the one before need not be computed in full.
 
-The first block is always computed. Where what it adds has changed little since the last full step, what the blocks after
-it added then is taken again (first-block cache: ParaAttention, Cheng Zeyi; diffusers' `FirstBlockCache`). diffusers' own
-does not fit: it hangs hooks into blocks, which the host shares between models, and would inject identities twice.
+The first block is always computed. Where what it adds has changed little since the last full step, what the blocks
+after it added then is taken again (first-block cache: ParaAttention, Cheng Zeyi; diffusers' `FirstBlockCache`).
+diffusers' own does not fit: it hangs hooks into blocks, which models share in the host, and would run the injections of
+skipped blocks on top of what already holds them.
 """
 
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,7 +50,7 @@ class CacheSettings:
 
 
 class StepCache:
-    """What one sampling run keeps of its last full step. Make a new one for every run, and for every context window.
+    """What one sampling run keeps of its last full step. Make a new one for every run.
 
     One decision holds for all guidance branches of a step: guidance multiplies the difference between them.
 
@@ -111,3 +113,22 @@ class StepCache:
             return False
         difference = (change - before).abs().mean(dtype=torch.float32)
         return bool(difference < s.threshold * before.abs().mean(dtype=torch.float32))
+
+
+class StepCaches:
+    """One `StepCache` for each context window of a sampling run."""
+
+    def __init__(self, settings: CacheSettings):
+        self._new = partial(StepCache, settings)
+        self._caches: dict[Hashable, StepCache] = {}
+
+    def of(self, window: Hashable) -> StepCache:
+        """The window's own, made at first use."""
+        if window not in self._caches:
+            self._caches[window] = self._new()
+        return self._caches[window]
+
+    def report(self) -> str:
+        """How much was skipped, for the log."""
+        computed, skipped = (sum(getattr(c, what) for c in self._caches.values()) for what in ("computed", "skipped"))
+        return f"the step cache skipped {skipped} of {computed + skipped} steps"

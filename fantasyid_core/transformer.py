@@ -138,7 +138,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
             raise SamplingError(
                 f"This model was trained with fixed positions: {self.trained_size}. {width * scale} × {height * scale} "
                 f"pixels and {(frames - 1) * time + 1} frames were asked for; set width, height and frames to what it "
-                "knows."
+                "knows. Longer videos of its size need FantasyID Long Video before the sampler."
             )
 
     def trained_at(self, frames: int, height: int, width: int) -> bool:

@@ -10,6 +10,7 @@ from . import (
     fusion,
     injection,
     loading,
+    long_video,
     reconstruction,
     sampling,
     text,
@@ -19,7 +20,7 @@ from . import (
 
 STAGES = (
     *(download, loading, text, detection, reconstruction, views, fusion, injection),
-    *(acceleration, sampling, video, evaluation),
+    *(acceleration, sampling, video, long_video, evaluation),
 )
 
 

@@ -21,6 +21,7 @@ from ..fantasyid_core.injection import Injection, InjectionRun
 from ..fantasyid_core.injection import check as check_injection
 from ..fantasyid_core.kernels import Rotary
 from ..fantasyid_core.sampling import RELEASE_SCHEDULE, TRAIN_STEPS
+from ..fantasyid_core.step_cache import CacheSettings, StepCaches
 from ..fantasyid_core.transformer import FantasyIDTransformer, from_published
 from ..fantasyid_core.video import first_frame_condition
 from ..fantasyid_core.weights import Published, configured
@@ -35,6 +36,7 @@ DTYPES = {
 }
 SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
 INJECTIONS, RUN, FP8 = "fantasyid_injections", "fantasyid_run", "fantasyid_fp8"
+CACHE, CACHES = "fantasyid_step_cache", "fantasyid_step_caches"
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
 
 
@@ -60,8 +62,10 @@ class NativeTransformer(FantasyIDTransformer):
 
     def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, control, options: Mapping, **extra) -> Tensor:
         run = options.get(RUN) or InjectionRun(options.get(INJECTIONS, ()))
-        # reading a timestep back from the GPU waits for it, so only where an identity acts on a part of the run
-        progress = 1 - timesteps[0].item() / (TRAIN_STEPS - 1) if run.depends_on_progress else 0.0
+        caches: StepCaches | None = options.get(CACHES)
+        # reading a timestep back from the GPU waits for it, so only where something acts on a part of the run
+        wanted = run.depends_on_progress or caches is not None
+        progress = 1 - timesteps[0].item() / (TRAIN_STEPS - 1) if wanted else 0.0
         velocity = super().forward(
             x.transpose(1, 2),
             context,
@@ -70,6 +74,8 @@ class NativeTransformer(FantasyIDTransformer):
             run=run,
             progress=progress,
             run_block=_BlockPatches(options, x),
+            cache=None if caches is None else caches.of(tuple(_window(options) or ())),
+            branch=tuple(options.get("uuids", ())),
         )
         return velocity.transpose(1, 2)
 
@@ -94,6 +100,11 @@ class NativeTransformer(FantasyIDTransformer):
         if self._rotary[0] != key:
             self._rotary = (key, self.rotary_embedding(*x.shape[2:], x.device))
         return self._rotary[1]
+
+
+def _window(options: Mapping) -> list[int] | None:
+    """The latent frames of the context window that is being predicted; None for the whole video."""
+    return getattr(options.get("context_window"), "index_list", None)
 
 
 class _BlockPatches:
@@ -163,6 +174,13 @@ class FantasyIDModel(comfy.model_base.QwenImage):
     def get_dtype(self) -> torch.dtype:
         return self.diffusion_model.proj_out.weight.dtype
 
+    def _apply_model(self, x: Tensor, t: Tensor, c_concat: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        """The host cuts noise into context windows, but not always the image latents: those of the same frames."""
+        window = _window(kwargs.get("transformer_options") or (args[2] if len(args) > 2 else {}))
+        if c_concat is not None and window is not None and c_concat.shape[2] != x.shape[2]:
+            c_concat = c_concat[:, :, window]
+        return super()._apply_model(x, t, c_concat, *args, **kwargs)
+
     def concat_cond(self, **kwargs: Any) -> Tensor | None:
         """The image latents (B, 16, T, H, W): the conditioning's `concat_latent_image`, else zeros.
 
@@ -172,7 +190,6 @@ class FantasyIDModel(comfy.model_base.QwenImage):
         channels = self.diffusion_model.config.in_channels - noise.shape[1]
         if channels <= 0:
             return None
-        self.diffusion_model.check_sizes(*noise.shape[2:])
         if image is None or not self.diffusion_model.first_frame_condition:
             return noise.new_zeros(noise.shape[0], channels, *noise.shape[2:])
         if image.shape[-2:] != noise.shape[-2:]:
@@ -296,17 +313,44 @@ def set_fp8_products(model: comfy.model_patcher.ModelPatcher, on: bool) -> comfy
     return model
 
 
+def set_step_cache(
+    model: comfy.model_patcher.ModelPatcher, settings: CacheSettings | None
+) -> comfy.model_patcher.ModelPatcher:
+    """A clone of `model`, sharing its weights, that skips steps by these settings, or computes all.
+
+    Raises:
+        IdentityError: not a FantasyID model.
+    """
+    transformer_of(model)
+    model = model.clone()
+    model.model_options["transformer_options"][CACHE] = settings
+    return model
+
+
+def at_once(model_options: Mapping, latents: Tensor) -> tuple[int, int, int]:
+    """Frames, height and width of what the model sees at once of latents (B, C, T, H, W): all, or a context window."""
+    frames, height, width = latents.shape[2:]
+    return min(frames, getattr(model_options.get("context_handler"), "context_length", frames)), height, width
+
+
 def _around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
     """Around each sampling run: what is constant over it is computed once and forgotten afterwards."""
     guider, noise = executor.class_obj, args[0]
     options, transformer = guider.model_options["transformer_options"], transformer_of(guider.model_patcher)
-    if not transformer.trained_at(*noise.shape[2:]):
+    size = at_once(guider.model_options, noise)
+    transformer.check_sizes(*size)
+    if not transformer.trained_at(*size):
         logging.warning("FantasyID: this model knows %s; other videos come out worse.", transformer.trained_size)
     constant = "registered_hooks" not in guider.model_options  # hooks swap weights in the middle of a run
     options[RUN] = InjectionRun(options.get(INJECTIONS, ()), keep=constant)
+    caches = options[CACHES] = StepCaches(options[CACHE]) if options.get(CACHE) else None
     transformer.start_run(keep=constant)
     try:
-        return executor(*args, **kwargs)
+        latents = executor(*args, **kwargs)
+        if caches is not None:
+            logging.info("FantasyID: %s.", caches.report())
+        return latents
     finally:
         options.pop(RUN, None)
+        options.pop(CACHES, None)
         transformer.start_run(keep=False)

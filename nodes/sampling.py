@@ -91,7 +91,7 @@ class FantasyIDSampler(FantasyIDNode):
         noise=None,
     ) -> io.NodeOutput:
         require("diffusers", "The FantasyID Sampler", "'diffusers>=0.35'")
-        from ._native_model import add_injection, has_injection, transformer_of
+        from ._native_model import add_injection, at_once, has_injection, transformer_of
         from ._native_sampler import ReleaseSampler
         from ._native_vae import encode_sample
 
@@ -100,7 +100,7 @@ class FantasyIDSampler(FantasyIDNode):
         latent = empty_latent(frames, height, width)
         zeros = latent["samples"]
         transformer = transformer_of(model)
-        transformer.check_sizes(*zeros.shape[2:])
+        transformer.check_sizes(*at_once(model.model_options, zeros))
         if not has_injection(model):
             model = add_injection(model, Injection(identity.tokens))
         generator = torch.Generator().manual_seed(seed)

@@ -37,7 +37,10 @@ def size_inputs() -> list[io.Input]:
             min=1,
             max=1025,
             step=4,
-            tooltip="A multiple of 4 plus 1; 49 are 6 s at 8 frames a second. FantasyID-nano knows 25.",
+            tooltip=(
+                "A multiple of 4 plus 1; 49 are 6 s at 8 frames a second. FantasyID-nano knows 25. "
+                "More need FantasyID Long Video."
+            ),
         ),
     ]
 

@@ -13,8 +13,9 @@ from ..detection import DetectedFace
 from ..errors import FaceNotFoundError
 from ..fusion import Identity, fuse
 from ..injection import LayerAttention
-from ..sampling import denoise, guide
+from ..sampling import TRAIN_STEPS, denoise, guide
 from ..search import search
+from ..step_cache import CacheSettings, StepCache
 from ..video import LATENT_CHANNELS, first_frame_condition, latent_size, squeeze_to_frame
 from ..views import FaceViews
 from .embedding import warp
@@ -117,15 +118,19 @@ class Generator:
         batch: int = 8,
         size: tuple[int, int] = (nano.HEIGHT, nano.WIDTH),
         progress: Callable[[int, int], None] = lambda done, of: None,
+        cache: CacheSettings | None = None,
     ) -> Tensor:
         """Make videos, `batch` at a time. With ddim a video does not depend on what else is in its batch.
+
+        A step cache, where one is asked for, decides for a batch as a whole.
 
         Returns:
             (B, frames, H, W, 3) uint8 on the CPU.
         """
         made = []
         for start in range(0, len(requests), batch):
-            latents = self.latents(requests[start : start + batch], frames, steps, guidance, scheduler, size)
+            some = requests[start : start + batch]
+            latents = self.latents(some, frames, steps, guidance, scheduler, size, cache)
             made.append(self.decode(latents))
             progress(min(start + batch, len(requests)), len(requests))
         return torch.cat(made)
@@ -154,6 +159,7 @@ class Generator:
         guidance: float,
         scheduler: str,
         size: tuple[int, int],
+        cache: CacheSettings | None = None,
     ) -> Tensor:
         """One batch of videos as latents (B, T, 16, h, w) on the generator's device, arguments as for `videos`."""
         transformer = self.model.transformer
@@ -171,12 +177,16 @@ class Generator:
             tokens, strength, first = (torch.cat([x, x]) for x in (tokens, strength, first))
         rows = Rows(tokens, strength)
         rotary = transformer.rotary_embedding(t, h, w, self.device)
+        kept = StepCache(cache) if cache else None
 
         def velocity(latents: Tensor, timestep: int) -> Tensor:
             both = torch.cat([latents, latents]) if guided else latents
             seen = torch.cat([both, first], 2).to(self.dtype)
             times = torch.full((len(both),), timestep, device=self.device)
-            v = transformer(seen, text.to(self.dtype), times, rotary=rotary, run=rows).float()
+            done = 1 - timestep / (TRAIN_STEPS - 1)
+            v = transformer(
+                seen, text.to(self.dtype), times, rotary=rotary, run=rows, progress=done, cache=kept
+            ).float()
             return guide(*v.chunk(2), guidance) if guided else v
 
         generator = torch.Generator(self.device).manual_seed(requests[0].seed)

@@ -1,0 +1,118 @@
+"""Which steps are skipped, and what stands in for them."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fantasyid_core.errors import SamplingError
+from fantasyid_core.step_cache import CacheSettings, StepCache, StepCaches
+
+ALWAYS = CacheSettings(1e9, start=0.0, most=1000)
+
+
+class Blocks:
+    """Stands for a model of five blocks: the first adds `change`, the other four one `rest` each."""
+
+    def __init__(self, change: float = 1.0, rest: float = 10.0):
+        self.change, self.rest, self.ran = change, rest, 0
+
+    def __call__(self, visual: Tensor, words: Tensor, blocks: slice) -> tuple[Tensor, Tensor]:
+        for i in range(*blocks.indices(5)):
+            visual, self.ran = visual + (self.rest if i else self.change), self.ran + 1
+        return visual, words
+
+
+def step(cache: StepCache, blocks: Blocks, progress: float, branch: object = (), tokens: int = 16) -> float:
+    """What the model adds to tokens of zeros."""
+    out = cache.apply(blocks, torch.zeros(1, tokens, 4), torch.zeros(1, 3, 4), branch, progress)
+    assert out.shape == (1, tokens, 4)
+    return float(out.mean())
+
+
+def run(settings: CacheSettings, changes: list[float]) -> list[int]:
+    """Steps that were computed in full, where the first block adds `changes`."""
+    cache, computed = StepCache(settings), []
+    for i, change in enumerate(changes):
+        blocks = Blocks(change)
+        step(cache, blocks, i / (len(changes) - 1))
+        computed += [i] * (blocks.ran == 5)
+    assert (cache.computed, cache.skipped) == (len(computed), len(changes) - len(computed))
+    return computed
+
+
+def test_a_skipped_step_is_the_first_block_anew_and_the_rest_of_the_last_full_step():
+    cache = StepCache(ALWAYS)
+    assert step(cache, Blocks(1.0, rest=10.0), 0.0) == 41
+    later = Blocks(2.0, rest=999.0)
+    assert step(cache, later, 0.1) == 42
+    assert later.ran == 1
+
+
+def test_threshold_zero_computes_every_step():
+    assert run(CacheSettings(0.0, start=0.0), [1.0] * 6) == [0, 1, 2, 3, 4, 5]
+
+
+def test_change_is_measured_from_the_last_full_step_so_that_small_ones_add_up():
+    assert run(CacheSettings(0.25, start=0.0, most=99), [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]) == [0, 3]
+
+
+def test_at_most_so_many_steps_in_a_row_are_skipped():
+    assert run(CacheSettings(1e9, start=0.0, most=2), [1.0] * 8) == [0, 3, 6]
+
+
+def test_only_a_part_of_the_run_is_skipped():
+    assert run(CacheSettings(1e9, start=0.3, end=0.6, most=99), [1.0] * 11) == [0, 1, 2, 7, 8, 9, 10]
+
+
+def test_the_first_branch_of_a_step_decides_for_all():
+    cache = StepCache(CacheSettings(0.5, start=0.0))
+    for branch in ("with the prompt", "without"):
+        step(cache, Blocks(1.0), 0.0, branch)
+    assert step(cache, Blocks(1.1), 0.1, "with the prompt") == pytest.approx(41.1)
+    other = Blocks(9.0)
+    assert step(cache, other, 0.1, "without") == 49
+    assert other.ran == 1
+    assert (cache.computed, cache.skipped) == (1, 1)
+
+
+def test_branches_keep_their_own():
+    cache = StepCache(ALWAYS)
+    step(cache, Blocks(rest=1.0), 0.0, "with the prompt")
+    step(cache, Blocks(rest=2.0), 0.0, "without")
+    assert step(cache, Blocks(), 0.1, "with the prompt") == 5
+    assert step(cache, Blocks(), 0.1, "without") == 9
+    assert step(cache, new := Blocks(), 0.2, "a batch of both") == 41
+    assert new.ran == 5
+
+
+def test_two_evaluations_at_one_timestep_are_two_steps():
+    """Samplers of second order ask the model twice at a time, with other latents."""
+    cache = StepCache(CacheSettings(0.1, start=0.0))
+    step(cache, Blocks(1.0), 0.5)
+    assert step(cache, Blocks(3.0), 0.5) == 43
+
+
+def test_other_sizes_are_computed():
+    cache = StepCache(ALWAYS)
+    step(cache, Blocks(), 0.0)
+    assert step(cache, other := Blocks(), 0.1, tokens=24) == 41
+    assert other.ran == 5
+
+
+def test_context_windows_keep_their_own():
+    caches = StepCaches(ALWAYS)
+    step(caches.of((0, 1)), Blocks(rest=1.0), 0.0)
+    step(caches.of((1, 2)), Blocks(rest=2.0), 0.0)
+    assert step(caches.of((0, 1)), Blocks(), 0.1) == 5
+    assert caches.report() == "the step cache skipped 1 of 3 steps"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"threshold": -0.1}, {"threshold": math.nan}, {"threshold": 0.1, "start": 1.5}, {"threshold": 0.1, "most": 0}],
+)
+def test_settings_out_of_range_are_refused(values):
+    with pytest.raises(SamplingError, match="The step cache"):
+        CacheSettings(**values)
