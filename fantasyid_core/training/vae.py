@@ -1,8 +1,9 @@
 """Stage vae: frames → latents → frames.
 
-Options: `window` (frames of most batches; the autoencoder's first chunk has 9), `long_every` (every how many steps a
-batch of whole clips, with a quarter of the samples), `face_weight` (of pixels of the face against others),
-`gradient_weight`, `kl_weight`.
+Options: `window` (frames of most batches; the autoencoder's first chunk has 9) and `crop` (their side in px; most are
+cut out around the face, which is what is hard), `long_every` (every how many steps a batch of whole clips at full size,
+with `long_share` of the samples), `face_weight` (of pixels of the face against others), `detail_weight` (what pixels
+near eyes, brows, nose and mouth count on top), `gradient_weight`, `kl_weight`.
 """
 
 import torch
@@ -10,54 +11,66 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import nano
-from . import data, sheets
+from . import data, fast_vae, sheets
 from .pool import MASK_SCALE, Pool
 from .stage import Batch, Context, Stage, evaluating, trainable
 
+ELSEWHERE = 0.2  # share of crops that may lie anywhere
+REACH = 3.5  # px, how far a landmark makes pixels count
+OUTLINE = 17  # landmarks of the jaw, which come first
+
 
 def to_model(frames: Tensor) -> Tensor:
-    """Frames (B, T, H, W, 3) uint8 → (B, 3, T, H, W) float in −1…1."""
-    return (frames.float() / 127.5 - 1).permute(0, 4, 1, 2, 3)
+    """Frames uint8 → float in −1…1."""
+    return frames.float() / 127.5 - 1
 
 
 def to_frames(pixels: Tensor) -> Tensor:
-    """(B, 3, T, H, W) in −1…1 → (B, T, H, W, 3) float 0…1."""
-    return ((pixels.float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1)
+    """Pixels in −1…1 → frames float 0…1."""
+    return ((pixels.float() + 1) / 2).clamp(0, 1)
 
 
 def encode(vae: nn.Module, frames: Tensor) -> Tensor:
     """Frames (B, T, H, W, 3) uint8 → scaled latents (B, t, 16, h, w), the posterior's mean."""
-    parts = [vae.encode(to_model(part)).latent_dist.mode() for part in frames.split(16)]
-    return torch.cat(parts).float().transpose(1, 2) * vae.config.scaling_factor
+    parts = [fast_vae.encode(vae, to_model(part))[0] for part in frames.split(16)]
+    return torch.cat(parts).float().movedim(-1, 2) * vae.config.scaling_factor
 
 
 def decode(vae: nn.Module, latents: Tensor) -> Tensor:
     """Scaled latents (B, t, 16, h, w) → frames (B, T, H, W, 3) float 0…1."""
-    latents = latents.transpose(1, 2) / vae.config.scaling_factor
-    return torch.cat([to_frames(vae.decode(part, return_dict=False)[0]) for part in latents.split(4)])
+    latents = latents.movedim(2, -1) / vae.config.scaling_factor
+    return torch.cat([to_frames(fast_vae.decode(vae, part)) for part in latents.split(4)])
+
+
+class RoundTrip(nn.Module):
+    """Pixels (B, T, H, W, 3) and noise (B, t, h, w, 16) → pixels made again, mean and spread of the latents."""
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, spread = fast_vae.encode(self.vae, pixels)
+        return fast_vae.decode(self.vae, mean + spread * noise), mean, spread
 
 
 class Reconstruction(nn.Module):
     """L1 of pixels and of their differences to neighbours, and the divergence of the latents from a normal."""
 
-    def __init__(self, vae: nn.Module, face_weight: float, gradient_weight: float, kl_weight: float):
+    def __init__(self, vae: nn.Module, gradient_weight: float, kl_weight: float):
         super().__init__()
-        self.vae = vae
-        self.face_weight, self.gradient_weight, self.kl_weight = face_weight, gradient_weight, kl_weight
+        self.windows, self.whole = RoundTrip(vae), RoundTrip(vae)  # the first may be compiled, for one size
+        self.gradient_weight, self.kl_weight = gradient_weight, kl_weight
 
-    def forward(self, frames: Tensor, face: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Frames (B, T, H, W, 3) and face masks (B, T, H / 4, W / 4), uint8; noise (B, 16, t, h, w)."""
+    def forward(self, frames: Tensor, weight: Tensor, noise: Tensor, whole: bool) -> dict[str, Tensor]:
+        """Frames (B, T, H, W, 3) uint8, what their pixels count (B, T, H / 4, W / 4), noise (B, t, h, w, 16)."""
         pixels = to_model(frames)
-        posterior = self.vae.encode(pixels).latent_dist
-        mean, spread = posterior.mean.float(), posterior.std.float()
-        made = self.vae.decode(mean + spread * noise, return_dict=False)[0].float()
-        weight = face.float().flatten(0, 1)[:, None] / 255
-        weight = F.interpolate(weight, scale_factor=MASK_SCALE, mode="bilinear").unflatten(0, face.shape[:2])
-        weight = 1 + (self.face_weight - 1) * weight.transpose(1, 2)  # (B, 1, T, H, W)
+        made, mean, spread = (self.whole if whole else self.windows)(pixels, noise)
+        weight = F.interpolate(weight, scale_factor=MASK_SCALE, mode="bilinear")[..., None]
         weight = weight / weight.mean()
-        error = made - pixels
+        error = made.float() - pixels
         l1 = (error.abs() * weight).mean()
-        gradient = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (3, 4))
+        gradient = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (2, 3))
         kl = 0.5 * (mean.square() + spread.square() - 1 - 2 * spread.clamp(min=1e-12).log()).mean()
         loss = l1 + self.gradient_weight * gradient + self.kl_weight * kl
         return {"loss": loss, "l1": l1, "gradient": gradient, "kl": kl}
@@ -70,37 +83,49 @@ class VaeStage(Stage):
         super().__init__(context)
         self.options = {
             "window": 9,
+            "crop": 112,
             "long_every": 8,
+            "long_share": 0.25,
             "face_weight": 3.0,
+            "detail_weight": 4.0,
             "gradient_weight": 1.0,
             "kl_weight": 1e-4,
-            "channels_last": True,
         } | dict(self.settings.options)
         vae = trainable(context.model.vae)
-        if self.options["channels_last"] and context.device.type == "cuda":
-            for weight in vae.parameters():
-                if weight.ndim == 5:
-                    weight.data = weight.data.to(memory_format=torch.channels_last_3d)
-        self.objective = Reconstruction(
-            vae, self.options["face_weight"], self.options["gradient_weight"], self.options["kl_weight"]
-        )
+        self.objective = Reconstruction(vae, self.options["gradient_weight"], self.options["kl_weight"])
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
-        pool, settings = self.context.pool, self.settings
-        whole = step % self.options["long_every"] == self.options["long_every"] - 1
-        length = pool.frames.shape[1]
-        window = length if whole else min(self.options["window"], length)
-        count = max(1, settings.batch // 4) if whole else settings.batch
+        pool, options = self.context.pool, self.options
+        length, size = pool.frames.shape[1:3]
+        whole = step % options["long_every"] == options["long_every"] - 1
+        window = length if whole else min(options["window"], length)
+        crop = size if whole else min(options["crop"], size)
+        count = max(1, int(self.settings.batch * options["long_share"])) if whole else self.settings.batch
         rows = data.randint(generator, pool.clips, count)
-        start = data.randint(generator, length - window + 1, count, 1)
-        times = start + torch.arange(window, device=rows.device)
-        frames, face = pool.frames[rows[:, None], times], pool.face[rows[:, None], times]
+        times = data.randint(generator, length - window + 1, count, 1) + torch.arange(window, device=rows.device)
+        landmarks = pool.landmarks[rows[:, None], times]
+        corner = self._corner(landmarks, size - crop, crop, generator)  # (B, 2) in pixels of the masks: x, y
+        frames = _cut(pool.frames, rows, times, corner * MASK_SCALE, crop)
+        face = _cut(pool.face, rows, times, corner, crop // MASK_SCALE)
+        weight = 1 + (options["face_weight"] - 1) * face.float() / 255
+        weight = weight + options["detail_weight"] * near(landmarks - corner[:, None, None] * MASK_SCALE, crop)
         flip = data.rand(generator, count, 1, 1, 1) < 0.5
         frames = torch.where(flip[..., None], frames.flip(3), frames)
-        face = torch.where(flip, face.flip(3), face)
-        side = pool.frames.shape[2] // 8
-        noise = data.randn(generator, count, 16, (window - 1) // 4 + 1, side, side)
-        return {"frames": frames, "face": face, "noise": noise}
+        weight = torch.where(flip, weight.flip(3), weight)
+        noise = data.randn(generator, count, (window - 1) // 4 + 1, crop // 8, crop // 8, 16)
+        return {"frames": frames, "weight": weight, "noise": noise, "whole": whole}
+
+    def _corner(self, landmarks: Tensor, room: int, crop: int, generator: torch.Generator) -> Tensor:
+        """Where crops begin: (B, 2), in units of `MASK_SCALE`, most with the face in the middle."""
+        count, device = len(landmarks), landmarks.device
+        focus = landmarks.mean((1, 2)) - crop / 2 + 0.1 * crop * data.randn(generator, count, 2)
+        anywhere = data.rand(generator, count, 2) * room
+        corner = torch.where(data.rand(generator, count, 1) < ELSEWHERE, anywhere, focus)
+        limit = torch.tensor(room // MASK_SCALE, device=device)
+        return (corner / MASK_SCALE).round().long().clamp(min=0).minimum(limit)
+
+    def compile(self) -> list[nn.Module]:
+        return [self.objective.windows]
 
     def validate(self) -> dict[str, float]:
         pool, vae = self.context.validation, self.context.model.vae
@@ -151,6 +176,22 @@ def encode_pools(context: Context) -> None:
     for pool in (context.pool, context.validation):
         if isinstance(pool, Pool):
             pool.encode_with(encoder_of(context), key)
+
+
+def near(landmarks: Tensor, size: int) -> Tensor:
+    """Landmarks (B, T, 68, 2) px of pictures of `size` → how near pixels are to eyes, brows, nose and mouth, 0…1, for
+    every `MASK_SCALE`-th pixel: (B, T, size / 4, size / 4)."""
+    places = (torch.arange(size // MASK_SCALE, device=landmarks.device) + 0.5) * MASK_SCALE - 0.5
+    inner = landmarks[..., OUTLINE:, :] if landmarks.shape[-2] > OUTLINE else landmarks
+    across, down = ((places - inner[..., i, None]).square() for i in (0, 1))  # (B, T, 51, size / 4)
+    reach = REACH + MASK_SCALE / 2
+    return (-(across[..., None, :] + down[..., :, None]) / (2 * reach * reach)).exp().amax(2)
+
+
+def _cut(video: Tensor, rows: Tensor, times: Tensor, corner: Tensor, size: int) -> Tensor:
+    """(N, T, H, W, …) → clips `rows` (B,), frames `times` (B, t), squares from `corner` (B, 2): (B, t, size, size, …)."""
+    across, down = (corner[:, i, None] + torch.arange(size, device=rows.device) for i in (0, 1))
+    return video[rows[:, None, None, None], times[:, :, None, None], down[:, None, :, None], across[:, None, None]]
 
 
 def _decibel(square_error: Tensor) -> float:

@@ -1,0 +1,145 @@
+"""The autoencoder's encoder and decoder once more, for training: the same sums in an order that a GPU likes.
+
+diffusers' modules hold the weights and are the plain twin (`tests/test_training_vae.py` compares). Three things differ:
+tensors lie as (B, T, H, W, C), so that nothing is transposed between convolutions and norms; a causal 3-D convolution
+is a 2-D one over frames stacked in the channels, for which cuDNN has far better kernels; the decoder's maps of the
+latents, 1 × 1 × 1, are computed at the latents' size and spread afterwards.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Cache = dict[nn.Module, Tensor]
+"""The last frames that each causal convolution saw of the chunk before."""
+
+FRAMES_PER_CHUNK, LATENTS_PER_CHUNK = 8, 2
+
+
+def encode(vae: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels (B, T, H, W, 3) in −1…1, T = 4 k + 1 → mean and standard deviation of the latents (B, k + 1, h, w, 16)."""
+    cache: Cache = {}
+    parts = [_encoder(vae.encoder, chunk, cache) for chunk in _chunks(pixels, FRAMES_PER_CHUNK)]
+    mean, log_variance = torch.cat(parts, 1).float().chunk(2, -1)
+    return mean, (0.5 * log_variance.clamp(-30, 20)).exp()
+
+
+def decode(vae: nn.Module, latents: Tensor) -> Tensor:
+    """Latents (B, k + 1, h, w, 16) → pixels (B, 4 k + 1, H, W, 3)."""
+    cache: Cache = {}
+    return torch.cat([_decoder(vae.decoder, chunk, cache) for chunk in _chunks(latents, LATENTS_PER_CHUNK)], 1)
+
+
+def _chunks(x: Tensor, length: int) -> list[Tensor]:
+    """As diffusers cuts: what is left over goes into the first."""
+    first = min(x.shape[1], length + x.shape[1] % length)
+    return [x[:, :first], *x[:, first:].split(length, 1)] if first < x.shape[1] else [x]
+
+
+def _encoder(encoder: nn.Module, x: Tensor, cache: Cache) -> Tensor:
+    x = _causal(encoder.conv_in, x, cache)
+    for block in encoder.down_blocks:
+        for resnet in block.resnets:
+            x = _resnet(resnet, x, None, cache)
+        for sampler in block.downsamplers or ():
+            x = _down(sampler, x)
+    for resnet in encoder.mid_block.resnets:
+        x = _resnet(resnet, x, None, cache)
+    return _causal(encoder.conv_out, F.silu(_group_norm(encoder.norm_out, x)), cache)
+
+
+def _decoder(decoder: nn.Module, latents: Tensor, cache: Cache) -> Tensor:
+    x = _causal(decoder.conv_in, latents, cache)
+    for resnet in decoder.mid_block.resnets:
+        x = _resnet(resnet, x, latents, cache)
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            x = _resnet(resnet, x, latents, cache)
+        for sampler in block.upsamplers or ():
+            x = _up(sampler, x)
+    return _causal(decoder.conv_out, F.silu(_norm(decoder.norm_out, x, latents)), cache)
+
+
+def _resnet(resnet: nn.Module, x: Tensor, latents: Tensor | None, cache: Cache) -> Tensor:
+    hidden = _causal(resnet.conv1, F.silu(_norm(resnet.norm1, x, latents)), cache)
+    hidden = _causal(resnet.conv2, F.silu(_norm(resnet.norm2, hidden, latents)), cache)
+    if resnet.in_channels != resnet.out_channels:
+        x = F.linear(x, resnet.conv_shortcut.weight.flatten(1), resnet.conv_shortcut.bias)
+    return hidden + x
+
+
+def _causal(module: nn.Module, x: Tensor, cache: Cache) -> Tensor:
+    """The convolution of a `CogVideoXCausalConv3d`, this frame and those before it."""
+    weight, bias = module.conv.weight, module.conv.bias
+    reach, frames = weight.shape[2], x.shape[1]
+    before = cache.get(module)
+    if before is None and frames == 1:
+        cache[module] = x.expand(-1, reach - 1, -1, -1, -1)
+        return _conv2d(x, weight.sum(2), bias, padding=weight.shape[-1] // 2)
+    seen = torch.cat([before if before is not None else x[:, :1].expand(-1, reach - 1, -1, -1, -1), x], 1)
+    cache[module] = seen[:, -(reach - 1) :]
+    stacked = torch.cat([seen[:, i : i + frames] for i in range(reach)], -1)
+    return _conv2d(stacked, weight.transpose(1, 2).flatten(1, 2), bias, padding=weight.shape[-1] // 2)
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, padding: int, stride: int = 1) -> Tensor:
+    """Frames (B, T, H, W, C) each through a convolution; tensor cores want channels in eights."""
+    extra, made = -weight.shape[1] % 8, len(weight)
+    if extra:
+        x, weight = F.pad(x, (0, extra)), F.pad(weight, (0, 0, 0, 0, 0, extra))
+    if made % 8:
+        weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -made % 8))
+        bias = F.pad(bias, (0, -made % 8))
+    flat = x.flatten(0, 1).movedim(-1, 1)
+    y = F.conv2d(flat, weight, bias, stride, padding).movedim(1, -1).unflatten(0, x.shape[:2])
+    return y[..., :made]
+
+
+def _norm(norm: nn.Module, x: Tensor, latents: Tensor | None) -> Tensor:
+    """A group norm, or one that the latents scale and shift (`CogVideoXSpatialNorm3D`)."""
+    if latents is None:
+        return _group_norm(norm, x)
+    scale, shift = (
+        _spread(F.linear(latents, conv.conv.weight.flatten(1), conv.conv.bias), x) for conv in (norm.conv_y, norm.conv_b)
+    )
+    return _group_norm(norm.norm_layer, x) * scale + shift
+
+
+def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    groups = x.float().unflatten(-1, (norm.num_groups, -1))
+    variance, mean = torch.var_mean(groups, (1, 2, 3, 5), keepdim=True, correction=0)
+    normal = ((groups - mean) * (variance + norm.eps).rsqrt()).flatten(-2)
+    return (normal * norm.weight + norm.bias).to(x.dtype)
+
+
+def _spread(maps: Tensor, x: Tensor) -> Tensor:
+    """Maps (B, t, h, w, C) to the frames and pixels of x (B, T, H, W, C), each to its nearest."""
+    frames, (height, width) = x.shape[1], x.shape[2:4]
+    maps = _repeated(_repeated(maps, 2, height // maps.shape[2]), 3, width // maps.shape[3])
+    if frames > 1 and frames % 2:
+        rest = maps[:, 1:]
+        return torch.cat([maps[:, :1], _repeated(rest, 1, (frames - 1) // rest.shape[1])], 1)
+    return _repeated(maps, 1, frames // maps.shape[1])
+
+
+def _repeated(x: Tensor, dim: int, times: int) -> Tensor:
+    """Every slice so many times in a row; unlike `repeat_interleave` its gradient is a plain sum."""
+    if times == 1:
+        return x
+    shape = [*x.shape[: dim + 1], times, *x.shape[dim + 1 :]]
+    return x.unsqueeze(dim + 1).expand(shape).flatten(dim, dim + 1)
+
+
+def _down(sampler: nn.Module, x: Tensor) -> Tensor:
+    if sampler.compress_time and x.shape[1] > 1:
+        single = x.shape[1] % 2
+        x = torch.cat([x[:, :single], x[:, single:].unflatten(1, (-1, 2)).mean(2)], 1)
+    return _conv2d(F.pad(x, (0, 0, 0, 1, 0, 1)), sampler.conv.weight, sampler.conv.bias, padding=0, stride=2)
+
+
+def _up(sampler: nn.Module, x: Tensor) -> Tensor:
+    x = _repeated(_repeated(x, 2, 2), 3, 2)
+    if sampler.compress_time and x.shape[1] > 1:
+        single = x.shape[1] % 2
+        x = torch.cat([x[:, :single], _repeated(x[:, single:], 1, 2)], 1)
+    return _conv2d(x, sampler.conv.weight, sampler.conv.bias, padding=1)
