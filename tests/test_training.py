@@ -83,7 +83,7 @@ def test_the_loss_of_a_fixed_batch_falls(name: str, context: Callable[..., Conte
     assert losses[-1] < losses[0], losses
 
 
-@pytest.mark.parametrize("name", ["vae", "face", "judge", "base", "identity"])
+@pytest.mark.parametrize("name", ["vae", "face", "judge", "text", "base", "identity"])
 def test_a_stage_runs_to_its_end_and_leaves_files(name: str, context: Callable[..., Context], accelerator: Accelerator):
     stage = STAGES[name](context(name, steps=2))
     numbers = loop.train(stage, accelerator, resume=False)

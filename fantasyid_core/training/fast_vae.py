@@ -100,7 +100,8 @@ def _norm(norm: nn.Module, x: Tensor, latents: Tensor | None) -> Tensor:
     if latents is None:
         return _group_norm(norm, x)
     scale, shift = (
-        _spread(F.linear(latents, conv.conv.weight.flatten(1), conv.conv.bias), x) for conv in (norm.conv_y, norm.conv_b)
+        _spread(F.linear(latents, conv.conv.weight.flatten(1), conv.conv.bias), x)
+        for conv in (norm.conv_y, norm.conv_b)
     )
     return _group_norm(norm.norm_layer, x) * scale + shift
 

@@ -26,6 +26,7 @@ from . import data, sheets
 from .base import five_frames, generate, losses_at_fixed_times
 from .diffusion import Noising, Rotary, spread_times, weighted
 from .face import CROP, aligned_crops, as_photos
+from .references import References
 from .stage import Batch, Context, Stage, evaluating
 from .vae import encode, encode_pools
 
@@ -49,10 +50,12 @@ class Source(Protocol):
     """Where an identity batch comes from: the pool, or a folder of clips."""
 
     def batch(self, count: int, generator: torch.Generator) -> Batch:
-        """`latents`, `face`, `words` (text embeddings), `crops` (B, S, S, 3) and `vertices` (B, V, 3)."""
+        """`latents`, `face`, `words` (text embeddings), `vertices` (B, V, 3), and `crops` (B, S, S, 3) or the tower's
+        `hidden` states of them."""
 
     def validation(self) -> Batch:
-        """Likewise, always the same, with `empty` (1, L, D), embeddings of no text, and `truth` (B, T, H, W, 3) 0…1."""
+        """Likewise, always the same, with `crops`; `empty` (1, L, D), embeddings of no text; and `truth`, frames
+        (B, T, H, W, 3) 0…1."""
 
 
 class TokensRun:
@@ -125,8 +128,14 @@ class IdentityObjective(nn.Module):
 class PoolSource:
     """Identity batches from the pool of synthetic people."""
 
-    def __init__(self, context: Context, options: dict):
+    def __init__(self, context: Context, options: dict, hidden: Callable[[Tensor], Tensor]):
         self.context, self.options = context, options
+        generator = context.generator(-1)
+
+        def see(pictures: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
+            return hidden(aligned_crops(pictures, landmarks, generator)), self.vertices(pictures)
+
+        self.references = References(context.pool, see)
         self.empty = bytes_text.encode_batch([""]).to(context.device)
 
     def batch(self, count: int, generator: torch.Generator) -> Batch:
@@ -134,19 +143,18 @@ class PoolSource:
         rows = data.randint(generator, pool.clips, count)
         dropped = data.rand(generator, count, 1) < self.options["text_dropped"]
         ids = torch.where(dropped, self.empty, pool.caption[rows].long())
+        told = {"latents": pool.latents[rows].float(), "face": pool.face_latent[rows], "words": self.words(ids)}
         if self.options["multi_view"]:
             people, which = pool.owner[rows], data.randint(generator, pool.stills.shape[1], count)
+            if not self.options["first_frame"]:
+                hidden, vertices = self.references.of(people, which)
+                return told | {"hidden": hidden, "vertices": vertices}
             pictures, landmarks = pool.stills[people, which], pool.still_landmarks[people, which]
         else:
             times = data.randint(generator, pool.frames.shape[1], count)
             pictures, landmarks = pool.frames[rows, times], pool.landmarks[rows, times]
-        return {
-            "latents": pool.latents[rows].float(),
-            "face": pool.face_latent[rows],
-            "words": self.words(ids),
-            "crops": aligned_crops(pictures, landmarks, generator),
-            "vertices": self.vertices(pictures),
-        }
+        crops = aligned_crops(pictures, landmarks, generator)
+        return told | {"crops": crops, "vertices": self.vertices(pictures)}
 
     def words(self, ids: Tensor) -> Tensor:
         """Ids (B, L) → text embeddings."""
@@ -193,7 +201,7 @@ class IdentityStage(Stage):
             self.source = FolderSource(context, options)
         else:
             encode_pools(context)
-            self.source = PoolSource(context, options)
+            self.source = PoolSource(context, options, self._hidden)
         self.objective = IdentityObjective(model, options, context.device)
         for name in ENCODER_PARTS:
             getattr(model.encoder, name).train().requires_grad_(True)
@@ -216,10 +224,10 @@ class IdentityStage(Stage):
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         with torch.no_grad():
             batch = self.source.batch(self.settings.batch, generator)
-            crops = batch.pop("crops")
-            count = len(crops)
+            crops, count = batch.pop("crops", None), len(batch["latents"])
+            hidden = batch.pop("hidden", None)
             return batch | {
-                "hidden": self._hidden(crops),
+                "hidden": self._hidden(crops) if hidden is None else hidden,
                 "image": self._image(crops, batch["latents"]),
                 "noise": data.randn(generator, *batch["latents"].shape),
                 "time": spread_times(count, generator),
@@ -230,7 +238,7 @@ class IdentityStage(Stage):
         with self.context.autocast():
             return tower.last_hidden_state(tower.preprocess(crops))
 
-    def _image(self, crops: Tensor, latents: Tensor) -> Tensor:
+    def _image(self, crops: Tensor | None, latents: Tensor) -> Tensor:
         """Image latents: the crop squeezed to the first frame, or zeros."""
         if not self.options["first_frame"]:
             return torch.zeros_like(latents)

@@ -21,6 +21,7 @@ from .loop import parameters, train
 from .pool import Pool
 from .settings import Settings
 from .stage import Context, Stage
+from .text import TextStage
 from .vae import VaeStage
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ STAGES: dict[str, type[Stage]] = {
     "vae": VaeStage,
     "face": FaceStage,
     "judge": JudgeStage,
+    "text": TextStage,
     "base": BaseStage,
     "identity": IdentityStage,
 }

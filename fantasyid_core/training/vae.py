@@ -189,7 +189,7 @@ def near(landmarks: Tensor, size: int) -> Tensor:
 
 
 def _cut(video: Tensor, rows: Tensor, times: Tensor, corner: Tensor, size: int) -> Tensor:
-    """(N, T, H, W, …) → clips `rows` (B,), frames `times` (B, t), squares from `corner` (B, 2): (B, t, size, size, …)."""
+    """(N, T, H, W, …) → clips `rows` (B,), their frames `times` (B, t), squares from `corner` (B, 2)."""
     across, down = (corner[:, i, None] + torch.arange(size, device=rows.device) for i in (0, 1))
     return video[rows[:, None, None, None], times[:, :, None, None], down[:, None, :, None], across[:, None, None]]
 
