@@ -18,6 +18,7 @@ from .errors import SamplingError
 
 Through = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
 
+THRESHOLD, START = 0.1, 0.1
 EVERY = 8  # tokens: how much a step has changed is read from every eighth
 
 
@@ -35,8 +36,8 @@ class CacheSettings:
         SamplingError: one of them is out of range.
     """
 
-    threshold: float
-    start: float = 0.1
+    threshold: float = THRESHOLD
+    start: float = START
     end: float = 1.0
     most: int = 3
 

@@ -3,7 +3,10 @@
 from comfy_api.latest import io
 
 from ..fantasyid_core.optional import require
+from ..fantasyid_core.step_cache import START, THRESHOLD, CacheSettings
 from ._base import CATEGORY, FantasyIDNode
+
+STEP_CACHES = ("off", "first block")
 
 
 class FantasyIDFaster(FantasyIDNode):
@@ -28,16 +31,70 @@ class FantasyIDFaster(FantasyIDNode):
                         "video. Leave it off for final renders and on older cards, which cannot do it."
                     ),
                 ),
+                io.Combo.Input(
+                    "step_cache",
+                    options=list(STEP_CACHES),
+                    default="off",
+                    optional=True,
+                    tooltip=(
+                        "first block: computes the first block of every step and, where it hardly changed, takes the "
+                        "other blocks' part from the last full step. Gain: a skipped step costs a fortieth. Cost: "
+                        "movements become a little simpler, details softer. Leave it off for final renders, below "
+                        "about 20 steps, and beside EasyCache, which skips on its own."
+                    ),
+                ),
+                io.Float.Input(
+                    "cache_threshold",
+                    default=THRESHOLD,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip=(
+                        "For step_cache: how much the first block's part may change until a step is computed again. "
+                        "More skips more steps and strays further; 0 skips none. The log says how many were skipped."
+                    ),
+                ),
+                io.Float.Input(
+                    "cache_start",
+                    default=START,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip=(
+                        "For step_cache: part of the run that is computed in full at first. There pose, layout and "
+                        "face are decided: less is faster and changes the video more."
+                    ),
+                ),
+                io.Float.Input(
+                    "cache_end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="For step_cache: where skipping ends. Less computes the last, finest steps in full.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The same MODEL, faster.")],
         )
 
     @classmethod
-    def run(cls, model, fp8_products: bool) -> io.NodeOutput:
+    def run(
+        cls,
+        model,
+        fp8_products: bool,
+        step_cache: str = "off",
+        cache_threshold: float = THRESHOLD,
+        cache_start: float = START,
+        cache_end: float = 1.0,
+    ) -> io.NodeOutput:
         require("diffusers", "The video transformer", "'diffusers>=0.35'")
-        from ._native_model import set_fp8_products
+        from ._native_model import set_fp8_products, set_step_cache
 
-        return io.NodeOutput(set_fp8_products(model, fp8_products))
+        cache = CacheSettings(cache_threshold, cache_start, cache_end) if step_cache == "first block" else None
+        return io.NodeOutput(set_step_cache(set_fp8_products(model, fp8_products), cache))
 
 
 NODES = [FantasyIDFaster]

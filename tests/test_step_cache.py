@@ -116,3 +116,67 @@ def test_context_windows_keep_their_own():
 def test_settings_out_of_range_are_refused(values):
     with pytest.raises(SamplingError, match="The step cache"):
         CacheSettings(**values)
+
+
+@pytest.fixture(scope="module")
+def found(host_script, standin_nano, tmp_path_factory) -> dict:
+    """`host_scripts/step_cache.py`: eight steps of a model of two blocks in the real host."""
+    return host_script("step_cache.py", standin_nano, tmp_path_factory.mktemp("host"))
+
+
+def test_skipped_steps_run_the_first_block_only(found):
+    assert found["first and last block"] == [8, 2]
+    assert 0 < found["differs"] < 1
+
+
+def test_off_and_threshold_zero_are_bit_equal_to_exact(found):
+    assert found["off"]
+    assert found["threshold 0"]
+    assert found["plain untouched"]
+
+
+def test_start_bounds_the_part_that_is_skipped(found):
+    first, last = found["part of the run"]
+    assert first == 8
+    assert 4 < last < 8
+
+
+@pytest.mark.parametrize("other", ["repeats", "other noise", "other prompt", "other identity"])
+def test_nothing_is_left_for_the_next_run(found, other):
+    assert found[other]
+
+
+def test_apply_fantasyid_may_come_before_or_after(found):
+    assert found["before Apply"]
+
+
+def test_every_sampler_skips(found):
+    for sampler, (first, last) in found["samplers"].items():
+        assert last < first, sampler
+
+
+def test_branches_one_after_the_other_are_skipped_together(found):
+    assert found["branches apart"] == [16, 4]
+    assert found["branches apart differ"] < 1e-5
+
+
+def test_compiled_blocks_are_skipped_as_well(found):
+    assert found["compiled"] < 1e-5
+
+
+def test_the_hosts_easycache_works_on_our_model_and_skips_whole_steps(found):
+    first, last = found["EasyCache"]["blocks"]
+    assert first == last < 8
+    assert 0 < found["EasyCache"]["differs"] < 1
+    assert found["after EasyCache"]
+
+
+def test_the_hosts_lazycache_does_not_suit_our_schedule(found):
+    """It adds the last step's noise, which in the host's scale is many times this step's: use EasyCache, or ours."""
+    assert found["LazyCache"]["differs"] > 1
+
+
+def test_easycache_and_ours_together_skip_more_and_do_not_break(found):
+    finite, (first, last) = found["EasyCache"]["with ours"]
+    assert finite
+    assert last <= first <= found["EasyCache"]["blocks"][0]
