@@ -62,9 +62,13 @@ class Injection:
     end: float = 1.0
     layer_weights: tuple[float, ...] = ()
 
+    def acts(self, progress: float) -> bool:
+        """Whether `progress` lies in its part of the run."""
+        return self.start <= progress <= self.end
+
     def weight(self, layer: int, progress: float) -> float:
         """Factor on injection layer `layer` at `progress` (0 first step … 1 last)."""
-        if not self.start <= progress <= self.end:
+        if not self.acts(progress):
             return 0.0
         return self.strength * (self.layer_weights[layer] if self.layer_weights else 1.0)
 

@@ -75,7 +75,8 @@ class NativeTransformer(FantasyIDTransformer):
             progress=progress,
             run_block=_BlockPatches(options, x),
             cache=None if caches is None else caches.of(tuple(_window(options) or ())),
-            branch=tuple(options.get("uuids", ())),
+            # where an identity sets in or ends, a step is not like the one before
+            branch=(*options.get("uuids", ()), *(injection.acts(progress) for injection in run.injections)),
         )
         return velocity.transpose(1, 2)
 

@@ -141,6 +141,10 @@ def test_start_bounds_the_part_that_is_skipped(found):
     assert 4 < last < 8
 
 
+def test_the_step_where_an_identity_sets_in_is_computed(found):
+    assert found["identity sets in"] == [8, 3]
+
+
 @pytest.mark.parametrize("other", ["repeats", "other noise", "other prompt", "other identity"])
 def test_nothing_is_left_for_the_next_run(found, other):
     assert found[other]

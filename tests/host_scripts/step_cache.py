@@ -84,6 +84,8 @@ found["threshold 0"] = torch.equal(sample(faster(model, **{**ALWAYS, "cache_thre
 found["off"] = torch.equal(sample(FantasyIDFaster.run(cached, False, step_cache="off").args[0]), exact)
 found["plain untouched"] = torch.equal(sample(model), exact)
 _, found["part of the run"] = counted(model, lambda: sample(faster(model, **{**ALWAYS, "cache_start": 0.5})))
+late = faster(add_injection(plain, Injection(TOKENS, start=0.2)), **ALWAYS)
+_, found["identity sets in"] = counted(model, lambda: sample(late))
 
 # nothing is left for the next run: other noise, prompt or identity equals a model that never ran
 found["repeats"] = torch.equal(sample(cached), skipping)
