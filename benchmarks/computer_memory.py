@@ -39,7 +39,7 @@ def rows(bench: "Bench", name: str) -> Iterator[Row]:
 
 def measure(folder: Path, device: str, *weight_dtypes: str) -> list[dict]:
     """The stages as a process of its own reports them. Raises RuntimeError with the end of what it said."""
-    command = [sys.executable, "-m", "benchmarks.computer_memory", str(folder), "--device", device, *weight_dtypes]
+    command = [sys.executable, "-m", "benchmarks.computer_memory", "--device", device, str(folder), *weight_dtypes]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"loading failed: {done.stderr[-1500:]}")
