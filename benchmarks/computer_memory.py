@@ -23,6 +23,7 @@ from .measure import GIB, MEMORY, Row
 if TYPE_CHECKING:
     from .modes import Bench
 
+ROOT = Path(__file__).resolve().parent.parent
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -40,7 +41,7 @@ def rows(bench: "Bench", name: str) -> Iterator[Row]:
 def measure(folder: Path, device: str, *weight_dtypes: str) -> list[dict]:
     """The stages as a process of its own reports them. Raises RuntimeError with the end of what it said."""
     command = [sys.executable, "-m", "benchmarks.computer_memory", "--device", device, str(folder), *weight_dtypes]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"loading failed: {done.stderr[-1500:]}")
     return json.loads(done.stdout.splitlines()[-1])

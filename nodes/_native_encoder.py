@@ -14,7 +14,7 @@ from ..fantasyid_core.published import TOPOLOGIES, TOWERS
 from ..fantasyid_core.reconstruction import FaceMesh
 from ..fantasyid_core.topology import load as load_topology
 from ..fantasyid_core.views import FaceViews
-from ..fantasyid_core.weights import Published, read
+from ..fantasyid_core.weights import read, split_published
 from ._operators import to_host_operators
 from ._paths import SOURCE
 
@@ -22,8 +22,8 @@ from ._paths import SOURCE
 class NativeEncoder:
     """Image tower, face abstractor, spiral network and reducer of one model; read from disk at first use."""
 
-    def __init__(self, config: Mapping, published: Published, face_encoder: list[Path], face_model: list[Path]):
-        self._config, self._published = config, published
+    def __init__(self, config: Mapping, weights: Path, face_encoder: list[Path], face_model: list[Path]):
+        self._config, self._weights = config, weights
         self._face_encoder, self._face_model = face_encoder, face_model
         self._patcher: comfy.model_patcher.ModelPatcher | None = None
 
@@ -44,7 +44,9 @@ class NativeEncoder:
         return self._patcher
 
     def _build(self) -> IdentityEncoder:
-        if not self._published.has_identity:
+        # Read again rather than kept: what is held of a mapped file holds all of it.
+        published = split_published(read(self._weights))
+        if not published.has_identity:
             raise WeightsMissingError(
                 "This model has no identity encoder: its transformer is a plain CogVideoX without the tensors "
                 f"face_abstractor.*, vertex_spiral_net.* and vertex_reducer.*. {SOURCE}"
@@ -56,9 +58,9 @@ class NativeEncoder:
             "the mesh hierarchy that the spiral network was trained on (face_model/)",
             "transform.pkl comes with the code of FantasyID (assets/) and of CVTHead; copy it there.",
         )
-        logging.info("FantasyID: %s", self._published.report)
+        logging.info("FantasyID: %s", published.report)
         encoder = build_encoder(
-            self._published,
+            published,
             ImageTower.from_state_dict(read(tower), live_only=True),
             load_topology(topology),
             self._config,

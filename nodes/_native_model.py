@@ -20,6 +20,7 @@ from ..fantasyid_core.errors import HardwareError, IdentityError, WeightsError
 from ..fantasyid_core.injection import Injection, InjectionRun
 from ..fantasyid_core.injection import check as check_injection
 from ..fantasyid_core.kernels import Rotary
+from ..fantasyid_core.mapped_memory import store_as
 from ..fantasyid_core.sampling import RELEASE_SCHEDULE, TRAIN_STEPS
 from ..fantasyid_core.step_cache import CacheSettings, StepCaches
 from ..fantasyid_core.transformer import FantasyIDTransformer, from_published
@@ -257,14 +258,12 @@ def _cast(transformer: NativeTransformer, wanted: torch.dtype | None, device: to
     )
     if wanted is not None and not fp8:
         stored = wanted
-    if own != stored:
-        transformer.to(stored)
     compute = comfy.model_management.unet_manual_cast(stored, device, SUPPORTED)
     if fp8:
-        for module in [*transformer.transformer_blocks.modules(), *transformer.layer_attention.modules()]:
-            if isinstance(module, nn.Linear):
-                module.weight.data = module.weight.data.to(torch.float8_e4m3fn)
-        return compute or stored
+        blocks = [*transformer.transformer_blocks.modules(), *transformer.layer_attention.modules()]
+        store_as([module.weight for module in blocks if isinstance(module, nn.Linear)], torch.float8_e4m3fn)
+        compute = compute or stored
+    store_as([x for x in transformer.state_dict(keep_vars=True).values() if x.dtype != torch.float8_e4m3fn], stored)
     return compute
 
 

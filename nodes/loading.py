@@ -73,19 +73,16 @@ class FantasyIDLoadModel(FantasyIDNode):
         from ._native_vae import load_vae
 
         path = _paths.resolve(model_name)
+        weights = path
         if path.is_dir():
-            folder = _paths.transformer_folder(path)
-            if folder is None:
+            weights = _paths.transformer_folder(path)
+            if weights is None:
                 raise WeightsMissingError(f"{path} has no transformer/ folder. {_paths.SOURCE}")
-            published, config = split_published(read(folder)), read_config(folder)
-        else:
-            published = split_published(read(path))
-            config = embedded_config(path) or infer_config(published)
+        published = split_published(read(weights))
+        config = read_config(weights) if path.is_dir() else embedded_config(path) or infer_config(published)
         vae = load_vae(_vae_path(path, vae_name))
         model = load_model(config, published, weight_dtype, vae.first_stage_model.config)
-        encoder = NativeEncoder(
-            config, published, _paths.beside(path, "face_encoder"), _paths.beside(path, "face_model")
-        )
+        encoder = NativeEncoder(config, weights, _paths.beside(path, "face_encoder"), _paths.beside(path, "face_model"))
         return io.NodeOutput(model, vae, encoder)
 
 

@@ -42,6 +42,7 @@ def _register(package: str) -> None:
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT]  # `python -m pytest` puts it there
 _register("fantasyid_core")
 _register("tools")
+_register("benchmarks")
 
 from tools.comfy_host import ComfyServer  # noqa: E402
 from tools.complaints import good  # noqa: E402
