@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from . import baselines, computer_memory, whole_run
+from . import baselines, computer_memory, long_video, whole_run
 from .measure import Row, time_step
 from .ours import STEPS, Host
 from .workload import Inputs, Workload, random_inputs, random_published
@@ -150,6 +150,7 @@ MODES = (
     Mode("ours, exact, 7 GiB free, compiled", ours(Host.compiled, free=7), cuda=True),
     Mode("ours, fp8_e4m3fn storage", ours(weight_dtype="fp8_e4m3fn")),
     Mode("ours, fp8 products", ours(faster(fp8_products=True)), cuda=True),
+    Mode("ours, long video", long_video.rows),
     Mode("whole run", whole_run.rows),
     Mode("loading, memory of the computer", computer_memory.rows, full_size=True),
     *(
