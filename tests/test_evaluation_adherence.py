@@ -48,6 +48,24 @@ def test_clips_of_other_captions_do_so_by_chance(clips: list[Clip]):
     assert found.shirt < 0.3
 
 
+def test_limits_of_a_timid_judge_lie_half_way_between_what_it_reads_with_and_without(clips: list[Clip]):
+    """It reads a fifth of every strength, and everybody's brows as a little raised."""
+    true = [torch.from_numpy(one.expression) for one in clips]
+    timid = [strengths / 5 + 0.3 for strengths in true]
+    limits = adherence.thresholds(timid, true)
+    assert limits["brows"] == pytest.approx(0.09, abs=0.01)  # a fifth of 0.9 or so, and nothing
+    assert limits["smile"] == pytest.approx(0.3 + 0.52 / 5, abs=0.02)
+    readings = [replace(true_reading(one), expression=read) for one, read in zip(clips, timid, strict=True)]
+    labels, words = [c.labels for c in clips], [told(c.caption, c.labels) for c in clips]
+    assert adherence.compare([adherence.read(r, limits) for r in readings], labels, words).expression > 0.95
+    assert adherence.compare([adherence.read(r) for r in readings], labels, words).expression < 0.8
+
+
+def test_what_no_clip_shows_has_no_limit(clips: list[Clip]):
+    calm = torch.zeros(25, 50)
+    assert adherence.thresholds([calm], [calm]) == {}
+
+
 def test_what_a_caption_leaves_out_does_not_count(clips: list[Clip]):
     turning = next(c for c in clips if "turn" in told(c.caption, c.labels))
     silent = adherence.compare([adherence.read(true_reading(turning))], [turning.labels], [set()])

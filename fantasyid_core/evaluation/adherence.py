@@ -3,7 +3,7 @@
 What the prompt leaves open does not count, nor do frames decide what was asked: that are the prompt's words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,10 @@ from ..people.motion import ClipLabels
 from .judge import JudgeReading
 
 EXPRESSIONS = ("smile", "talk", "brows")
-# Half-way between what clips with and without the action show (`people.motion`).
+# Half-way between what clips with and without the action show (`people.motion`), were they read without error.
 _TURN = 12.0  # degrees between the beginning and the second half
-_SMILE, _BROWS, _JAW = 0.45, 0.4, 0.15
+_TRUE = {"smile": 0.45, "talk": 0.15, "brows": 0.4}
+_BROWS = ("browInnerUp", "browOuterUpLeft", "browOuterUpRight")
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,58 @@ class Adherence:
     background: float
 
 
-def read(reading: JudgeReading) -> Shown:
-    """What one video's frames (T, …) show."""
-    strength = dict(zip(load_head().expressions, reading.expression.float().cpu().unbind(1), strict=True))
-    end = slice(len(reading.pose) * 2 // 3, None)
-    smile = (strength["mouthSmileLeft"] + strength["mouthSmileRight"])[end].mean() / 2
-    brows = strength["browInnerUp"].topk(max(1, len(reading.pose) // 5)).values.mean()
-    jaw = strength["jawOpen"]
+def read(reading: JudgeReading, limits: Mapping[str, float] | None = None) -> Shown:
+    """What one video's frames (T, …) show.
+
+    Args:
+        limits: `amounts` above which an action is shown, as `thresholds` gives them for the judge; otherwise those of
+            a judge without error.
+    """
+    limits = _TRUE | dict(limits or {})
+    happens = {name: amount > limits[name] for name, amount in amounts(reading.expression).items()}
     names = list(COLOURS)
     return Shown(
         turn=turn_of(reading.pose[:, 0]),
-        smile=bool(smile > _SMILE),
-        talk=bool(jaw.quantile(0.95) - jaw.quantile(0.05) > _JAW),
-        brows=bool(brows > _BROWS),
+        **happens,
         shirt=names[int(reading.shirt.mean(0).argmax())],
         background=names[int(reading.background.mean(0).argmax())],
     )
+
+
+def amounts(expression: Tensor) -> dict[str, float]:
+    """Strengths (T, 50) of a clip's frames → how much of each of `EXPRESSIONS` it shows.
+
+    A smile is where the clip ends. Talking is how far the jaw's opening ranges, and raised brows how far the brows'
+    height does, as a person's own brows may be high.
+    """
+    strength = dict(zip(load_head().expressions, expression.float().cpu().unbind(1), strict=True))
+    end = slice(len(expression) * 2 // 3, None)
+    smile = (strength["mouthSmileLeft"] + strength["mouthSmileRight"])[end].mean() / 2
+    jaw = strength["jawOpen"]
+    brows = (sum(strength[name] for name in _BROWS) / len(_BROWS)).sort().values
+    fifth = max(1, len(brows) // 5)
+    return {
+        "smile": float(smile),
+        "talk": float(jaw.quantile(0.95) - jaw.quantile(0.05)),
+        "brows": float(brows[-fifth:].mean() - brows[:fifth].mean()),
+    }
+
+
+def thresholds(read: Sequence[Tensor], true: Sequence[Tensor]) -> dict[str, float]:
+    """For each of `EXPRESSIONS` the amount half-way between what a judge reads, in the median, from clips with and
+    without it. A judge that is not sure of an action reads less of it than there is.
+
+    Args:
+        read, true: strengths (T, 50) of the same clips, as the judge reads them and as they are.
+    """
+    amounts_read, amounts_true = ([amounts(one) for one in clips] for clips in (read, true))
+    found = {}
+    for name, limit in _TRUE.items():
+        values = torch.tensor([one[name] for one in amounts_read])
+        shown = torch.tensor([one[name] > limit for one in amounts_true])
+        if shown.any() and not shown.all():
+            found[name] = float((values[shown].median() + values[~shown].median()) / 2)
+    return found
 
 
 def turn_of(yaw: Tensor) -> str | None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..evaluation import judge
+from ..evaluation import adherence, judge
 from ..people.colours import COLOURS
 from . import data
 from .pool import Pool
@@ -58,6 +58,10 @@ class JudgeStage(Stage):
         }
 
     def export(self) -> None:
+        pool = self.context.validation
+        with evaluating(self.network):
+            read = [judge.look(self.network, frames.float() / 255).expression for frames in pool.frames[: pool.clips]]
+        self.network.thresholds = adherence.thresholds(read, list(pool.expression[: pool.clips]))
         self.network.save(self.context.model_folder / "judge")
 
 
