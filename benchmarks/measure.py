@@ -34,7 +34,7 @@ class Row:
     kind: str = STEP
 
 
-def time_step(name: str, step: Callable[[], Tensor], repeats: int = 5, warm_up: int = 2) -> Row:
+def time_step(name: str, step: Callable[[], Tensor], repeats: int = 3, warm_up: int = 2) -> Row:
     """Median and peak of `step`, run by itself; the first call is named where it took long, as with a compiler."""
     reset_peak()
     first = _timed(step)

@@ -23,6 +23,7 @@ class Bench:
         base: an empty folder, the host's base directory.
         folder: where the random model's files lie or are written to, for whole runs.
         steps: denoising steps of a whole run that are really done.
+        known: exact latents by number of steps, as far as they were computed.
     """
 
     work: Workload
@@ -31,7 +32,7 @@ class Bench:
     folder: Path
     steps: int
     host_arguments: tuple[str, ...] = ()
-    _exact: dict[int, Tensor] = field(default_factory=dict)
+    known: dict[int, Tensor] = field(default_factory=dict)
 
     @cached_property
     def published(self):
@@ -48,11 +49,11 @@ class Bench:
 
     def exact(self, steps: int) -> Tensor:
         """The exact latents after so many steps, which the others' errors are told from."""
-        if steps not in self._exact:
+        if steps not in self.known:
             self.host.forget()
-            self._exact[steps] = self.host.run("", self.host.model(), steps=steps)[1]
+            self.known[steps] = self.host.run("", self.host.model(), steps=steps)[1]
             self.host.forget()
-        return self._exact[steps]
+        return self.known[steps]
 
 
 Make = Callable[[Bench, str], Iterator[Row]]
@@ -87,8 +88,13 @@ def baseline(make: Callable[[Workload, object, Inputs, str], baselines.Step], **
     return rows
 
 
+def unchanged(_: Host, model):
+    """The MODEL as it is."""
+    return model
+
+
 def ours(
-    change: Callable[[Host, object], object] = lambda host, model: model,
+    change: Callable[[Host, object], object] = unchanged,
     *,
     weight_dtype: str = "default",
     identity: bool = True,
@@ -108,13 +114,17 @@ def ours(
 
     def rows(bench: Bench, name: str) -> Iterator[Row]:
         host = bench.host
-        exact = bench.exact(steps) if identity else None
+        itself = identity and change is unchanged and weight_dtype == "default" and free is None
+        exact = bench.exact(steps) if identity and not itself else None
         options = {"steps": steps, "amortised": amortised, "note": note}
         host.forget()
         try:
             model = change(host, host.model(weight_dtype, identity))
             if free is None:
-                yield host.run(name, model, exact, **options)[0]
+                row, latents = host.run(name, model, exact, **options)
+                if itself:
+                    bench.known[steps] = latents
+                yield row
             else:
                 with host.only_free(free) as taken:
                     yield host.run(name, model, exact, taken, **options)[0]

@@ -1,6 +1,7 @@
 """CogVideoX's autoencoder as the host's `VAE`: its memory, tiling, previews and saving are the host's."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..fantasyid_core.errors import SamplingError, WeightsError
 from ._operators import to_host_operators
 
 TEMPORAL = 4  # video frames a latent, after the first
+SMALLEST_TILE, OVERLAP = 32, 8  # latents; the host's own where memory has run out
 
 
 def load_vae(path: Path) -> comfy.sd.VAE:
@@ -91,6 +93,31 @@ class CogVideoXVAE(comfy.sd.VAE):
             self.first_stage_model, load_device=self.device, offload_device=management.vae_offload_device()
         )
         self.model_size()
+
+    def decode(self, samples_in: Tensor, vae_options: Mapping = {}) -> Tensor:
+        """Latents (B, C, t, h, w) → frames (B, T, H, W, 3) in 0…1, as the host's; what the card cannot hold, in tiles.
+
+        The host goes over to tiles only once memory has run out. Some systems never say so and become slow instead.
+        """
+        size = samples_in.shape[2:]
+        needed = self.memory_used_decode(samples_in.shape, self.vae_dtype)
+        management.load_models_gpu([self.patcher], memory_required=needed)
+        tile = self._tile(size, management.get_free_memory(self.device))
+        if tile == size[1:]:
+            return super().decode(samples_in, vae_options)
+        logging.info(
+            "FantasyID: the VAE decodes in tiles of %d × %d pixels; free memory is short.", tile[0] * 8, tile[1] * 8
+        )
+        frames = self.decode_tiled_3d(samples_in, 999, *tile, overlap=(1, OVERLAP, OVERLAP))
+        return frames.to(self.output_device).movedim(1, -1)
+
+    def _tile(self, size: tuple[int, int, int], free: float) -> tuple[int, int]:
+        """Height and width, in latents, of the largest part of (t, h, w) that decodes in `free` bytes."""
+        frames, *tile = size
+        while max(tile) > SMALLEST_TILE and self.memory_used_decode((1, 0, frames, *tile), self.vae_dtype) > free:
+            larger = tile.index(max(tile))
+            tile[larger] = max(SMALLEST_TILE, -(-(tile[larger] + OVERLAP) // 2))
+        return tuple(tile)
 
     def get_sd(self) -> dict[str, Tensor]:
         """State dict under diffusers' names: what `Save VAE` writes can be loaded again as a single file."""

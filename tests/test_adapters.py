@@ -142,6 +142,15 @@ def test_vae_asks_the_host_for_the_memory_that_was_measured(vae):
     assert vae["encode_gib"] == pytest.approx([1.9, 4.2, 6.5, 8.9, 8.9], rel=0.05)  # 49 frames: 7.7 were measured
 
 
+def test_vae_decodes_in_the_largest_tiles_that_free_memory_allows(vae):
+    difference, part = vae["decoded_whole_where_it_fits"]
+    assert difference < 1e-5
+    assert part == [3, 40, 72]
+    assert vae["tiles_where_memory_is_short"] == [[3, 40, 40]]
+    assert 1e-5 < vae["tiles_show_the_same"] < 0.05
+    assert vae["smallest_tile"] == [32, 32]
+
+
 def test_vae_errors_say_what_was_expected(vae):
     assert "connect the VAE output of 'FantasyID Load Model'" in vae["errors"]["another VAE"]
     assert vae["errors"]["not a VAE"].startswith("WeightsError")

@@ -8,6 +8,7 @@ import host
 base = Path(sys.argv[1])
 host.start(base)
 
+import comfy.model_management as management  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
@@ -69,6 +70,17 @@ found["tiled_in_time_shape"] = list(vae.decode_tiled(large, 16, 16, 4, tile_t=2,
 )
 one_tile = vae.decode_tiled(large, tile_x=32, tile_y=32, overlap=8)
 found["tiled_decode_of_one_tile"] = difference(one_tile, whole)
+free, parts = management.get_free_memory, []
+wide = torch.randn(1, 16, 3, 40, 72)
+management.get_free_memory = lambda *_, **__: 0.7 * vae.memory_used_decode(wide.shape, vae.vae_dtype)
+original = vae.first_stage_model.decode
+vae.first_stage_model.decode = lambda latents: parts.append(tuple(latents.shape[2:])) or original(latents)
+short = vae.decode(wide)
+management.get_free_memory = free
+found["decoded_whole_where_it_fits"] = [difference(vae.decode(wide), their_pixels(wide)), parts[-1]]
+found["tiles_where_memory_is_short"] = sorted(set(parts[:-1]))
+found["tiles_show_the_same"] = difference(short, their_pixels(wide))
+found["smallest_tile"] = vae._tile((13, 60, 90), 0)
 frames = torch.rand(5, 64, 96, 3)
 found["tiled_encode_shape"] = list(vae.encode_tiled(frames, 32, 32, 8).shape)
 found["tiled_encode_of_one_tile"] = difference(vae.encode_tiled(frames, 256, 256, 64), vae.encode(frames))
