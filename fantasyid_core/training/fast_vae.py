@@ -76,9 +76,10 @@ def _causal(module: nn.Module, x: Tensor, cache: Cache) -> Tensor:
     if before is None and frames == 1:
         cache[module] = x.expand(-1, reach - 1, -1, -1, -1)
         return _conv2d(x, weight.sum(2), bias, padding=weight.shape[-1] // 2)
-    seen = torch.cat([before if before is not None else x[:, :1].expand(-1, reach - 1, -1, -1, -1), x], 1)
-    cache[module] = seen[:, -(reach - 1) :]
-    stacked = torch.cat([seen[:, i : i + frames] for i in range(reach)], -1)
+    before = before if before is not None else x[:, :1].expand(-1, reach - 1, -1, -1, -1)
+    cache[module] = torch.cat([before, x[:, -(reach - 1) :]], 1)[:, -(reach - 1) :]
+    late = [torch.cat([before[:, i:], x[:, : frames + i - reach + 1]], 1) for i in range(reach - 1)]
+    stacked = torch.cat([*late, x], -1)
     return _conv2d(stacked, weight.transpose(1, 2).flatten(1, 2), bias, padding=weight.shape[-1] // 2)
 
 
@@ -99,28 +100,42 @@ def _norm(norm: nn.Module, x: Tensor, latents: Tensor | None) -> Tensor:
     """A group norm, or one that the latents scale and shift (`CogVideoXSpatialNorm3D`)."""
     if latents is None:
         return _group_norm(norm, x)
+    factor, offset = _affine(norm.norm_layer, x)
     scale, shift = (
-        _spread(F.linear(latents, conv.conv.weight.flatten(1), conv.conv.bias), x)
-        for conv in (norm.conv_y, norm.conv_b)
+        F.linear(latents, conv.conv.weight.flatten(1), conv.conv.bias).float() for conv in (norm.conv_y, norm.conv_b)
     )
-    return _group_norm(norm.norm_layer, x) * scale + shift
+    return _scaled(x, (factor * scale).to(x.dtype), (offset * scale + shift).to(x.dtype))
 
 
 def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    groups = x.float().unflatten(-1, (norm.num_groups, -1))
-    variance, mean = torch.var_mean(groups, (1, 2, 3, 5), keepdim=True, correction=0)
-    normal = ((groups - mean) * (variance + norm.eps).rsqrt()).flatten(-2)
-    return (normal * norm.weight + norm.bias).to(x.dtype)
+    factor, offset = (each.to(x.dtype) for each in _affine(norm, x))
+    return torch.addcmul(offset, x, factor)
 
 
-def _spread(maps: Tensor, x: Tensor) -> Tensor:
-    """Maps (B, t, h, w, C) to the frames and pixels of x (B, T, H, W, C), each to its nearest."""
-    frames, (height, width) = x.shape[1], x.shape[2:4]
-    maps = _repeated(_repeated(maps, 2, height // maps.shape[2]), 3, width // maps.shape[3])
-    if frames > 1 and frames % 2:
-        rest = maps[:, 1:]
-        return torch.cat([maps[:, :1], _repeated(rest, 1, (frames - 1) // rest.shape[1])], 1)
-    return _repeated(maps, 1, frames // maps.shape[1])
+def _affine(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A group norm as factor and offset of every channel, (B, 1, 1, 1, C) float32: x is read, never copied."""
+    groups = x.unflatten(-1, (norm.num_groups, -1))
+    places, count = (1, 2, 3, 5), x[0].numel() // norm.num_groups
+    with torch.autocast(x.device.type, enabled=False):  # which would copy x to float32
+        mean = groups.sum(places, keepdim=True, dtype=torch.float32) / count
+        square = (groups * groups).sum(places, keepdim=True, dtype=torch.float32) / count
+    deviation = (square - mean.square()).clamp(min=0).add(norm.eps).rsqrt()
+    per_group = (1, 1, 1, 1, norm.num_groups, -1)
+    factor = deviation * norm.weight.float().view(per_group)
+    offset = norm.bias.float().view(per_group) - mean * factor
+    return factor.flatten(-2), offset.flatten(-2)
+
+
+def _scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x (B, T, H, W, C) times and plus maps (B, t, h, w, C), each place by its nearest; the maps are not spread out."""
+    if x.shape[1] > 1 and x.shape[1] % 2:  # the first frame has a latent of its own
+        first = _scaled(x[:, :1], scale[:, :1], shift[:, :1])
+        return torch.cat([first, _scaled(x[:, 1:], scale[:, 1:], shift[:, 1:])], 1)
+    counts = scale.shape[1:4]
+    sizes = [(count, size // count) for count, size in zip(counts, x.shape[1:4], strict=True)]
+    cells = x.unflatten(3, sizes[2]).unflatten(2, sizes[1]).unflatten(1, sizes[0])  # (B, t, ·, h, ·, w, ·, C)
+    scale, shift = (each[:, :, None, :, None, :, None] for each in (scale, shift))
+    return torch.addcmul(shift, cells, scale).reshape(x.shape)
 
 
 def _repeated(x: Tensor, dim: int, times: int) -> Tensor:
