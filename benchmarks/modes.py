@@ -45,7 +45,7 @@ class Bench:
     @cached_property
     def host(self) -> Host:
         arguments = ("--cpu",) if self.device == "cpu" else self.host_arguments
-        return Host(self.base, self.work, self.published, self.inputs, *arguments)
+        return Host(self.base, self.work, lambda: self.published, self.inputs, *arguments)
 
     def exact(self, steps: int) -> Tensor:
         """The exact latents after so many steps, which the others' errors are told from."""

@@ -3,7 +3,7 @@
 import gc
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ STEPS = 5
 class Host:
     """The host in this process, with one workload's random model. Make one per process, before importing `comfy`."""
 
-    def __init__(self, base: Path, work: Workload, published: Published, inputs: Inputs, *arguments: str):
+    def __init__(self, base: Path, work: Workload, published: Callable[[], Published], inputs: Inputs, *arguments: str):
         from tools.in_process import start
 
         start(base, *arguments)
@@ -39,7 +39,7 @@ class Host:
         from pack.fantasyid_core.injection import Injection
         from pack.nodes._native_model import add_injection, load_model
 
-        model = load_model(self.work.config, self.published, weight_dtype)
+        model = load_model(self.work.config, self.published(), weight_dtype)
         return add_injection(model, Injection(self.tokens)) if identity else model
 
     def compiled(self, model):

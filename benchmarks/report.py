@@ -57,7 +57,7 @@ def plot(path: Path, about: dict[str, str], rows: Sequence[Row]) -> None:
     height = 70 + len(steps) * (2 * BAR + 12)
     picture = Image.new("RGB", (WIDTH, height), (252, 252, 252))
     draw = ImageDraw.Draw(picture)
-    draw.text((12, 8), "   ".join(about.values()), fill=INK)
+    draw.text((12, 8), "   ".join(about.values()).replace("×", "x"), fill=INK)
     draw.text((LEFT, 30), "ms per step", fill=TIME)
     draw.text((LEFT + 110, 30), "peak GiB", fill=PEAK)
     room = WIDTH - LEFT - 90
