@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fantasyid_core import detection, nano
+from fantasyid_core import nano
 from fantasyid_core.errors import FaceNotFoundError, FantasyIDError
 from fantasyid_core.evaluation import cases, generate, kept, measure
 from fantasyid_core.evaluation.__main__ import main
@@ -38,7 +38,7 @@ def generator(folder: Path) -> Generator:
 @pytest.fixture(scope="module")
 def identities(generator: Generator) -> list[Identity]:
     photos = cases.show([case.reference for case in cases.draw(2)]).frames[:, 0]
-    return [generator.identity(generate.reference_face(photo)) for photo in photos]
+    return [generator.identity(generate.reference(photo)) for photo in photos]
 
 
 def latents(generator: Generator, requests: list[Request]) -> torch.Tensor:
@@ -65,16 +65,9 @@ def test_a_video_has_the_size_asked_for(generator: Generator, identities: list[I
     assert videos.dtype == torch.uint8
 
 
-def test_the_reference_is_cut_out_as_the_pack_does_it():
-    photo = cases.show([cases.draw(2)[1].reference]).frames[0, 0]
-    ours, theirs = generate.reference_face(photo), detection.detect(photo)[0]
-    torch.testing.assert_close(ours.landmarks, theirs.landmarks, atol=0.5, rtol=0)
-    assert (ours.crop - theirs.crop).abs().mean() < 0.01
-
-
 def test_a_reference_without_a_face_is_refused():
     with pytest.raises(FaceNotFoundError):
-        generate.reference_face(torch.zeros(160, 160, 3))
+        generate.reference(torch.zeros(160, 160, 3))
 
 
 def test_the_command_generates_keeps_judges_and_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

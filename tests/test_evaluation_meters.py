@@ -25,15 +25,17 @@ def clips() -> RenderedClips:
 
 
 class TrueJudge(torch.nn.Module):
-    """Knows the landmarks of one clip whose frames fill the window that the meter cuts."""
+    """Knows landmarks and strengths of one clip whose frames fill the window that the meter cuts."""
 
-    def __init__(self, landmarks: torch.Tensor):
+    def __init__(self, landmarks: torch.Tensor, strengths: torch.Tensor | None = None):
         super().__init__()
         self.known = torch.nn.Parameter(landmarks)
+        self.strengths = strengths
 
     def forward(self, frames: torch.Tensor) -> JudgeReading:
         count, none = len(frames), torch.zeros(len(frames), 50)
-        return JudgeReading(self.known[:count], none[:, :3], none, none, none)
+        strengths = none if self.strengths is None else self.strengths[:count]
+        return JudgeReading(self.known[:count], none[:, :3], strengths, none, none)
 
 
 def test_a_persons_own_video_is_more_like_than_a_strangers(clips: RenderedClips):
@@ -63,16 +65,26 @@ def test_frames_without_a_face_are_skipped_and_said(clips: RenderedClips):
 
 
 def test_landmarks_come_back_from_the_window_to_the_frame(clips: RenderedClips):
-    """A judge that always sees the same landmarks in its window: the face only moves as the window does."""
+    """A judge that always sees the same landmarks in its window: the head only moves as the window does."""
     landmarks = torch.rand(1, 68, 2).expand(5, -1, -1)
     found = meters.motion_of(clips.frames[0], TrueJudge(landmarks.contiguous()))
     assert found.face == pytest.approx(0, abs=1e-2)
+    assert found.head == pytest.approx(0, abs=0.1)
+
+
+def test_frames_without_a_face_keep_strengths_in_their_places(clips: RenderedClips):
+    frames = torch.cat([clips.frames[0, :2], torch.zeros(1, 160, 160, 3), clips.frames[0, 2:4]])
+    strengths = torch.linspace(0, 1, 4)[:, None].expand(-1, 50)
+    found = meters.motion_of(frames, TrueJudge(torch.rand(1, 68, 2).expand(4, -1, -1).contiguous(), strengths))
+    assert found.face_per_frame[2].isnan()
+    assert found.face_per_frame[0] == pytest.approx(found.face_per_frame[4].item(), rel=1e-3)
+    assert found.face_per_frame[0] > found.face_per_frame[1] > 0
 
 
 def test_the_window_has_the_training_frames_framing():
-    """Eyes 63 mm apart in a picture 0.41 m wide: the judge's own frames are cut out as they are."""
-    eyes = SIZE * 0.063 / 0.41
-    face = torch.tensor([[80 - eyes / 2, 66.0], [80 + eyes / 2, 66.0], [80.0, 80.0], [70.0, 88.0], [90.0, 88.0]])
+    """Eyes 63 mm apart in a picture 0.31 m wide: the judge's own frames are cut out as they are."""
+    eyes = SIZE * 0.063 / 0.31
+    face = torch.tensor([[80 - eyes / 2, 66.0], [80 + eyes / 2, 66.0], [80.0, 84.0], [67.0, 95.0], [93.0, 95.0]])
     window = meters.windows(face.expand(3, -1, -1))
     torch.testing.assert_close(window[0], torch.tensor([80.0, 80.0, 160.0]), atol=3.0, rtol=0)
 

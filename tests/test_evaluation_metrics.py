@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from fantasyid_core.evaluation import likeness, motion
 from fantasyid_core.evaluation.motion import LandmarkTemplate
 from fantasyid_core.head_pose import rotation
+from fantasyid_core.people.clip import clip
+from fantasyid_core.people.head import load as load_head
+from fantasyid_core.people.person import VALIDATION, person
 
 T, EYES = 25, 0.063
 
@@ -108,6 +111,57 @@ def test_frames_without_a_face_are_left_out(template: LandmarkTemplate):
     assert found.face_per_frame[3].isnan()
     assert found.face_per_frame.isfinite().sum() == T - 1
     assert math.isfinite(found.face)
+
+
+@pytest.fixture(scope="module")
+def template_of_people() -> LandmarkTemplate:
+    return motion.head_template()
+
+
+def test_strengths_move_the_face_as_much_as_the_landmarks_that_they_move(template_of_people: LandmarkTemplate):
+    """Exact landmarks and exact strengths of the same clips, heads turning: two ways to the same number."""
+    drawn = [clip(person(VALIDATION[i]), 1) for i in range(24)]
+    head, turns = load_head(), [torch.from_numpy(one.pose) for one in drawn]
+    by_landmarks, by_strengths, frozen = [], [], []
+    for one, turn in zip(drawn, turns, strict=True):
+        strengths, still = torch.from_numpy(one.expression), torch.zeros(T, 50)
+        shape = one.person.shape_code[None].expand(T, -1)
+        landmarks, mask = (head.vertices(shape, x, turn)[:, head.landmarks] for x in (strengths, still))
+        landmarks, mask = (x[..., :2] * torch.tensor([500.0, -500.0]) for x in (landmarks, mask))
+        by_landmarks.append(motion.measure(landmarks, template_of_people).face)
+        by_strengths.append(motion.measure(landmarks, template_of_people, strengths).face)
+        frozen.append(motion.measure(mask, template_of_people, still).face)
+    assert sum(by_strengths) == pytest.approx(sum(by_landmarks), rel=0.1)
+    together = torch.corrcoef(torch.tensor([by_strengths, by_landmarks]))[0, 1]
+    assert together > 0.9
+    assert max(frozen) == 0
+
+
+@settings(deadline=None, max_examples=25)
+@given(pixels=st.floats(0, 4), seed=st.integers(0, 1000))
+def test_trembling_landmarks_are_no_face_motion(pixels: float, seed: int, template_of_people: LandmarkTemplate):
+    generator = torch.Generator().manual_seed(seed)
+    strengths = torch.linspace(0, 1, T)[:, None] * torch.rand(50, generator=generator)
+    landmarks = seen(template_of_people.points, yaw=swing(20))
+    trembling = landmarks + pixels * torch.randn(landmarks.shape, generator=generator)
+    calm, trembles = (motion.measure(x, template_of_people, strengths) for x in (landmarks, trembling))
+    assert trembles.face == pytest.approx(calm.face)
+    assert trembles.lasting == pytest.approx(calm.lasting)
+
+
+def test_flicker_of_strengths_does_not_last(template_of_people: LandmarkTemplate):
+    """Ten clips: white noise of the strengths raises face motion, what lasts stays as it was."""
+    generator = torch.Generator().manual_seed(0)
+    smile = (torch.linspace(0, 1, T) > 0.4).float()[:, None] * torch.rand(50, generator=generator)
+    landmarks = seen(template_of_people.points)
+    calm = motion.measure(landmarks, template_of_people, smile)
+    noisy = [
+        motion.measure(landmarks, template_of_people, smile + 0.2 * torch.randn(T, 50, generator=generator))
+        for _ in range(10)
+    ]
+    assert calm.lasting == pytest.approx(calm.face, rel=0.1)
+    assert sum(x.face for x in noisy) / 10 > 1.2 * calm.face
+    assert sum(x.lasting for x in noisy) / 10 == pytest.approx(calm.lasting, rel=0.1)
 
 
 def test_copied_poses_tie_fully_and_free_ones_hardly():

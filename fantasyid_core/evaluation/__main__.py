@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -18,9 +19,12 @@ from .cases import Case
 from .generate import Generator, Request
 from .kept import Settings
 from .measure import Outputs, Row
+from .processes import shared_out
+from .truth import EMBED_EVERY, known
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SHEET = 12  # people on the page of pictures
+MANY = 30  # people, from whom on it is worth starting processes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,8 +68,11 @@ def _run(options: argparse.Namespace) -> None:
         _draw_pages(options, generator, drawn, outputs, settings)
     if options.no_judging:
         return
-    reader = judge.load(options.judge or options.model / "judge")
-    rows = measure.measure(drawn, outputs, reader, embedding.load(options.embedding, options.embedding_folder), say)
+    reader = judge.load(options.judge or options.model / "judge", device)
+    processes = options.processes or (os.cpu_count() if settings.people >= MANY else 1)
+    with shared_out(options.embedding, options.embedding_folder, processes) as faces:
+        truth = known(drawn, reader, faces, device, say)
+        rows = measure.measure(drawn, outputs, truth, reader, faces, device, say)
     print(_heading(settings, options.embedding))
     print(measure.as_text(rows))
     if options.json:
@@ -76,7 +83,7 @@ def _generated(generator: Generator, drawn: list[Case], settings: Settings, batc
     """Every case as prompted; the first `controls` of them at strength 0 and with the next one's reference."""
     say("Making identities from the reference photos")
     photos = cases.show([case.reference for case in drawn], generator.device).frames[:, 0]
-    identities = [generator.identity(generate.reference_face(photo)) for photo in photos]
+    identities = [generator.identity(generate.reference(photo, generator.device)) for photo in photos]
     controls = range(settings.controls)
     prompts = [case.asked.caption for case in drawn]
     seeds = [1000 * settings.seed + i for i in range(len(drawn))]
@@ -96,7 +103,7 @@ def _generated(generator: Generator, drawn: list[Case], settings: Settings, batc
         progress=lambda done, of: say(f"{done} of {of} videos, {time.perf_counter() - start:.0f} s"),
     )
     prompted, without, wrong = videos.split([len(drawn), len(controls), len(controls)])
-    return Outputs(prompted, *(x[:, :: measure.EMBED_EVERY].contiguous() for x in (without, wrong)))
+    return Outputs(prompted, *(x[:, ::EMBED_EVERY].contiguous() for x in (without, wrong)))
 
 
 def _draw_pages(
@@ -167,9 +174,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--scheduler", default="ddim", choices=("ddim", "dpm"), help="ddim repeats whatever the batch (ddim)")
     add("--batch", type=int, default=8, help="videos at a time (8)")
     add("--dtype", choices=DTYPES, help="of transformer and autoencoder (bf16 on a GPU, else fp32)")
-    add("--device", help="cuda or cpu (cuda if there is one)")
+    add("--device", help="where videos are made and judged: cuda or cpu (cuda if there is one)")
     add("--embedding", default=embedding.DLIB, choices=embedding.EMBEDDINGS, help="who judges faces (dlib)")
     add("--embedding-folder", type=Path, action="append", default=[], help="where the embedding's model file lies")
+    add("--processes", type=int, help="that share the faces' embedding, which computes on one core each (all cores)")
     add("--json", type=Path, help="write the table to this file too")
     add("--pictures", type=Path, help="write pages of pictures into this folder")
     add("--photos", type=Path, nargs="*", default=[], help="real photos for a page of their own")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import yunet
 from ..alignment import FFHQ_TEMPLATE, similarity
 from ..appearance import Recogniser
 from ..detection import detect
@@ -125,6 +126,29 @@ def locate(
     return torch.stack(landmarks) if landmarks else torch.empty(0, 5, 2)
 
 
+def locate_small(
+    frames: Tensor, min_score: float = 0.6, device: torch.device | str | None = None, batch: int = 64
+) -> Tensor:
+    """`locate` for small frames of one upright face, some 30 to 200 px wide: one look at their own size.
+
+    Faces of true renders make the same vectors as after `locate` (docs/evaluation.md), in a fiftieth of the time.
+
+    Args:
+        frames: (T, H, W, 3) float 0…1.
+        device: where the detector runs (default: where the frames are).
+
+    Returns:
+        (T, 5, 2) px on the CPU, NaN where there is no face.
+    """
+    landmarks = torch.full((len(frames), 5, 2), math.nan)
+    found = (rows for part in frames.split(batch) for rows in yunet.find(part.to(device or part.device), min_score))
+    for own, rows in zip(landmarks, found, strict=True):
+        if len(rows):
+            largest = (rows[:, 2:4] - rows[:, :2]).prod(1).argmax()
+            own.copy_(rows[largest, 4:14].unflatten(0, (5, 2)))
+    return landmarks
+
+
 def embed(embedding: Embedding, frames: Sequence[Tensor] | Tensor, landmarks: Tensor | None = None) -> FaceVectors:
     """The largest face of each frame (H, W, C) as a vector.
 
@@ -151,8 +175,8 @@ def chip(photo: Tensor, landmarks: Tensor, embedding: Embedding) -> Tensor:
     return warp(photo[None], to_chip[None], embedding.size)[0]
 
 
-def warp(photos: Tensor, to_crop: Tensor, size: int, border: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
-    """Cut squares out of pictures by similarities, bilinear; `border` where a picture ends.
+def warp(photos: Tensor, to_crop: Tensor, size: int) -> Tensor:
+    """Cut squares out of pictures by similarities, bilinear; black where a picture ends.
 
     Where the picture is reduced, several samples make a pixel, so that fine detail does not alias.
 
@@ -172,9 +196,8 @@ def warp(photos: Tensor, to_crop: Tensor, size: int, border: Sequence[float] = (
     back = linear.transpose(1, 2) / scale.square()[:, None, None]  # inverse of a rotation with scale
     source = torch.einsum("bij,bhwj->bhwi", back, target - shift[:, None, None])
     grid = (2 * source + 1) / source.new_tensor([width, height]) - 1
-    ground = photos.new_tensor(border)
-    crops = F.grid_sample((photos - ground).movedim(-1, 1), grid, mode="bilinear", align_corners=False)
-    return F.avg_pool2d(crops, times).movedim(1, -1) + ground
+    crops = F.grid_sample(photos.movedim(-1, 1), grid, mode="bilinear", align_corners=False)
+    return F.avg_pool2d(crops, times).movedim(1, -1)
 
 
 def _dlib(path: Path) -> Embedding:

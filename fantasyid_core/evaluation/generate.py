@@ -7,18 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import bytes_text, nano, reconstruction, yunet
-from ..alignment import BORDER_GREY, CROP_SIZE, FFHQ_TEMPLATE, similarity
-from ..detection import DetectedFace
+from .. import bytes_text, nano, reconstruction
+from ..detection import DetectedFace, detect
 from ..errors import FaceNotFoundError
 from ..fusion import Identity, fuse
 from ..injection import LayerAttention
 from ..sampling import TRAIN_STEPS, denoise, guide
-from ..search import search
 from ..step_cache import CacheSettings, StepCache
 from ..video import LATENT_CHANNELS, first_frame_condition, latent_size, squeeze_to_frame
 from ..views import FaceViews
-from .embedding import warp
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,22 +54,19 @@ class Rows:
         return hidden + self._strength.to(hidden) * attention(hidden, self._keys_values[layer])
 
 
-def reference_face(photo: Tensor) -> DetectedFace:
-    """The most certain face of a small picture (H, W, 3) in 0…1, aligned without any package but torch.
+def reference(photo: Tensor, device: torch.device | str | None = None) -> DetectedFace:
+    """The most certain face of a small picture (H, W, 3), where even one that the detector doubts is the person.
 
-    What `detection.detect` finds and cuts out, for machines without kornia.
+    Args:
+        device: where it is searched, see `detection.detect`.
 
     Raises:
         FaceNotFoundError: the detector sees none.
     """
-    rows = search(photo[None], yunet.find, 0.3, photo.device)[0]
-    if not len(rows):
+    faces = detect(photo, min_score=0.3, device=device)
+    if not faces:
         raise FaceNotFoundError("No face was found in the reference.")
-    row = rows[rows[:, 14].argmax()].to(photo)
-    landmarks = row[4:14].reshape(5, 2)
-    to_crop = similarity(landmarks, landmarks.new_tensor(FFHQ_TEMPLATE))
-    crop = warp(photo[None], to_crop[None], CROP_SIZE, BORDER_GREY)[0].clamp(0, 1)
-    return DetectedFace(photo, row[:4], landmarks, float(row[14]), crop, to_crop)
+    return max(faces, key=lambda face: face.score)
 
 
 class Generator:

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from ..people.caption import told
-from . import adherence, cases, likeness, motion
-from .adherence import Adherence
+from . import adherence, likeness, motion
+from .adherence import Adherence, Shown
 from .cases import Case
-from .embedding import Embedding, embed
+from .embedding import Embedding
 from .judge import Judge, JudgeReading, look
-
-EMBED_EVERY = 6  # frames of a video that the embedding sees: every sixth, five of 25
+from .truth import EMBED_EVERY, Truth, vectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,76 +53,60 @@ class Row:
 def measure(
     drawn: Sequence[Case],
     outputs: Outputs,
+    truth: Truth,
     judge: Judge,
     embedding: Embedding,
+    device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
-    """The table of N cases. Renders the truth anew, finds and embeds the faces, reads the frames with the judge."""
-    say("Rendering the true clips")
-    truth = cases.show([case.asked for case in drawn]).frames
-    say("Looking at the faces")
-    who = _faces(drawn, outputs, truth, embedding)
+    """The table of N cases: finds and embeds the faces of outputs, reads their frames, compares with the truth."""
+    say("Looking at the faces of the videos")
+    who = Faces(
+        *(vectors(embedding, x, device) for x in (outputs.prompted[:, ::EMBED_EVERY], outputs.without, outputs.wrong))
+    )
     say("Reading the motion")
     shown = who.prompted.isfinite().all(-1).float().mean(1) >= 0.5
-    return [*_who_rows(who, len(outputs.without)), *_what_rows(drawn, outputs.prompted, truth, judge, shown)]
+    readings = [look(judge, video.float() / 255) for video in outputs.prompted]
+    said = [adherence.read(reading, judge.thresholds) for reading in readings]
+    true_said = [adherence.read(reading, judge.thresholds) for reading in truth.readings]
+    return [
+        *_who_rows(who, truth),
+        *_motion_rows(drawn, readings, truth.readings, shown),
+        *_prompt_rows(*(_adherence(drawn, x) for x in (said, true_said))),
+    ]
 
 
 @dataclass(frozen=True, eq=False)
-class _Who:
-    """Unit vectors: (N, D) reference, gallery and stranger; (N, T', D) truth and outputs; (M, T', D) the controls."""
+class Faces:
+    """Unit vectors of the outputs: (N, T', D) prompted; (M, T', D) without and wrong; NaN where a frame has no face."""
 
-    reference: Tensor
-    gallery: Tensor
-    stranger: Tensor
-    truth: Tensor
     prompted: Tensor
     without: Tensor
     wrong: Tensor
 
 
-def _faces(drawn: Sequence[Case], outputs: Outputs, truth: Tensor, embedding: Embedding) -> _Who:
-    def vectors(videos: Tensor, every: int = 1) -> Tensor:
-        """(N, T, H, W, 3) → (N, T', D), NaN without a face."""
-        shown = videos[:, ::every]
-        flat = embed(embedding, list(shown.flatten(0, 1))).vectors
-        return flat.unflatten(0, shown.shape[:2])
-
-    references = cases.show([case.reference for case in drawn]).frames
-    gallery, stranger = (
-        likeness.average(vectors(cases.show([getattr(case, name) for case in drawn], every=EMBED_EVERY).frames))
-        for name in ("gallery", "stranger")
-    )
-    return _Who(
-        vectors(references)[:, 0],
-        gallery,
-        stranger,
-        *(vectors(x, EMBED_EVERY) for x in (truth, outputs.prompted)),
-        *(vectors(x) for x in (outputs.without, outputs.wrong)),
-    )
-
-
-def _who_rows(who: _Who, controls: int) -> list[Row]:
-    count = len(who.reference)
-    truth, prompted, without, wrong = (likeness.average(x) for x in (who.truth, who.prompted, who.without, who.wrong))
-    ours = likeness.reidentification(prompted, who.gallery)
-    theirs = likeness.reidentification(truth, who.gallery)
-    like = (prompted * who.reference).sum(1)
-    like_truth, like_stranger = (truth * who.reference).sum(1), (who.stranger * who.reference).sum(1)
+def _who_rows(who: Faces, known: Truth) -> list[Row]:
+    count, controls = len(known.reference), len(who.without)
+    truth, prompted, without, wrong = (likeness.average(x) for x in (known.asked, who.prompted, who.without, who.wrong))
+    ours = likeness.reidentification(prompted, known.gallery)
+    theirs = likeness.reidentification(truth, known.gallery)
+    like = (prompted * known.reference).sum(1)
+    like_truth, like_stranger = (truth * known.reference).sum(1), (known.stranger * known.reference).sum(1)
     share = likeness.share_of_the_way(like, like_stranger, like_truth)
     rows = [
         Row(f"re-identification, top-1 of {count}", ours, theirs, "≥ 0.8 × true renders", ours >= 0.8 * theirs),
         Row("similarity, share of the way from stranger to true render", share, 1.0, "≥ 0.75", share >= 0.75),
         Row("similarity to the reference, mean", float(like.nanmean()), float(like_truth.nanmean())),
         Row("similarity to the reference of a stranger's true render, mean", float(like_stranger.nanmean())),
-        Row("similarity between neighbouring judged frames", _steadiness(who.prompted), _steadiness(who.truth)),
-        Row("judged frames with a face", _found(who.prompted), _found(who.truth)),
+        Row("similarity between neighbouring judged frames", _steadiness(who.prompted), _steadiness(known.asked)),
+        Row("judged frames with a face", _found(who.prompted), _found(known.asked)),
     ]
     if controls < 2:
         return rows
     # Strength 0 knows the prompt, which tells age, sex and hair: chance is what the prompt alone gives away.
-    gallery = who.gallery[:controls]
+    gallery = known.gallery[:controls]
     off = likeness.reidentification(without, gallery)
-    off_like = (without * who.reference[:controls]).sum(1)
+    off_like = (without * known.reference[:controls]).sum(1)
     off_share = likeness.share_of_the_way(off_like, like_stranger[:controls], like_truth[:controls])
     most = chance_limit(controls)
     other = gallery.roll(-1, 0)  # of the person whose reference was given
@@ -144,25 +127,31 @@ def _who_rows(who: _Who, controls: int) -> list[Row]:
     ]
 
 
-def _what_rows(drawn: Sequence[Case], videos: Tensor, truth: Tensor, judge: Judge, shown: Tensor) -> list[Row]:
+def _motion_rows(
+    drawn: Sequence[Case], ours: Sequence[JudgeReading], theirs: Sequence[JudgeReading], shown: Tensor
+) -> list[Row]:
     """`shown` (N,): whether a video shows a face at all; the motion of noise is none."""
     template = motion.head_template()
-    ours, theirs = ([_read(judge, video) for video in x] for x in (videos, truth))
-    moves, true_moves = ([motion.measure(r.landmarks, template) for r in x] for x in (ours, theirs))
-    face, head = (
+    moves, true_moves = ([motion.measure(r.landmarks, template, r.expression) for r in x] for x in (ours, theirs))
+    face, lasting, head = (
         motion.mean_ratio(
             [getattr(m, part) if seen else math.nan for m, seen in zip(moves, shown, strict=True)],
             [getattr(m, part) for m in true_moves],
         )
-        for part in ("face", "head")
+        for part in ("face", "lasting", "head")
     )
     reference = torch.stack([torch.from_numpy(case.reference.pose[0]) for case in drawn])
     tie, true_tie = (motion.pose_tie(torch.stack([r.pose.mean(0).cpu() for r in x]), reference) for x in (ours, theirs))
-    said, true_said = (_adherence(drawn, x) for x in (ours, theirs))
     return [
         Row("face motion, by that of true clips", face, 1.0, "≥ 0.85", face >= 0.85),
+        Row("  of it, motion that lasts to the next frame", lasting, 1.0),
         Row("head motion, by that of true clips", head, 1.0),
         Row("copy-paste index: 0 free of the reference's pose, 1 copied", tie, true_tie),
+    ]
+
+
+def _prompt_rows(said: Adherence, true_said: Adherence) -> list[Row]:
+    return [
         Row("turn direction as prompted", said.turn, true_said.turn, "≥ 0.90", said.turn >= 0.9),
         Row("no turn where none was asked for", said.stays, true_said.stays),
         Row(
@@ -182,14 +171,10 @@ def _what_rows(drawn: Sequence[Case], videos: Tensor, truth: Tensor, judge: Judg
     ]
 
 
-def _read(judge: Judge, video: Tensor) -> JudgeReading:
-    return look(judge, video.float() / 255 if video.dtype == torch.uint8 else video)
-
-
-def _adherence(drawn: Sequence[Case], readings: Sequence[JudgeReading]) -> Adherence:
+def _adherence(drawn: Sequence[Case], shown: Sequence[Shown]) -> Adherence:
     labels = [case.asked.labels for case in drawn]
     words = [told(case.asked.caption, case.asked.labels) for case in drawn]
-    return adherence.compare([adherence.read(reading) for reading in readings], labels, words)
+    return adherence.compare(shown, labels, words)
 
 
 def _steadiness(vectors: Tensor) -> float:

@@ -13,8 +13,9 @@ from .judge import SIZE, Judge, look
 from .motion import Motion
 from .plot import chart
 
-# The judge's training frames: the picture is about so many eye distances wide, its centre so many below the eyes.
-_SIDE, _BELOW = 6.5, 0.55
+# The judge's training frames (`people.clip`): the picture is about so many eye distances wide, its centre so many below
+# the eyes.
+_SIDE, _BELOW = 4.9, 0.42
 # Of the window's side: a face that wanders further from its usual place is followed frame by frame.
 _WANDERS = 0.15
 
@@ -126,10 +127,13 @@ def motion_of(
     crops = torch.cat(
         [warp(frame[None], one[None].to(frame), SIZE) for frame, one in zip(frames[seen], to_crop, strict=True)]
     )
-    unit = look(judge, crops).landmarks.cpu()
+    reading = look(judge, crops)
+    unit, strengths = reading.landmarks.cpu(), reading.expression.cpu()
     landmarks = frames.new_full((len(frames), *unit.shape[1:]), float("nan"), device="cpu")
     landmarks[seen] = (unit * SIZE - 0.5) / scale[:, None, None] + corner[:, None]
-    return motion.measure(landmarks, motion.head_template())
+    expression = strengths.new_zeros(len(frames), strengths.shape[1])
+    expression[seen] = strengths
+    return motion.measure(landmarks, motion.head_template(), expression)
 
 
 def motion_report(found: Motion) -> str:

@@ -3,6 +3,10 @@
 A head that turns moves every landmark, without any expression. So the rigid motion goes first: in every frame the
 head's landmarks that no expression moves are fitted to the picture's, and what is left is the face's own motion. The
 head is the template with what the whole clip tells of this person's shape, or a long nose would seem to move.
+
+That is for landmarks that are known exactly. Those that a network reads tremble by more than a calm face moves, and err
+with every turn of the head, so there the face's motion is what the expressions that it reads do to the landmarks of the
+mean head: 50 numbers in place of 136, none of which a turn or a tremble looks like.
 """
 
 from collections.abc import Sequence
@@ -26,10 +30,17 @@ class LandmarkTemplate:
     Attributes:
         points: (N, 3) metres, y up, z out of the face.
         stable: (N,) bool: no expression moves it, so that it shows how the head lies.
+        moves: (N, 3, K) metres by which a full strength of each of K expressions moves it; None where not known.
     """
 
     points: Tensor
     stable: Tensor
+    moves: Tensor | None = None
+
+    @property
+    def eyes(self) -> Tensor:
+        """Distance between the eyes, which are the first two landmarks, metres."""
+        return (self.points[0] - self.points[1]).double().norm()
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +50,8 @@ class Motion:
     Attributes:
         face: root mean square of the landmarks' own motion about their mean place, percent of the distance between
             the eyes. 0 for a mask, however it is turned.
+        lasting: the same of motion that is still there in the next frame: the root of the mean product of a landmark's
+            offsets in neighbouring frames, which flicker has no part in, nor has much of quick speech.
         head: root mean square of the head's rotation about its mean, degrees.
         shift: root mean square of the head's place in the picture about its mean, percent of the eyes' distance.
         face_per_frame: (T,) percent, the landmarks' own distance from their mean place; NaN without a face.
@@ -47,6 +60,7 @@ class Motion:
     """
 
     face: float
+    lasting: float
     head: float
     shift: float
     face_per_frame: Tensor
@@ -57,28 +71,38 @@ class Motion:
 def head_template() -> LandmarkTemplate:
     """The synthetic people's mean head, whose 68 landmarks the judge reads: stable is what no action moves by 3 mm."""
     head = load_head()
-    reach = head.expression_basis[head.landmarks].norm(dim=1).amax(1)
-    return LandmarkTemplate(head.template[head.landmarks], reach < 0.003)
+    moves = head.expression_basis[head.landmarks]
+    return LandmarkTemplate(head.template[head.landmarks], moves.norm(dim=1).amax(1) < 0.003, moves)
 
 
-def measure(landmarks: Tensor, template: LandmarkTemplate) -> Motion:
-    """Landmarks (T, N, 2) of one clip, x right, y down, any unit → its motion. Frames with NaN do not count."""
+def measure(landmarks: Tensor, template: LandmarkTemplate, expression: Tensor | None = None) -> Motion:
+    """The motion of one clip. Frames whose landmarks are NaN do not count.
+
+    Args:
+        landmarks: (T, N, 2), x right, y down, any unit.
+        expression: (T, K) strengths where a network reads both; otherwise the landmarks must be exact.
+    """
     landmarks, neutral = landmarks.double().cpu(), template.points.double().cpu()
     seen = landmarks.isfinite().flatten(1).all(1)
     points = neutral
     for _ in range(_ROUNDS):
         camera = fit_cameras(landmarks[seen], points, template.stable.cpu())
         points = neutral + _shape_offset(landmarks[seen], camera, neutral)
-    own = _own_motion(landmarks[seen], camera, points)
-    own = own - own.mean(0)
-    eyes = (neutral[0] - neutral[1]).norm()  # the first two landmarks are the eyes
-    face = _fill(own.square().sum(-1).mean(1).sqrt() / eyes * 100, seen)
+    if expression is None:
+        own = _own_motion(landmarks[seen], camera, points)
+    else:
+        own = _expressed(expression[seen.to(expression.device)], template)
+    eyes = template.eyes.cpu()
+    own = (own - own.mean(0)) / eyes * 100
+    face = _fill(own.square().sum(-1).mean(1).sqrt(), seen)
+    lasts = (own[1:] * own[:-1]).sum(-1).mean() if len(own) > 1 else own.new_zeros(())
     pose = pose_of(camera)
     rotation = (pose - pose.mean(0)).norm(dim=1)
     scale = camera[:, 0, :3].norm(dim=1)
     shift = (camera[:, :, 3] - camera[:, :, 3].mean(0)).norm(dim=1) / (scale * eyes) * 100
     return Motion(
         face=_rms(face),
+        lasting=float(lasts.clamp(min=0).sqrt()),
         head=_rms(rotation),
         shift=_rms(shift),
         face_per_frame=face.float(),
@@ -149,6 +173,11 @@ def _own_motion(landmarks: Tensor, camera: Tensor, points: Tensor) -> Tensor:
     predicted = points @ camera[:, :, :3].transpose(1, 2) + camera[:, None, :, 3]
     back = torch.linalg.pinv(camera[:, :, :3])
     return (landmarks - predicted) @ back.transpose(1, 2)
+
+
+def _expressed(expression: Tensor, template: LandmarkTemplate) -> Tensor:
+    """Strengths (T, K) → (T, N, 2) metres by which they move the template's landmarks, seen from the front."""
+    return torch.einsum("tk,nik->tni", expression.double().cpu(), template.moves[:, :2].double().cpu())
 
 
 def _fill(values: Tensor, seen: Tensor) -> Tensor:
