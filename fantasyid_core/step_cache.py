@@ -1,14 +1,16 @@
 """Denoising steps that hardly differ from the one before need not be computed in full.
 
-The first block is always computed. Where what it adds has changed little since the last full step, what the blocks
-after it added then is taken again (first-block cache: ParaAttention, Cheng Zeyi; diffusers' `FirstBlockCache`).
+The first block is always computed (first-block cache: ParaAttention, Cheng Zeyi; diffusers' `FirstBlockCache`). Where
+what it adds has changed little since the last full step, what the blocks after it add is continued along a straight
+line from the last two full steps, which errs less than taking the last one again (docs/benchmarks.md).
+
 diffusers' own does not fit: it hangs hooks into blocks, which models share in the host, and would run the injections of
 skipped blocks on top of what already holds them.
 """
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -50,8 +52,34 @@ class CacheSettings:
             raise SamplingError(f"The step cache must be allowed at least one skipped step; got {self.most}.")
 
 
+@dataclass(frozen=True, eq=False)
+class _Full:
+    """A step that was computed in full.
+
+    Attributes:
+        progress: where in the run.
+        change: (B, L / EVERY, dim) what the first block added.
+        rest: (B, L, dim) what the blocks after it added.
+        earlier: `progress` and `rest` of the full step before.
+    """
+
+    progress: float
+    change: Tensor
+    rest: Tensor
+    earlier: tuple[float, Tensor] | None = None
+
+    def fits(self, first: Tensor) -> bool:
+        """Whether it can stand in for a step of these tokens."""
+        return self.earlier is not None and self.rest.shape == first.shape and self.rest.device == first.device
+
+    def continued(self, progress: float) -> Tensor:
+        """What the blocks after the first would add later in the run."""
+        before, rest = self.earlier
+        return torch.lerp(rest, self.rest, (progress - before) / (self.progress - before))
+
+
 class StepCache:
-    """What one sampling run keeps of its last full step. Make a new one for every run.
+    """What one sampling run keeps of its last full steps. Make a new one for every run.
 
     One decision holds for all guidance branches of a step: guidance multiplies the difference between them.
 
@@ -62,7 +90,7 @@ class StepCache:
     def __init__(self, settings: CacheSettings):
         self.settings = settings
         self.computed, self.skipped = 0, 0
-        self._kept: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._full: dict[Hashable, _Full] = {}
         self._asked: set[Hashable] = set()
         self._progress: float | None = None
         self._skip, self._in_a_row = False, 0
@@ -81,32 +109,34 @@ class StepCache:
         """
         first, words = through(start, words, slice(1))
         change = first[:, ::EVERY] - start[:, ::EVERY]
-        rest = self._reuse(branch, progress, change, first.shape)
-        if rest is not None:
-            return first + rest
+        if self._skips(branch, progress, change, first):
+            return first + self._full[branch].continued(progress)
         visual, _ = through(first, words, slice(1, None))
-        self._keep(branch, change, visual - first)
+        self._keep(branch, progress, change, visual - first)
         return visual
 
     @torch.compiler.disable
-    def _reuse(self, branch: Hashable, progress: float, change: Tensor, shape: torch.Size) -> Tensor | None:
-        before, rest = self._kept.get(branch, (None, None))
-        fits = rest is not None and rest.shape == shape and rest.device == change.device
+    def _skips(self, branch: Hashable, progress: float, change: Tensor, first: Tensor) -> bool:
+        full = self._full.get(branch)
+        fits = full is not None and full.fits(first)
         if progress != self._progress or branch in self._asked:  # a new step: its first branch decides for all
             self._progress, self._asked = progress, set()
-            self._skip = fits and self._may_skip(progress, change, before)
+            self._skip = fits and self._may_skip(progress, change, full.change)
             self._in_a_row = self._in_a_row + 1 if self._skip else 0
             self.skipped += self._skip
             self.computed += not self._skip
         self._asked.add(branch)
         if self._skip and fits:
-            return rest
-        self._kept.pop(branch, None)  # it would only take memory while the step is computed
-        return None
+            return True
+        if full is not None:  # nobody needs it while the step is computed
+            self._full[branch] = replace(full, earlier=None)
+        return False
 
     @torch.compiler.disable
-    def _keep(self, branch: Hashable, change: Tensor, rest: Tensor) -> None:
-        self._kept[branch] = (change, rest)
+    def _keep(self, branch: Hashable, progress: float, change: Tensor, rest: Tensor) -> None:
+        last = self._full.get(branch)
+        usable = last is not None and last.rest.shape == rest.shape and last.progress != progress
+        self._full[branch] = _Full(progress, change, rest, (last.progress, last.rest) if usable else None)
 
     def _may_skip(self, progress: float, change: Tensor, before: Tensor) -> bool:
         s = self.settings

@@ -42,12 +42,26 @@ def run(settings: CacheSettings, changes: list[float]) -> list[int]:
     return computed
 
 
-def test_a_skipped_step_is_the_first_block_anew_and_the_rest_of_the_last_full_step():
-    cache = StepCache(ALWAYS)
-    assert step(cache, Blocks(1.0, rest=10.0), 0.0) == 41
+def started(settings: CacheSettings, *branches: str, rests: tuple[float, float] = (10.0, 10.0)) -> StepCache:
+    """A cache after two full steps, at 0 and 0.1."""
+    cache = StepCache(settings)
+    for progress, rest in zip((0.0, 0.1), rests, strict=True):
+        for branch in branches or ((),):
+            step(cache, Blocks(rest=rest), progress, branch)
+    assert cache.skipped == 0
+    return cache
+
+
+def test_a_skipped_step_is_the_first_block_anew_and_the_rest_of_the_last_full_steps_continued():
+    cache = started(ALWAYS, rests=(10.0, 11.0))
     later = Blocks(2.0, rest=999.0)
-    assert step(cache, later, 0.1) == 42
-    assert later.ran == 1
+    assert step(cache, later, 0.2) == pytest.approx(2 + 4 * 12)
+    assert step(cache, later, 0.25) == pytest.approx(2 + 4 * 12.5)
+    assert later.ran == 2
+
+
+def test_two_full_steps_come_first():
+    assert run(ALWAYS, [1.0] * 6) == [0, 1]
 
 
 def test_threshold_zero_computes_every_step():
@@ -55,11 +69,11 @@ def test_threshold_zero_computes_every_step():
 
 
 def test_change_is_measured_from_the_last_full_step_so_that_small_ones_add_up():
-    assert run(CacheSettings(0.25, start=0.0, most=99), [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]) == [0, 3]
+    assert run(CacheSettings(0.25, start=0.0, most=99), [1.0, 1.0, 1.1, 1.2, 1.3, 1.4]) == [0, 1, 4]
 
 
 def test_at_most_so_many_steps_in_a_row_are_skipped():
-    assert run(CacheSettings(1e9, start=0.0, most=2), [1.0] * 8) == [0, 3, 6]
+    assert run(CacheSettings(1e9, start=0.0, most=2), [1.0] * 9) == [0, 1, 4, 7]
 
 
 def test_only_a_part_of_the_run_is_skipped():
@@ -67,46 +81,47 @@ def test_only_a_part_of_the_run_is_skipped():
 
 
 def test_the_first_branch_of_a_step_decides_for_all():
-    cache = StepCache(CacheSettings(0.5, start=0.0))
-    for branch in ("with the prompt", "without"):
-        step(cache, Blocks(1.0), 0.0, branch)
-    assert step(cache, Blocks(1.1), 0.1, "with the prompt") == pytest.approx(41.1)
+    cache = started(CacheSettings(0.5, start=0.0), "with the prompt", "without")
+    assert step(cache, Blocks(1.1), 0.2, "with the prompt") == pytest.approx(41.1)
     other = Blocks(9.0)
-    assert step(cache, other, 0.1, "without") == 49
+    assert step(cache, other, 0.2, "without") == pytest.approx(49)
     assert other.ran == 1
-    assert (cache.computed, cache.skipped) == (1, 1)
+    assert (cache.computed, cache.skipped) == (2, 1)
 
 
 def test_branches_keep_their_own():
     cache = StepCache(ALWAYS)
-    step(cache, Blocks(rest=1.0), 0.0, "with the prompt")
-    step(cache, Blocks(rest=2.0), 0.0, "without")
-    assert step(cache, Blocks(), 0.1, "with the prompt") == 5
-    assert step(cache, Blocks(), 0.1, "without") == 9
-    assert step(cache, new := Blocks(), 0.2, "a batch of both") == 41
+    for progress in (0.0, 0.1):
+        step(cache, Blocks(rest=1.0), progress, "with the prompt")
+        step(cache, Blocks(rest=2.0), progress, "without")
+    assert step(cache, Blocks(), 0.2, "with the prompt") == 5
+    assert step(cache, Blocks(), 0.2, "without") == 9
+    assert step(cache, new := Blocks(), 0.3, "a batch of both") == 41
     assert new.ran == 5
 
 
 def test_two_evaluations_at_one_timestep_are_two_steps():
     """Samplers of second order ask the model twice at a time, with other latents."""
-    cache = StepCache(CacheSettings(0.1, start=0.0))
-    step(cache, Blocks(1.0), 0.5)
-    assert step(cache, Blocks(3.0), 0.5) == 43
+    cache = started(CacheSettings(0.1, start=0.0))
+    assert step(cache, Blocks(3.0), 0.1) == 43
+    assert step(cache, Blocks(3.0, rest=20.0), 0.1) == 83
+    assert math.isfinite(step(cache, Blocks(3.0), 0.2))
 
 
 def test_other_sizes_are_computed():
-    cache = StepCache(ALWAYS)
-    step(cache, Blocks(), 0.0)
-    assert step(cache, other := Blocks(), 0.1, tokens=24) == 41
+    cache = started(ALWAYS)
+    assert step(cache, other := Blocks(), 0.2, tokens=24) == 41
     assert other.ran == 5
+    assert step(cache, Blocks(), 0.3, tokens=24) == 41
 
 
 def test_context_windows_keep_their_own():
     caches = StepCaches(ALWAYS)
-    step(caches.of((0, 1)), Blocks(rest=1.0), 0.0)
-    step(caches.of((1, 2)), Blocks(rest=2.0), 0.0)
-    assert step(caches.of((0, 1)), Blocks(), 0.1) == 5
-    assert caches.report() == "the step cache skipped 1 of 3 steps"
+    for progress in (0.0, 0.1):
+        step(caches.of((0, 1)), Blocks(rest=1.0), progress)
+        step(caches.of((1, 2)), Blocks(rest=2.0), progress)
+    assert step(caches.of((0, 1)), Blocks(), 0.2) == 5
+    assert caches.report() == "the step cache skipped 1 of 5 steps"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +140,7 @@ def found(host_script, standin_nano, tmp_path_factory) -> dict:
 
 
 def test_skipped_steps_run_the_first_block_only(found):
-    assert found["first and last block"] == [8, 2]
+    assert found["first and last block"] == [8, 3]
     assert 0 < found["differs"] < 1
 
 
@@ -142,7 +157,7 @@ def test_start_bounds_the_part_that_is_skipped(found):
 
 
 def test_the_step_where_an_identity_sets_in_is_computed(found):
-    assert found["identity sets in"] == [8, 3]
+    assert found["identity sets in"] == [8, 5], "two full steps before it and two after"
 
 
 @pytest.mark.parametrize("other", ["repeats", "other noise", "other prompt", "other identity"])
@@ -160,7 +175,7 @@ def test_every_sampler_skips(found):
 
 
 def test_branches_one_after_the_other_are_skipped_together(found):
-    assert found["branches apart"] == [16, 4]
+    assert found["branches apart"] == [16, 6]
     assert found["branches apart differ"] < 1e-5
 
 
