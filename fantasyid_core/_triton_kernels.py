@@ -1,4 +1,4 @@
-"""Triton kernels behind `kernels`; only imported where Triton and a GPU are."""
+"""Triton kernels behind `kernels` and `fp8`; only imported where Triton and a GPU are."""
 
 import torch
 import triton
@@ -6,39 +6,118 @@ import triton.language as tl
 from torch import Tensor
 
 
+def _block(dim: int) -> dict[str, int]:
+    """One row of `dim` values by one program."""
+    block = triton.next_power_of_2(dim)
+    return {"BLOCK": block, "num_warps": min(16, max(1, block // 512))}
+
+
+@triton.jit
+def _store(value, place, scales, inside, EIGHT: tl.constexpr):
+    """A row as it is, or in 8 bits with its scale, a power of two (`fp8.rows8`)."""
+    if EIGHT:
+        largest = tl.maximum(tl.max(tl.where(inside, tl.abs(value), 0.0), 0), 7.888609052210118e-31)  # 2⁻¹⁰⁰
+        exponent = largest.to(tl.int32, bitcast=True) & 0x7F800000
+        tl.store(scales, exponent.to(tl.float32, bitcast=True) * 0.0078125)
+        value *= (0x7F000000 - exponent).to(tl.float32, bitcast=True) * 128.0
+    tl.store(place, value.to(place.dtype.element_ty), mask=inside)
+
+
 @triton.jit
 def _modulate(
-    x, out, weight, bias, scale, shift, eps, length, dim,
-    x_batch, x_row, out_batch, out_row, mod_batch,
-    BLOCK: tl.constexpr,
+    x, out, scales, weight, bias, scale, shift, eps, dim,
+    x_batch, x_row, out_batch, out_row, scales_batch, mod_batch,
+    MODULATE: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row, batch = tl.program_id(0), tl.program_id(1)
+    row, batch = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < dim
     kind = x.dtype.element_ty
-    value = tl.load(x + batch.to(tl.int64) * x_batch + row.to(tl.int64) * x_row + column, mask=inside, other=0.0)
-    value = value.to(tl.float32)
+    value = tl.load(x + batch * x_batch + row * x_row + column, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(value, 0) / dim
     centred = tl.where(inside, value - mean, 0.0)
     inverse = tl.rsqrt(tl.sum(centred * centred, 0) / dim + eps)
     w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-    normed = (centred * inverse * w + b).to(kind).to(tl.float32)
-    s = tl.load(scale + batch * mod_batch + column, mask=inside, other=0.0).to(tl.float32)
-    t = tl.load(shift + batch * mod_batch + column, mask=inside, other=0.0).to(tl.float32)
-    scaled = (normed * (1.0 + s).to(kind).to(tl.float32)).to(kind).to(tl.float32)
-    place = out + batch.to(tl.int64) * out_batch + row.to(tl.int64) * out_row + column
-    tl.store(place, (scaled + t).to(kind), mask=inside)
+    value = (centred * inverse * w + b).to(kind).to(tl.float32)
+    if MODULATE:
+        s = tl.load(scale + batch * mod_batch + column, mask=inside, other=0.0).to(tl.float32)
+        t = tl.load(shift + batch * mod_batch + column, mask=inside, other=0.0).to(tl.float32)
+        scaled = (value * (1.0 + s).to(kind).to(tl.float32)).to(kind).to(tl.float32)
+        value = (scaled + t).to(kind).to(tl.float32)
+    _store(value, out + batch * out_batch + row * out_row + column, scales + batch * scales_batch + row, inside, EIGHT)
 
 
-def modulate(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, out: Tensor) -> None:
+def _modulated(x: Tensor, norm: tuple, scale: Tensor, shift: Tensor, out: Tensor, scales: Tensor | None) -> None:
+    weight, bias, eps = norm
     batch, length, dim = x.shape
-    block = triton.next_power_of_2(dim)
     _modulate[(length, batch)](
-        x, out, weight, bias, scale, shift, eps, length, dim,
-        x.stride(0), x.stride(1), out.stride(0), out.stride(1), scale.stride(0),
-        BLOCK=block, num_warps=min(16, max(1, block // 512)),
+        x, out, out if scales is None else scales, weight, bias, scale, shift, eps, dim,
+        x.stride(0), x.stride(1), out.stride(0), out.stride(1), 0 if scales is None else scales.stride(0),
+        scale.stride(0), MODULATE=scale is not weight, EIGHT=scales is not None, **_block(dim),
     )  # fmt: skip
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _modulated(x, (weight, bias, eps), weight, weight, out, None)
+    return out
+
+
+def _joint(visual, words, norm, modulation, out: Tensor, scales: Tensor | None) -> None:
+    scale, shift, words_scale, words_shift = modulation
+    n = words.shape[1]
+    for x, (s, t), part in ((words, (words_scale, words_shift), slice(n)), (visual, (scale, shift), slice(n, None))):
+        _modulated(x, norm, s, t, out[:, part], None if scales is None else scales[:, part])
+
+
+def modulate(
+    visual: Tensor, words: Tensor, weight: Tensor, bias: Tensor, eps: float,
+    scale: Tensor, shift: Tensor, words_scale: Tensor, words_shift: Tensor,
+) -> Tensor:  # fmt: skip
+    batch, length, dim = visual.shape
+    out = visual.new_empty(batch, words.shape[1] + length, dim)
+    _joint(visual, words, (weight, bias, eps), (scale, shift, words_scale, words_shift), out, None)
+    return out
+
+
+def modulate8(
+    visual: Tensor, words: Tensor, weight: Tensor, bias: Tensor, eps: float,
+    scale: Tensor, shift: Tensor, words_scale: Tensor, words_shift: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    batch, length, dim = visual.shape
+    out = visual.new_empty(batch, words.shape[1] + length, dim, dtype=torch.float8_e4m3fn)
+    scales = visual.new_empty(*out.shape[:2], 1, dtype=torch.float32)
+    _joint(visual, words, (weight, bias, eps), (scale, shift, words_scale, words_shift), out, scales)
+    return out, scales
+
+
+@triton.jit
+def _rows8(x, out, scales, dim, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < dim
+    value = tl.load(x + row * dim + column, mask=inside, other=0.0).to(tl.float32)
+    if GELU:
+        value *= tl.sigmoid(1.5957691216057308 * (value + 0.044715 * value * value * value))
+        value = value.to(x.dtype.element_ty).to(tl.float32)
+    _store(value, out + row * dim + column, scales + row, inside, True)
+
+
+def _quantised(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
+    out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+    _rows8[(scales.numel(),)](x, out, scales, x.shape[-1], GELU=gelu, **_block(x.shape[-1]))
+    return out, scales
+
+
+def rows8(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _quantised(x, gelu=False)
+
+
+def gelu8(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _quantised(x, gelu=True)
 
 
 @triton.jit
@@ -61,25 +140,23 @@ def _gated_add(
 def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     batch, length, dim = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    block = triton.next_power_of_2(dim)
     _gated_add[(length, batch)](
-        x, y, gate, out, length, dim, x.stride(0), x.stride(1), y.stride(0), y.stride(1), gate.stride(0),
-        BLOCK=block, num_warps=min(16, max(1, block // 512)),
-    )  # fmt: skip
+        x, y, gate, out, length, dim, x.stride(0), x.stride(1), y.stride(0), y.stride(1), gate.stride(0), **_block(dim)
+    )
     return out
 
 
 @triton.jit
 def _norm_rotate(
-    x, weight, bias, cos, sin, eps, rows, length, heads, words,
+    x, out, weight, bias, cos, sin, eps, rows, length, heads, words,
     DIM: tl.constexpr, ROWS: tl.constexpr, ROTATE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, DIM)
     inside = (row < rows)[:, None]
     kind = x.dtype.element_ty
-    place = x + row.to(tl.int64)[:, None] * DIM + column[None]
-    value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    place = row.to(tl.int64)[:, None] * DIM + column[None]
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     value -= (tl.sum(value, 1) / DIM)[:, None]
     value *= tl.rsqrt(tl.sum(value * value, 1) / DIM + eps)[:, None]
     value = value * tl.load(weight + column).to(tl.float32)[None] + tl.load(bias + column).to(tl.float32)[None]
@@ -91,19 +168,19 @@ def _norm_rotate(
         c, s = tl.load(cos + angle, mask=turns, other=1.0), tl.load(sin + angle, mask=turns, other=0.0)
         even, odd = tl.split(tl.reshape(value, (ROWS, DIM // 2, 2)))
         value = value * c + tl.reshape(tl.join(-odd, even), (ROWS, DIM)) * s
-    tl.store(place, value.to(kind), mask=inside)
+    tl.store(out + place, value.to(kind), mask=inside)
 
 
 def norm_rotate(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, rotary: tuple[Tensor, Tensor] | None, words: int
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, cos: Tensor | None, sin: Tensor | None, words: int
 ) -> Tensor:
     batch, length, heads, dim = x.shape
     x = x.contiguous()
+    out = torch.empty_like(x)
     rows = batch * length * heads
-    cos, sin = rotary if rotary is not None else (x, x)
     rows_at_once = 32
     _norm_rotate[(triton.cdiv(rows, rows_at_once),)](
-        x, weight, bias, cos, sin, eps, rows, length, heads, words,
-        DIM=dim, ROWS=rows_at_once, ROTATE=rotary is not None, num_warps=4,
+        x, out, weight, bias, x if cos is None else cos, x if sin is None else sin, eps, rows, length, heads, words,
+        DIM=dim, ROWS=rows_at_once, ROTATE=cos is not None, num_warps=4,
     )  # fmt: skip
-    return x
+    return out

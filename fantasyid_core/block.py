@@ -8,13 +8,26 @@ from diffusers.models.activations import GELU
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import Tensor, nn
 
-from .fp8 import Rows8, product, rows8, weight8
-from .kernels import Rotary, gated_add, modulate, norm_rotate
+from .fp8 import product, weight8
+from .kernels import (
+    Modulation,
+    Norm,
+    Rotary,
+    Rows8,
+    WeightsOf,
+    gated_add,
+    gelu8,
+    linear_gelu,
+    modulate,
+    modulate8,
+    norm_rotate,
+    own_weights,
+    rows8,
+)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-WeightsOf = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
 Compute = Callable[[Tensor, Tensor | None], Tensor]
-Borrow = Callable[[nn.Module, torch.device, torch.dtype, Compute], Tensor]
+Borrow = Callable[[nn.Module, torch.device, torch.dtype, bool, Compute], Tensor]
 
 
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -22,13 +35,8 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def own_weights(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer norm, on the device and in the dtype of `like`."""
-    return norm.weight.to(like), norm.bias.to(like)
-
-
-def with_own_weights(layer: nn.Module, device: torch.device, dtype: torch.dtype, compute: Compute) -> Tensor:
-    """`compute` on weight and bias of a linear layer; either in the dtype asked for or stored in fp8."""
+def with_own_weights(layer: nn.Module, device: torch.device, dtype: torch.dtype, fp8: bool, compute: Compute) -> Tensor:
+    """`compute` on weight and bias of a linear layer, on `device` and in `dtype`; fp8: or as they are stored, if so."""
     return compute(layer.weight, layer.bias)
 
 
@@ -56,47 +64,47 @@ class FusedBlock(CogVideoXBlock):
         fp8: the large products with 8-bit operands.
         """
         visual, words = hidden_states, encoder_hidden_states
-        joint, gates = self._modulated(self.norm1, visual, words, temb)
-        visual, words = _updated(visual, words, self._attention(joint, words.shape[1], image_rotary_emb, fp8), gates)
-        joint, gates = self._modulated(self.norm2, visual, words, temb)
-        return _updated(visual, words, self._feed_forward(joint, fp8), gates)
+        joint, gates = self._modulated(self.norm1, visual, words, temb, fp8)
+        update = self._attention(joint, visual.dtype, words.shape[1], image_rotary_emb)
+        visual, words = _updated(visual, words, update, gates)
+        joint, gates = self._modulated(self.norm2, visual, words, temb, fp8)
+        return _updated(visual, words, self._feed_forward(joint, visual.dtype), gates)
 
-    def _attention(self, joint: Tensor, words: int, rotary: Rotary | None, fp8: bool) -> Tensor:
-        attn, dtype = self.attn1, joint.dtype
-        joint = rows8(joint) if fp8 else joint
+    def _attention(self, joint: Tensor | Rows8, dtype: torch.dtype, words: int, rotary: Rotary | None) -> Tensor:
+        attn = self.attn1
         q, k, v = (
             self._product(layer, joint, dtype).unflatten(2, (attn.heads, -1))
             for layer in (attn.to_q, attn.to_k, attn.to_v)
         )
         q, k = (
-            norm_rotate(x, *self.weights_of(norm, x), norm.eps, rotary, words)
+            norm_rotate(x, Norm(*self.weights_of(norm, x), norm.eps), rotary, words)
             for x, norm in ((q, attn.norm_q), (k, attn.norm_k))
         )
         out = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self._product(attn.to_out[0], rows8(out) if fp8 else out, dtype)
+        return self._product(attn.to_out[0], rows8(out) if isinstance(joint, Rows8) else out, dtype)
 
-    def _feed_forward(self, joint: Tensor, fp8: bool) -> Tensor:
-        up, dtype = self.ff.net[0], joint.dtype
-        if not fp8 or not isinstance(up, GELU):
+    def _feed_forward(self, joint: Tensor | Rows8, dtype: torch.dtype) -> Tensor:
+        up, down = self.ff.net[0], self.ff.net[2]
+        if isinstance(joint, Rows8):
+            return self._product(down, gelu8(self._product(up.proj, joint, dtype)), dtype)
+        if self.training or not isinstance(up, GELU) or up.approximate != "tanh":
             return self.ff(joint)
-        hidden = up.gelu(self._product(up.proj, rows8(joint), dtype))
-        return self._product(self.ff.net[2], rows8(hidden), dtype)
+        return down(self.borrow(up.proj, joint.device, dtype, False, lambda w, b: linear_gelu(joint, w, b)))
 
     def _product(self, layer: nn.Module, x: Tensor | Rows8, dtype: torch.dtype) -> Tensor:
-        if isinstance(x, Tensor):
+        if not isinstance(x, Rows8):
             return layer(x)
-        return self.borrow(layer, x.values.device, dtype, lambda w, b: product(x, weight8(w), b, dtype))
+        return self.borrow(layer, x.values.device, dtype, True, lambda w, b: product(x, weight8(w), b, dtype))
 
     def _modulated(
-        self, zero: nn.Module, visual: Tensor, words: Tensor, time: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self, zero: nn.Module, visual: Tensor, words: Tensor, time: Tensor, fp8: bool
+    ) -> tuple[Tensor | Rows8, tuple[Tensor, Tensor]]:
         """diffusers' `CogVideoXLayerNormZero` → text and visual tokens in one tensor, the gates of both."""
-        n = words.shape[1]
         shift, scale, gate, words_shift, words_scale, words_gate = zero.linear(zero.silu(time)).chunk(6, dim=1)
-        weight, bias = self.weights_of(zero.norm, visual)
-        joint = visual.new_empty(len(visual), n + visual.shape[1], visual.shape[2])
-        modulate(words, weight, bias, words_scale, words_shift, zero.norm.eps, joint[:, :n])
-        modulate(visual, weight, bias, scale, shift, zero.norm.eps, joint[:, n:])
+        norm = Norm(*self.weights_of(zero.norm, visual), zero.norm.eps)
+        joint = (modulate8 if fp8 else modulate)(
+            visual, words, norm, Modulation(scale, shift, words_scale, words_shift)
+        )
         return joint, (gate, words_gate)
 
 

@@ -1,47 +1,20 @@
 """Matrix products with 8-bit operands (float8 e4m3): twice as fast as bf16 where the hardware has them.
 
-Activations and weights are quantised row by row. A row's scale is a power of two, so that scaling rounds nothing: what
-is lost is the mantissa, 3 bits instead of 7, and weights that were stored in this format before come out as they were.
+Activations and weights are quantised row by row (`kernels.rows8`). Weights that are stored in this format already are
+multiplied as they are.
 """
 
-from typing import NamedTuple
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FLOAT8 = torch.float8_e4m3fn
-SMALLEST = 2.0**-100  # of a row's largest value; below it a scale would leave float32
-
-
-class Rows8(NamedTuple):
-    """A quantised matrix; value = values · scales.
-
-    Attributes:
-        values: (…, K) float8_e4m3fn.
-        scales: (…, 1) float32, powers of two.
-    """
-
-    values: Tensor
-    scales: Tensor
-
-
-def rows8(x: Tensor) -> Rows8:
-    """Quantise (…, K): every row's largest value comes to lie between 128 and 256, of the format's 448."""
-    return rows8_plain(x)
-
-
-def rows8_plain(x: Tensor) -> Rows8:
-    """The twin of `rows8`."""
-    x = x.float()
-    largest = x.abs().amax(-1, keepdim=True).clamp(min=SMALLEST)
-    power_of_two = (largest.view(torch.int32) & 0x7F800000).view(torch.float32)  # the exponent alone
-    scales = power_of_two * 2.0**-7
-    return Rows8((x / scales).to(FLOAT8), scales)
+from .kernels import FLOAT8, Rows8, rows8
 
 
 def weight8(weight: Tensor) -> Rows8:
-    """Quantise a weight (N, K); one that is stored in the format already stays as it is."""
+    """Quantise a weight (N, K); one that is stored in the format stays as it is."""
     if weight.dtype == FLOAT8:
         return Rows8(weight, weight.new_ones(len(weight), 1, dtype=torch.float32))
     return rows8(weight)
@@ -49,7 +22,18 @@ def weight8(weight: Tensor) -> Rows8:
 
 def product(x: Rows8, weight: Rows8, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x (…, K) · weight (N, K)ᵀ + bias (N,) → (…, N) in `dtype`."""
-    return product_plain(x, weight, bias, dtype)
+    if not x.values.is_cuda or any(size % 16 for size in weight.values.shape):
+        return product_plain(x, weight, bias, dtype)
+    out = torch._scaled_mm(
+        x.values.flatten(0, -2),
+        weight.values.t(),
+        scale_a=x.scales.flatten(0, -2),
+        scale_b=weight.scales.t(),
+        bias=None if bias is None else bias.to(torch.bfloat16),
+        out_dtype=torch.bfloat16,  # the only one with scales by row
+        use_fast_accum=True,
+    )
+    return out.unflatten(0, x.values.shape[:-1]).to(dtype)
 
 
 def product_plain(x: Rows8, weight: Rows8, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -62,6 +46,7 @@ def dequantised(x: Rows8, dtype: torch.dtype) -> Tensor:
     return (x.values.float() * x.scales).to(dtype)
 
 
+@functools.cache
 def missing(device: torch.device) -> str | None:
     """Why a device cannot multiply in 8 bits, or None where it can."""
     if device.type != "cuda" or torch.version.hip:

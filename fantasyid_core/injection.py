@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import IdentityError
+from .kernels import Norm, WeightsOf, layer_norm, own_weights
 
 
 class LayerAttention(nn.Module):
@@ -22,7 +23,11 @@ class LayerAttention(nn.Module):
         token_dim: K, width of the identity tokens (2048).
         inner_dim: heads × head_dim (2048).
         head_dim: 128 in the release.
+
+    A host may replace `weights_of` (of a layer norm) where it holds weights elsewhere or patches them.
     """
+
+    weights_of: WeightsOf = staticmethod(own_weights)
 
     def __init__(self, dim: int, token_dim: int, inner_dim: int, head_dim: int = 128):
         super().__init__()
@@ -40,7 +45,8 @@ class LayerAttention(nn.Module):
 
     def forward(self, hidden: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
         """Visual tokens (B, L, dim) → what the identity adds to them, (B, L, dim)."""
-        q = self.to_q(self.norm2(hidden)).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        normed = layer_norm(hidden, Norm(*self.weights_of(self.norm2, hidden), self.norm2.eps))
+        q = self.to_q(normed).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
         k, v = (x.expand(len(q), -1, -1, -1) for x in keys_values)
         return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 

@@ -57,6 +57,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
             LayerAttention(dim, token_dim, layer_attention_dim, layer_attention_head_dim) for _ in range(injections)
         )
 
+    @torch.compiler.disable(recursive=False)  # block by block: all share one compiled code
     def forward(
         self,
         latents: Tensor,
@@ -95,12 +96,13 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         words, visual = self.embed(latents, text)
         run_block = run_block or _run_block
 
+        @torch.compiler.disable(recursive=False)
         def through(visual: Tensor, words: Tensor, blocks: slice) -> tuple[Tensor, Tensor]:
             for i in range(*blocks.indices(len(self.transformer_blocks))):
                 visual, words = run_block(i, self.transformer_blocks[i], visual, words, time, rotary)
                 if run is not None and i % self.cross_attn_interval == 0:
                     layer = i // self.cross_attn_interval
-                    visual = run.add_to(visual, layer, self.layer_attention[layer], progress)
+                    visual = _inject(run, visual, layer, self.layer_attention[layer], progress)
             return visual, words
 
         if cache is None:
@@ -169,6 +171,12 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         grid = (height // c.patch_size, width // c.patch_size)
         crop = get_resize_crop_region_for_grid(grid, base[1], base[0])
         return get_3d_rotary_pos_embed(c.attention_head_dim, crop, grid, frames, device=device)
+
+
+@torch.compiler.disable
+def _inject(run: InjectionRun, visual: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+    """All is fused here already, and a compiled version would bind itself to numbers that an artist varies."""
+    return run.add_to(visual, layer, attention, progress)
 
 
 def _run_block(

@@ -221,6 +221,8 @@ def load_model(
     transformer = from_published(config, published, NativeTransformer)
     for block in transformer.transformer_blocks:
         block.attend, block.weights_of, block.borrow = host_attention, transformer.norm_weights, borrow
+    for attention in transformer.layer_attention:
+        attention.weights_of = transformer.norm_weights
     left = to_host_operators(transformer)
     if left:
         raise RuntimeError(f"modules without a host operator: {left}")

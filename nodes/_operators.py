@@ -16,14 +16,14 @@ _TWINS = {
 }
 
 
-def borrow(layer: nn.Module, device: torch.device, dtype: torch.dtype, compute: Compute) -> Tensor:
+def borrow(layer: nn.Module, device: torch.device, dtype: torch.dtype, fp8: bool, compute: Compute) -> Tensor:
     """`compute` on a linear layer's weight and bias as the host has them: from wherever it holds them, patched by it.
 
-    They come in `dtype`, or in fp8 where they are stored so and nothing patches them on the way.
+    They come in `dtype`; with `fp8`, a weight that is stored in fp8 comes so, unless something patches it on the way.
     """
     comfy.ops.run_every_op()
     stored = layer.weight.dtype
-    cast = stored if stored == torch.float8_e4m3fn and not layer.weight_function else dtype
+    cast = stored if fp8 and stored == torch.float8_e4m3fn and not layer.weight_function else dtype
     weight, bias, stream = comfy.ops.cast_bias_weight(
         layer, dtype=cast, device=device, bias_dtype=dtype, offloadable=True
     )

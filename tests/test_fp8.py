@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from fantasyid_core import fp8
 from fantasyid_core import standin as standin_weights
-from fantasyid_core.fp8 import FLOAT8, Rows8, dequantised, product, product_plain, rows8, rows8_plain, weight8
+from fantasyid_core.fp8 import dequantised, product, product_plain, weight8
 from fantasyid_core.injection import Injection, InjectionRun
+from fantasyid_core.kernels import FLOAT8, Rows8, rows8, rows8_plain
 from fantasyid_core.transformer import from_published
 from fantasyid_core.weights import read, read_config, split_published
 
@@ -72,7 +73,7 @@ def test_a_block_in_8_bits_stays_near_the_exact_one(standin):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_card_multiplies_as_the_twin(dtype, bias):
-    x, weight = rows8_plain(draw(3, 100, 512).cuda()), weight8(draw(256, 512, seed=1).cuda())
+    x, weight = Rows8(*rows8_plain(draw(3, 100, 512).cuda())), weight8(draw(256, 512, seed=1).cuda())
     bias = draw(256, seed=2).cuda().to(dtype) if bias else None
     exact = product_plain(x, weight, bias, torch.float64)
     theirs = product(x, weight, bias, dtype)

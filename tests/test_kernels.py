@@ -7,6 +7,7 @@ import torch
 
 import fantasyid_core
 from fantasyid_core import kernels
+from fantasyid_core.kernels import Modulation, Norm
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -27,15 +28,31 @@ def draw(*shape: int, dtype: torch.dtype, device: str) -> torch.Tensor:
 @pytest.mark.parametrize(("length", "dim"), [(226, 3072), (7, 48), (1, 100)])
 def test_modulate(dtype, length, dim):
     make = lambda *shape: draw(*shape, dtype=dtype, device="cuda")  # noqa: E731
-    x, weight, bias = make(2, length + 5, dim)[:, 2 : length + 2], 1 + 0.1 * make(dim), make(dim)
-    scale, shift, *_ = make(2, 6 * dim).chunk(6, 1)
-    joint = torch.full((2, length + 9, dim), float("nan"), device="cuda", dtype=dtype)
-    kernels.modulate(x, weight, bias, scale, shift, 1e-5, joint[:, 4 : 4 + length])
-    inputs = (x, weight, bias, scale, shift)
-    exact = kernels.modulate_plain(*(t.double() for t in inputs), 1e-5)
-    as_good_as(joint[:, 4 : 4 + length], kernels.modulate_plain(*inputs, 1e-5), exact)
-    assert joint[:, :4].isnan().all()
-    assert joint[:, 4 + length :].isnan().all()
+    visual, words = make(2, length + 5, dim)[:, 2 : length + 2], make(2, 9, dim)
+    norm = Norm(1 + 0.1 * make(dim), make(dim), 1e-5)
+    modulation = Modulation(*make(2, 6 * dim).chunk(6, 1)[:4])
+    flat = (visual, words, *norm, *modulation)
+    exact = kernels.modulate_plain(*(x.double() if isinstance(x, torch.Tensor) else x for x in flat))
+    ours = kernels.modulate(visual, words, norm, modulation)
+    as_good_as(ours, kernels.modulate_plain(*flat), exact)
+
+
+@CUDA
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer_norm(dtype):
+    make = lambda *shape: draw(*shape, dtype=dtype, device="cuda")  # noqa: E731
+    x, norm = make(2, 300, 3072), Norm(1 + 0.1 * make(3072), make(3072), 1e-5)
+    exact = kernels.layer_norm_plain(x.double(), norm.weight.double(), norm.bias.double(), norm.eps)
+    as_good_as(kernels.layer_norm(x, norm), kernels.layer_norm_plain(x, *norm), exact)
+
+
+@CUDA
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_gelu(dtype):
+    make = lambda *shape: draw(*shape, dtype=dtype, device="cuda")  # noqa: E731
+    x, weight, bias = make(2, 300, 3072), make(512, 3072) / 50, make(512)
+    exact = kernels.linear_gelu_plain(x.double(), weight.double(), bias.double())
+    as_good_as(kernels.linear_gelu(x, weight, bias), kernels.linear_gelu_plain(x, weight, bias), exact)
 
 
 @CUDA
@@ -56,9 +73,10 @@ def test_norm_rotate(dtype, rotates, dim):
     x, weight, bias = make(2, 226 + 77, 3, dim), 1 + 0.1 * make(dim), make(dim)
     angle = torch.rand(77, dim // 2, device="cuda").repeat_interleave(2, 1) * 6
     rotary = (angle.cos(), angle.sin()) if rotates else None
-    plain = kernels.norm_rotate_plain(x, weight, bias, 1e-6, rotary, 226)
-    exact = kernels.norm_rotate_plain(x.double(), weight.double(), bias.double(), 1e-6, rotary, 226)
-    as_good_as(kernels.norm_rotate(x.clone(), weight, bias, 1e-6, rotary, 226), plain, exact)
+    turn = rotary or (None, None)
+    plain = kernels.norm_rotate_plain(x, weight, bias, 1e-6, *turn, 226)
+    exact = kernels.norm_rotate_plain(x.double(), weight.double(), bias.double(), 1e-6, *turn, 226)
+    as_good_as(kernels.norm_rotate(x, Norm(weight, bias, 1e-6), rotary, 226), plain, exact)
 
 
 @CUDA
@@ -81,7 +99,7 @@ def test_rotation_is_diffusers():
     x = torch.randn(2, 10, 3, 16)
     angle = torch.rand(8, 8).repeat_interleave(2, 1)
     ones, zeros = torch.ones(16), torch.zeros(16)
-    ours = kernels.norm_rotate_plain(x, ones, zeros, 1e-6, (angle.cos(), angle.sin()), 2)
+    ours = kernels.norm_rotate(x, Norm(ones, zeros, 1e-6), (angle.cos(), angle.sin()), 2)
     normed = torch.nn.functional.layer_norm(x, (16,), ones, zeros, 1e-6)
     theirs = apply_rotary_emb(normed[:, 2:].transpose(1, 2), (angle.cos(), angle.sin())).transpose(1, 2)
     torch.testing.assert_close(ours, torch.cat([normed[:, :2], theirs], 1))
