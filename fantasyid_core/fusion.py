@@ -4,7 +4,7 @@ An identity is a constant of the video. It is computed once, kept on its device,
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ FIRST, MEAN, BEST, CONCATENATED, BY_POSE = COMBINE = (
 )
 # Degrees from the camera at which a view counts 0.6 times a frontal one in "weighted by pose".
 _POSE_WIDTH = 30.0
+BRANCHES = ("2d", "3d")
 FORMAT = "fantasyid-identity-1"
 
 
@@ -39,7 +40,8 @@ class Identity:
 
     Attributes:
         face_tokens: (36, K) float32, the 2-D part of the ID descriptor; (36 · views, K) where tokens are concatenated.
-        vertex_tokens: (79, K) float32, its 3-D part; (79 · views, K) likewise.
+        vertex_tokens: (79, K) float32, its 3-D part; (79 · views, K) likewise. A model that was trained on one part
+            alone has none, (0, K), of the other.
         image: (512, 512, 3) float32 in 0…1, the aligned reference crop.
     """
 
@@ -54,12 +56,22 @@ class Identity:
 
 
 class IdentityEncoder(nn.Module):
-    """Image tower, face abstractor, spiral network and reducer."""
+    """Image tower, face abstractor, spiral network and reducer.
+
+    Args:
+        branches: which tokens the model was trained on, "2d" and "3d" or one of them.
+    """
 
     def __init__(
-        self, tower: ImageTower, abstractor: FaceAbstractor, spiral_net: VertexSpiralNet, reducer: VertexReducer
+        self,
+        tower: ImageTower,
+        abstractor: FaceAbstractor,
+        spiral_net: VertexSpiralNet,
+        reducer: VertexReducer,
+        branches: Sequence[str] = BRANCHES,
     ):
         super().__init__()
+        self.branches = tuple(branches)
         self.tower = tower
         self.abstractor = abstractor
         self.spiral_net = spiral_net
@@ -87,6 +99,7 @@ def build_encoder(published: Published, tower: ImageTower, topology: Topology, c
             published.vertex_spiral_net, topology, float(config.get("vertex_depth_scale", 0.5))
         ),
         VertexReducer.from_published(published.vertex_reducer),
+        config.get("identity_branches", BRANCHES),
     ).requires_grad_(False)
 
 
@@ -127,7 +140,11 @@ def fuse(
             "The identity came out with values that are not finite. The weights or the mesh are damaged; "
             "load the model again, and check the mesh in its preview."
         )
-    return Identity(face_tokens.flatten(0, 1), vertex_tokens.flatten(0, 1), views.crops[0].float())
+    kept = (
+        tokens.flatten(0, 1) if branch in encoder.branches else tokens.flatten(0, 1)[:0]
+        for branch, tokens in zip(BRANCHES, (face_tokens, vertex_tokens), strict=True)
+    )
+    return Identity(*kept, views.crops[0].float())
 
 
 def view_weights(views: FaceViews, combine: str) -> Tensor:
@@ -191,7 +208,7 @@ def _check(identity: Identity, name: str) -> None:
     face, vertex, image = identity.face_tokens, identity.vertex_tokens, identity.image
     fits = (
         face.ndim == vertex.ndim == 2 and face.shape[1] == vertex.shape[1] and image.ndim == 3 and image.shape[2] == 3
-    ) and min(face.numel(), vertex.numel(), image.numel()) > 0
+    ) and min(face.numel() + vertex.numel(), image.numel()) > 0
     finite = all(x.isfinite().all() for x in (face, vertex, image))
     if not (fits and finite):
         raise IdentityError(

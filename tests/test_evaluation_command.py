@@ -13,6 +13,7 @@ from fantasyid_core.evaluation import cases, generate, kept, measure
 from fantasyid_core.evaluation.__main__ import main
 from fantasyid_core.evaluation.generate import Generator, Request
 from fantasyid_core.evaluation.judge import Judge
+from fantasyid_core.evaluation.modes import parse
 from fantasyid_core.fusion import Identity
 from fantasyid_core.people.colours import COLOURS
 
@@ -118,6 +119,43 @@ def test_kept_frames_come_back_nearly_as_they_were(tmp_path: Path, monkeypatch: 
     files[-1].unlink()
     with pytest.raises(FantasyIDError, match="frames"):
         kept.load(tmp_path)
+
+
+def test_modes_stand_side_by_side_with_what_they_cost(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """The exact one is what errors are measured from; nothing that is skipped is exact."""
+    pytest.importorskip("dlib")
+    options = ["--people", "2", "--frames", "1", "--steps", "2", "--device", "cpu", "--judge", str(folder / "judge")]
+    made = [*options, "--model", str(folder), "--modes", "fp8,cache=1-0-1", "--save-frames", str(tmp_path)]
+    assert main([*made, "--no-judging"]) == 0
+    assert main([*options, "--load-frames", str(tmp_path), "--json", str(tmp_path / "table.json")]) == 0
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line[0].strip("| ") for line in lines] == ["", "---", "true renders", "exact", "fp8", "cache=1-0-1"]
+    assert lines[0][-2] == "latents' error"
+    reports = json.loads((tmp_path / "table.json").read_text())
+    errors = {report["variant"]: report["settings"]["error"] for report in reports}
+    assert errors["exact"] == 0
+    assert all(report["settings"]["seconds"] > 0 for report in reports)
+
+
+def test_a_mode_strays_from_the_exact_latents(generator: Generator, identities: list[Identity]):
+    request, size = [Request("one", identities[0], 1)], (32, 32)
+    exact, *others = (
+        generator.sample(request, frames=1, steps=6, size=size, mode=mode) for mode in parse("exact,fp8,cache=1-0-1")
+    )
+    for other in others:
+        assert 0 < (other - exact).norm() / exact.norm() < 0.5
+    nothing_skipped = generator.sample(request, frames=1, steps=6, size=size, mode=parse("cache=0")[1])
+    torch.testing.assert_close(nothing_skipped, exact)
+
+
+def test_modes_are_named_as_they_are_asked_for():
+    exact, both = parse("cache=0.2-0.3+fp8")
+    assert exact.cache is None
+    assert not exact.fp8
+    assert (both.name, both.cache.threshold, both.cache.start, both.fp8) == ("cache=0.2-0.3+fp8", 0.2, 0.3, True)
+    for wrong in ("fast", "cache=much", "cache=1-0-1-2-3"):
+        with pytest.raises(FantasyIDError):
+            parse(wrong)
 
 
 def test_wrong_arguments_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -1,6 +1,7 @@
 """Face embeddings as judges: real photos, faces found and cut out by our own code."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from fantasyid_core.errors import PackageMissingError, WeightsMissingError
 from fantasyid_core.evaluation import embedding as embeddings
 from fantasyid_core.evaluation.embedding import ARCFACE, DLIB, Embedding
 from fantasyid_core.images import load_photo
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,19 @@ def test_reduced_detail_does_not_alias():
     assert (crop[:, 4:-4, 4:-4] - 0.5).abs().max() < 0.15
     whole = torch.rand(1, 40, 40, 3)
     torch.testing.assert_close(embeddings.warp(whole, torch.eye(2, 3)[None], 40), whole, atol=1e-5, rtol=0)
+
+
+def test_another_process_sees_what_this_one_sees():
+    pytest.importorskip("dlib")
+    script = (
+        "import torch; from fantasyid_core.evaluation import embedding, processes\n"
+        "if __name__ == '__main__':\n"
+        "    chips = torch.rand(3, 150, 150, 3, generator=torch.Generator().manual_seed(0))\n"
+        "    with processes.shared_out('dlib', [], 2) as shared:\n"
+        "        assert torch.equal(shared.vectors(chips), embedding.load('dlib').vectors(chips))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
 
 
 def test_what_is_missing_and_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

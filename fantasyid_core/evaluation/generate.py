@@ -13,9 +13,10 @@ from ..errors import FaceNotFoundError
 from ..fusion import Identity, fuse
 from ..injection import LayerAttention
 from ..sampling import TRAIN_STEPS, denoise, guide
-from ..step_cache import CacheSettings, StepCache
+from ..step_cache import StepCache
 from ..video import LATENT_CHANNELS, first_frame_condition, latent_size, squeeze_to_frame
 from ..views import FaceViews
+from .modes import EXACT, Mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +93,18 @@ class Generator:
         on_device = replace(face, image=photo, crop=face.crop.to(self.device))
         mesh = reconstruction.reconstruct(on_device, self.model.regressor, self._face_model, reconstruction.SHAPE_ONLY)
         views = FaceViews(on_device.crop[None], torch.ones(1))
-        whole = fuse(self.model.encoder, views, mesh, device=self.device)
-        branches = self.model.config.get("identity_branches", ("2d", "3d"))  # an ablation may lack one
-        return replace(
-            whole,
-            face_tokens=whole.face_tokens if "2d" in branches else whole.face_tokens[:0],
-            vertex_tokens=whole.vertex_tokens if "3d" in branches else whole.vertex_tokens[:0],
-        )
+        return fuse(self.model.encoder, views, mesh, device=self.device)
+
+    def videos(self, requests: Sequence[Request], **sampling) -> Tensor:
+        """Make videos; arguments as for `sample`.
+
+        Returns:
+            (B, frames, H, W, 3) uint8 on the CPU.
+        """
+        return self.decode(self.sample(requests, **sampling))
 
     @torch.no_grad()
-    def videos(
+    def sample(
         self,
         requests: Sequence[Request],
         *,
@@ -112,20 +115,19 @@ class Generator:
         batch: int = 8,
         size: tuple[int, int] = (nano.HEIGHT, nano.WIDTH),
         progress: Callable[[int, int], None] = lambda done, of: None,
-        cache: CacheSettings | None = None,
+        mode: Mode = EXACT,
     ) -> Tensor:
-        """Make videos, `batch` at a time. With ddim a video does not depend on what else is in its batch.
+        """Latents of videos, `batch` at a time. With ddim a video does not depend on what else is in its batch.
 
-        A step cache, where one is asked for, decides for a batch as a whole.
+        A step cache, where the mode has one, decides for a batch as a whole.
 
         Returns:
-            (B, frames, H, W, 3) uint8 on the CPU.
+            (B, T, 16, h, w) on the CPU.
         """
         made = []
         for start in range(0, len(requests), batch):
             some = requests[start : start + batch]
-            latents = self.latents(some, frames, steps, guidance, scheduler, size, cache)
-            made.append(self.decode(latents))
+            made.append(self.latents(some, frames, steps, guidance, scheduler, size, mode).cpu())
             progress(min(start + batch, len(requests)), len(requests))
         return torch.cat(made)
 
@@ -153,7 +155,7 @@ class Generator:
         guidance: float,
         scheduler: str,
         size: tuple[int, int],
-        cache: CacheSettings | None = None,
+        mode: Mode = EXACT,
     ) -> Tensor:
         """One batch of videos as latents (B, T, 16, h, w) on the generator's device, arguments as for `videos`."""
         transformer = self.model.transformer
@@ -171,7 +173,8 @@ class Generator:
             tokens, strength, first = (torch.cat([x, x]) for x in (tokens, strength, first))
         rows = Rows(tokens, strength)
         rotary = transformer.rotary_embedding(t, h, w, self.device)
-        kept = StepCache(cache) if cache else None
+        kept = StepCache(mode.cache) if mode.cache else None
+        run_block = _in_8_bits if mode.fp8 else None
 
         def velocity(latents: Tensor, timestep: int) -> Tensor:
             both = torch.cat([latents, latents]) if guided else latents
@@ -179,7 +182,14 @@ class Generator:
             times = torch.full((len(both),), timestep, device=self.device)
             done = 1 - timestep / (TRAIN_STEPS - 1)
             v = transformer(
-                seen, text.to(self.dtype), times, rotary=rotary, run=rows, progress=done, cache=kept
+                seen,
+                text.to(self.dtype),
+                times,
+                rotary=rotary,
+                run=rows,
+                progress=done,
+                cache=kept,
+                run_block=run_block,
             ).float()
             return guide(*v.chunk(2), guidance) if guided else v
 
@@ -200,6 +210,10 @@ class Generator:
         pixels = crops.movedim(-1, 1)[:, :, None] * 2 - 1
         first = vae.encode(pixels.to(self.dtype)).latent_dist.mode().float() * vae.config.scaling_factor
         return first_frame_condition(first, shape[0]).transpose(1, 2)
+
+
+def _in_8_bits(index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary) -> tuple:
+    return block(hidden_states=visual, encoder_hidden_states=words, temb=time, image_rotary_emb=rotary, fp8=True)
 
 
 def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Generator:

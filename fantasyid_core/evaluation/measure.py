@@ -193,13 +193,3 @@ def chance_limit(count: int, certainty: float = 0.95) -> float:
         if total >= certainty:
             return hits / count
     return 1.0
-
-
-def as_text(rows: Sequence[Row]) -> str:
-    """The table in Markdown."""
-    lines = ["| measure | value | true renders | bar | met |", "| --- | --- | --- | --- | --- |"]
-    for row in rows:
-        truth = "" if math.isnan(row.truth) else f"{row.truth:.3f}"
-        met = "" if row.met is None else "yes" if row.met else "**no**"
-        lines.append(f"| {row.measure} | {row.value:.3f} | {truth} | {row.bar} | {met} |")
-    return "\n".join(lines)
