@@ -3,6 +3,7 @@
 State-dict names are those of the published checkpoint without its identity encoder (which `fusion` holds).
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Hashable, Mapping
 
@@ -91,24 +92,41 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         Raises:
             SamplingError: more text than the model has positions for.
         """
-        batch, frames, _, height, width = latents.shape
-        time = self.time_embedding(self.time_proj(timestep).to(latents.dtype))
-        words, visual = self.embed(latents, text)
-        run_block = run_block or _run_block
-
-        @torch.compiler.disable(recursive=False)
-        def through(visual: Tensor, words: Tensor, blocks: slice) -> tuple[Tensor, Tensor]:
-            for i in range(*blocks.indices(len(self.transformer_blocks))):
-                visual, words = run_block(i, self.transformer_blocks[i], visual, words, time, rotary)
-                if run is not None and i % self.cross_attn_interval == 0:
-                    layer = i // self.cross_attn_interval
-                    visual = _inject(run, visual, layer, self.layer_attention[layer], progress)
-            return visual, words
-
+        time, words, visual = self._tokens(latents, text, timestep)
+        through = functools.partial(self._through, run_block or _run_block, time, rotary, run, progress)
         if cache is None:
             visual, _ = through(visual, words, slice(None))
         else:
             visual = cache.apply(through, visual, words, branch, progress)
+        return self._velocity(visual, time, latents.shape)
+
+    @torch.compiler.disable(recursive=False)
+    def _through(
+        self,
+        run_block: RunBlock,
+        time: Tensor,
+        rotary: Rotary | None,
+        run: InjectionRun | None,
+        progress: float,
+        visual: Tensor,
+        words: Tensor,
+        blocks: slice,
+    ) -> tuple[Tensor, Tensor]:
+        for i in range(*blocks.indices(len(self.transformer_blocks))):
+            visual, words = run_block(i, self.transformer_blocks[i], visual, words, time, rotary)
+            if run is not None and i % self.cross_attn_interval == 0:
+                layer = i // self.cross_attn_interval
+                visual = _inject(run, visual, layer, self.layer_attention[layer], progress)
+        return visual, words
+
+    @torch.compiler.disable
+    def _tokens(self, latents: Tensor, text: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Time embedding (B, T), text tokens, visual tokens."""
+        return self.time_embedding(self.time_proj(timestep).to(latents.dtype)), *self.embed(latents, text)
+
+    @torch.compiler.disable
+    def _velocity(self, visual: Tensor, time: Tensor, shape: torch.Size) -> Tensor:
+        batch, frames, _, height, width = shape
         visual = self.proj_out(self.norm_out(self.norm_final(visual), temb=time))
         p = self.config.patch_size
         patches = visual.reshape(batch, frames, height // p, width // p, -1, p, p)

@@ -1,5 +1,6 @@
 """The video DiT as a native `MODEL`: the host loads, streams, patches and samples it like one of its own."""
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -52,6 +53,7 @@ class NativeTransformer(FantasyIDTransformer):
     _rotary: tuple[tuple, Rotary | None] = ((), None)
     _norms: dict[tuple, tuple[Tensor, Tensor]] | None = None
 
+    @torch.compiler.disable(recursive=False)
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor, control=None, transformer_options: Mapping = {}, **extra
     ) -> Tensor:
@@ -61,6 +63,7 @@ class NativeTransformer(FantasyIDTransformer):
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._predict, self, wrappers)
         return executor.execute(x, timesteps, context, control, transformer_options, **extra)
 
+    @torch.compiler.disable(recursive=False)
     def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, control, options: Mapping, **extra) -> Tensor:
         run = options.get(RUN) or InjectionRun(options.get(INJECTIONS, ()))
         caches: StepCaches | None = options.get(CACHES)
@@ -117,19 +120,22 @@ class _BlockPatches:
         self.replace = options.get("patches_replace", {}).get("dit", {})
         self.after = options.get("patches", {}).get("double_block", [])
 
+    @torch.compiler.disable(recursive=False)
     def __call__(
         self, index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary: Rotary | None
     ) -> tuple[Tensor, Tensor]:
-        def original(args: Mapping) -> dict[str, Tensor]:
-            img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], fp8=self.fp8)
-            return {"img": img, "txt": txt}
-
         args = {"img": visual, "txt": words, "vec": time, "pe": rotary, "transformer_options": self.options}
         replace = self.replace.get(("double_block", index))
+        original = functools.partial(self._original, block)
         out = original(args) if replace is None else replace(args, {"original_block": original})
         for patch in self.after:
             out = patch({**out, "x": self.x, "vec": time, "block_index": index, "transformer_options": self.options})
         return out["img"], out["txt"]
+
+    @torch.compiler.disable(recursive=False)
+    def _original(self, block: nn.Module, args: Mapping) -> dict[str, Tensor]:
+        img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], fp8=self.fp8)
+        return {"img": img, "txt": txt}
 
 
 class CogVideoXLatents(comfy.latent_formats.LatentFormat):

@@ -103,3 +103,56 @@ def test_rotation_is_diffusers():
     normed = torch.nn.functional.layer_norm(x, (16,), ones, zeros, 1e-6)
     theirs = apply_rotary_emb(normed[:, 2:].transpose(1, 2), (angle.cos(), angle.sin())).transpose(1, 2)
     torch.testing.assert_close(ours, torch.cat([normed[:, :2], theirs], 1))
+
+
+def rows(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+ARGUMENTS = {
+    "layer_norm": (rows(2, 5, 32), rows(32), rows(32), 1e-5),
+    "modulate": (rows(2, 5, 32), rows(2, 3, 32), rows(32), rows(32), 1e-5, *rows(2, 128).chunk(4, 1)),
+    "modulate8": (rows(2, 5, 32), rows(2, 3, 32), rows(32), rows(32), 1e-5, *rows(2, 128).chunk(4, 1)),
+    "gated_add": (rows(2, 5, 32), rows(2, 8, 32)[:, 3:], rows(2, 32)),
+    "norm_rotate": (rows(2, 8, 3, 16), rows(16), rows(16), 1e-6, rows(5, 16), rows(5, 16), 3),
+    "rows8": (rows(2, 5, 32),),
+    "gelu8": (rows(2, 5, 32),),
+    "linear_gelu": (rows(2, 5, 32), rows(16, 32), rows(16)),
+}
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """The plain twins in the kernels' place, and as the operators that torch.compile meets on a GPU."""
+    monkeypatch.setattr(kernels, "_fuses", lambda arguments: True)
+    monkeypatch.setattr(kernels, "_fused", kernels.TWINS.get)
+    kernels._operators.cache_clear()
+    torch.compiler.reset()
+    yield
+    kernels._operators.cache_clear()
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", kernels.TWINS)
+def test_a_compiler_leaves_the_kernel_as_it_is(pretended_gpu, name):
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list):
+        graphs.append(graph)
+        return graph.forward
+
+    def run(*arguments):
+        return kernels._run(name, kernels.TWINS[name], *arguments)
+
+    exact = run(*ARGUMENTS[name])
+    compiled = torch.compile(run, backend=backend, fullgraph=True)(*ARGUMENTS[name])
+    torch.testing.assert_close(compiled, exact)
+    called = {str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"}
+    assert f"fantasyid.{name}" in str(called)
+
+
+@pytest.mark.parametrize("name", kernels.TWINS)
+def test_the_kernel_is_a_lawful_operator(pretended_gpu, name):
+    kernels._operators()
+    operator = getattr(torch.ops.fantasyid, name).default
+    torch.library.opcheck(operator, ARGUMENTS[name], test_utils=("test_schema", "test_faketensor"))

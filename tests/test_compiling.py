@@ -1,0 +1,56 @@
+"""Compiled by the host, or in 8 bits (`host_scripts/compiling.py`): one graph for all blocks, whatever is varied."""
+
+import pytest
+
+VARIED = [
+    *("new seed and prompt", "new strength", "another identity", "another number of tokens"),
+    *("a part of the run", "two identities", "no identity"),
+]
+
+
+@pytest.fixture(scope="module")
+def found(host_script, standin, tmp_path_factory) -> dict:
+    return host_script("compiling.py", standin, tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture(params=["blocks", "whole"])
+def made(found, request) -> dict:
+    """Difference to eager and number of new graphs, where each block was asked to be compiled, or the whole model."""
+    return found[request.param]
+
+
+def test_all_blocks_share_one_graph(made):
+    difference, graphs = made["first"]
+    assert graphs == 1
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("what", VARIED)
+def test_nothing_is_compiled_again(made, what):
+    difference, graphs = made[what]
+    assert graphs == 0
+    assert difference < 1e-5
+
+
+def test_8_bit_products_are_refused_where_the_hardware_has_none(found):
+    assert found["refused"].startswith("HardwareError: fp8_products needs an NVIDIA card")
+    assert "Switch it off" in found["refused"]
+
+
+def test_8_bit_products_stay_near_the_exact_ones(found):
+    assert 1e-4 < found["fp8 difference"] < 0.2
+    assert found["before or after"]
+    assert found["switched off again"]
+
+
+def test_8_bit_products_compile_once(found):
+    difference, graphs = found["fp8 compiled"]
+    assert graphs == 1
+    assert difference < 1e-5
+
+
+def test_8_bit_products_take_their_weights_from_the_host(found):
+    lowvram, difference = found["partially loaded"]
+    assert lowvram
+    assert difference == 0
+    assert 1e-4 < found["stored in fp8"] < 0.2
