@@ -49,8 +49,8 @@ def _mapped_files() -> list[tuple[int, int]]:
     """Address ranges of this process that are mapped from files, in order."""
     found = []
     for line in Path("/proc/self/maps").read_text().splitlines():
-        addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
-        if inode != "0":
+        addresses, *_, name = line.split(maxsplit=5)
+        if name.startswith("/") and not name.startswith("/dev/"):  # not what drivers map
             start, _, end = addresses.partition("-")
             found.append((int(start, 16), int(end, 16)))
     return found
