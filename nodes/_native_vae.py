@@ -151,9 +151,10 @@ class _FirstStage(nn.Module):
 
 
 # Peak memory in units of (pixels × width of the first block): at once, for each frame, and how many frames count, since
-# diffusers works on some 8 at a time. Measured on an H100 in bf16 at 480 × 720 (and the same at 256 × 384): decoding
-# 1 frame 3.7 GiB, 17 and 49 frames 14.7 GiB; encoding 1, 5, 9, 13 and 49 frames 1.9, 4.2, 6.5, 8.9 and 7.7 GiB.
-ENCODE, DECODE = (16, 7, 13), (28, 17, 9)
+# diffusers works on some 8 at a time. At 480 × 720 in bf16 decoding 1 frame takes 3.3 GiB and 49 frames 6.8, counted on
+# tensors without values, and some 15 % more are asked for, which convolutions need for themselves. Encoding, as it was
+# measured on an H100 with diffusers' own blocks: 1, 5, 9, 13 and 49 frames 1.9, 4.2, 6.5, 8.9 and 7.7 GiB.
+ENCODE, DECODE = (16, 7, 13), (41, 6, 9)
 
 
 def _memory(values: tuple[int, int, int], width: int, shape: tuple[int, ...], dtype: torch.dtype) -> float:
