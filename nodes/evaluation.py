@@ -84,8 +84,8 @@ class FantasyIDMotionMeter(FantasyIDNode):
             category=CATEGORY,
             description=(
                 "Measures how much the face moves in a video (expressions, talking), and the head apart. A face "
-                "that was copied from the photo onto every frame hardly moves. The network that reads the landmarks "
-                "ships with the pack; it learned on synthetic people, so take its numbers for real people as a "
+                "that was copied from the photo onto every frame hardly moves. The network that reads expressions and "
+                "pose ships with the pack; it learned on synthetic people, so take its numbers for real people as a "
                 "comparison between videos."
             ),
             inputs=[

@@ -18,10 +18,10 @@ from torch import Tensor
 from .. import yunet
 from ..alignment import FFHQ_TEMPLATE, similarity
 from ..appearance import Recogniser
-from ..detection import detect
 from ..errors import WeightsMissingError
 from ..images import as_photo
 from ..optional import require
+from ..search import search
 
 DLIB, ARCFACE = EMBEDDINGS = ("dlib", "ArcFace")
 DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
@@ -120,8 +120,8 @@ def locate(
     """
     landmarks = []
     for frame in frames:
-        faces = detect(frame, min_score=min_score, device=device)
-        landmarks.append(faces[0].landmarks.cpu() if faces else torch.full((5, 2), math.nan))
+        [rows] = search(as_photo(frame)[None], yunet.find, min_score, device)
+        landmarks.append(_largest(rows))
         progress()
     return torch.stack(landmarks) if landmarks else torch.empty(0, 5, 2)
 
@@ -140,13 +140,17 @@ def locate_small(
     Returns:
         (T, 5, 2) px on the CPU, NaN where there is no face.
     """
-    landmarks = torch.full((len(frames), 5, 2), math.nan)
-    found = (rows for part in frames.split(batch) for rows in yunet.find(part.to(device or part.device), min_score))
-    for own, rows in zip(landmarks, found, strict=True):
-        if len(rows):
-            largest = (rows[:, 2:4] - rows[:, :2]).prod(1).argmax()
-            own.copy_(rows[largest, 4:14].unflatten(0, (5, 2)))
-    return landmarks
+    parts = (part.to(device or part.device) for part in frames.split(batch))
+    landmarks = [_largest(rows) for part in parts for rows in yunet.find(part, min_score)]
+    return torch.stack(landmarks) if landmarks else torch.empty(0, 5, 2)
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """The detector's rows (N, 15) → (5, 2) px, the landmarks of the largest face; NaN where there is none."""
+    if not len(rows):
+        return torch.full((5, 2), math.nan)
+    largest = (rows[:, 2:4] - rows[:, :2]).prod(1).argmax()
+    return rows[largest, 4:14].unflatten(0, (5, 2))
 
 
 def embed(embedding: Embedding, frames: Sequence[Tensor] | Tensor, landmarks: Tensor | None = None) -> FaceVectors:

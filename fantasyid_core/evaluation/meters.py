@@ -100,7 +100,7 @@ def likeness_of(
 def motion_of(
     frames: Tensor, judge: Judge, device: torch.device | str | None = None, progress: Progress = lambda: None
 ) -> Motion:
-    """Read the landmarks of the largest face in every frame and take its motion apart.
+    """Read landmarks and expressions of the largest face in every frame and take its motion apart.
 
     The judge knows head-and-shoulder pictures of synthetic people, so each frame is cut to that framing first.
 
@@ -139,7 +139,8 @@ def motion_of(
 def motion_report(found: Motion) -> str:
     """The numbers in words."""
     lines = [
-        f"Face motion {found.face:.2f} % of the distance between the eyes (root mean square, head motion removed).",
+        f"Face motion {found.face:.2f} % of the distance between the eyes (root mean square, head motion removed), "
+        f"{found.lasting:.2f} % of what lasts to the next frame.",
         f"Head motion {found.head:.1f}° of rotation, {found.shift:.1f} % of the eyes' distance of shift.",
         _skipped(found.face_per_frame.isfinite()),
     ]
