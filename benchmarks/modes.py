@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from . import baselines, computer_memory, long_video, whole_run
+from . import baselines, compiling, computer_memory, long_video, whole_run
 from .measure import Row, time_step
 from .ours import STEPS, Host
 from .workload import Inputs, Workload, random_inputs, random_published
@@ -167,12 +167,13 @@ MODES = (
     Mode(AS_RELEASED, baseline(baselines.as_released)),
     Mode("ours without identity, eager", ours(identity=False)),
     Mode("ours, exact, eager", ours()),
-    Mode("ours, exact, compiled by the host's node", ours(Host.compiled), cuda=True),
+    Mode("ours, exact, compiled by the host's node", compiling.rows, cuda=True),
     Mode("ours, exact, 12 GiB free", ours(free=12), cuda=True),
     Mode("ours, exact, 7 GiB free", ours(free=7), cuda=True),
     Mode("ours, exact, 7 GiB free, compiled", ours(Host.compiled, free=7), cuda=True),
     Mode("ours, fp8_e4m3fn storage", ours(weight_dtype="fp8_e4m3fn")),
     Mode("ours, fp8 products", ours(faster(fp8_products=True)), cuda=True),
+    Mode("ours, fp8 products and storage", ours(faster(fp8_products=True), weight_dtype="fp8_e4m3fn"), cuda=True),
     Mode("ours, step cache", ours(half_of_the_steps(), **HALF), cuda=True),
     Mode("ours, step cache and fp8 products", ours(half_of_the_steps(fp8_products=True), **HALF), cuda=True),
     Mode("ours, long video", long_video.rows),

@@ -43,13 +43,10 @@ class Host:
         return add_injection(model, Injection(self.tokens)) if identity else model
 
     def compiled(self, model):
-        """The same MODEL with every block compiled, through the host's own wrapper."""
-        from comfy_api.torch_helpers import set_torch_compile_wrapper
+        """The same MODEL after the host's node TorchCompileModel."""
+        from comfy_extras.nodes_torch_compile import TorchCompileModel
 
-        model = model.clone()
-        keys = [f"diffusion_model.transformer_blocks.{i}" for i in range(self.work.config["num_layers"])]
-        set_torch_compile_wrapper(model=model, backend="inductor", keys=keys)
-        return model
+        return TorchCompileModel.execute(model, "inductor").args[0]
 
     def run(
         self,

@@ -6,6 +6,11 @@ import triton.language as tl
 from torch import Tensor
 
 
+def _rows(x: Tensor) -> Tensor:
+    """The kernels take strides along batch and length as they come; a row lies in one piece."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def _block(dim: int) -> dict[str, int]:
     """One row of `dim` values by one program."""
     block = triton.next_power_of_2(dim)
@@ -48,27 +53,31 @@ def _modulate(
     _store(value, out + batch * out_batch + row * out_row + column, scales + batch * scales_batch + row, inside, EIGHT)
 
 
-def _modulated(x: Tensor, norm: tuple, scale: Tensor, shift: Tensor, out: Tensor, scales: Tensor | None) -> None:
+def _modulated(
+    x: Tensor, norm: tuple, factors: tuple[Tensor, Tensor] | None, out: Tensor, scales: Tensor | None
+) -> None:
     weight, bias, eps = norm
+    x = _rows(x)
+    scale, shift = (weight, bias) if factors is None else map(_rows, factors)
     batch, length, dim = x.shape
     _modulate[(length, batch)](
         x, out, out if scales is None else scales, weight, bias, scale, shift, eps, dim,
         x.stride(0), x.stride(1), out.stride(0), out.stride(1), 0 if scales is None else scales.stride(0),
-        scale.stride(0), MODULATE=scale is not weight, EIGHT=scales is not None, **_block(dim),
+        scale.stride(0), MODULATE=factors is not None, EIGHT=scales is not None, **_block(dim),
     )  # fmt: skip
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _modulated(x, (weight, bias, eps), weight, weight, out, None)
+    _modulated(x, (weight, bias, eps), None, out, None)
     return out
 
 
 def _joint(visual, words, norm, modulation, out: Tensor, scales: Tensor | None) -> None:
     scale, shift, words_scale, words_shift = modulation
     n = words.shape[1]
-    for x, (s, t), part in ((words, (words_scale, words_shift), slice(n)), (visual, (scale, shift), slice(n, None))):
-        _modulated(x, norm, s, t, out[:, part], None if scales is None else scales[:, part])
+    for x, factors, part in ((words, (words_scale, words_shift), slice(n)), (visual, (scale, shift), slice(n, None))):
+        _modulated(x, norm, factors, out[:, part], None if scales is None else scales[:, part])
 
 
 def modulate(
@@ -138,6 +147,7 @@ def _gated_add(
 
 
 def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    x, y, gate = _rows(x), _rows(y), _rows(gate)
     batch, length, dim = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _gated_add[(length, batch)](

@@ -72,6 +72,7 @@ class _Full:
         """Whether it can stand in for a step of these tokens."""
         return self.earlier is not None and self.rest.shape == first.shape and self.rest.device == first.device
 
+    @torch.compiler.disable
     def continued(self, progress: float) -> Tensor:
         """What the blocks after the first would add later in the run."""
         before, rest = self.earlier
@@ -95,6 +96,7 @@ class StepCache:
         self._progress: float | None = None
         self._skip, self._in_a_row = False, 0
 
+    @torch.compiler.disable(recursive=False)
     def apply(self, through: Through, start: Tensor, words: Tensor, branch: Hashable, progress: float) -> Tensor:
         """The visual tokens after the last block, computed or put together from what was kept.
 

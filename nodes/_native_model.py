@@ -100,6 +100,7 @@ class NativeTransformer(FantasyIDTransformer):
             self._norms[key] = comfy.ops.cast_bias_weight(norm, like)
         return self._norms[key]
 
+    @torch.compiler.disable
     def _rotary_for(self, x: Tensor) -> Rotary | None:
         key = (*x.shape[2:], x.device)
         if self._rotary[0] != key:

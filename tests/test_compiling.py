@@ -4,7 +4,7 @@ import pytest
 
 VARIED = [
     *("new seed and prompt", "new strength", "another identity", "another number of tokens"),
-    *("a part of the run", "two identities", "no identity"),
+    *("a part of the run", "two identities", "no identity", "steps skipped"),
 ]
 
 

@@ -13,8 +13,9 @@ import torch  # noqa: E402
 from comfy_api.torch_helpers import set_torch_compile_wrapper  # noqa: E402
 from pack.fantasyid_core import fp8  # noqa: E402
 from pack.fantasyid_core.injection import Injection  # noqa: E402
+from pack.fantasyid_core.step_cache import CacheSettings  # noqa: E402
 from pack.fantasyid_core.weights import read, read_config, split_published  # noqa: E402
-from pack.nodes._native_model import add_injection, load_model, set_fp8_products  # noqa: E402
+from pack.nodes._native_model import add_injection, load_model, set_fp8_products, set_step_cache  # noqa: E402
 from pack.nodes.sampling import trailing_sigmas  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -74,6 +75,7 @@ for name, keys in KEYS.items():
         "a part of the run": graphs_of(add_injection(plain, identity(33, 1, 0.5, 0.3, 0.8)), keys),
         "two identities": graphs_of(add_injection(first, identity(33, 1)), keys),
         "no identity": graphs_of(plain, keys),
+        "steps skipped": graphs_of(set_step_cache(first, CacheSettings(1e9, start=0.0)), keys),
     }
 
 # 8-bit products, by their plain twin here
