@@ -8,7 +8,7 @@ from diffusers.models.activations import GELU
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import Tensor, nn
 
-from .fp8 import product, weight8
+from .fp8 import dequantised, product, weight8
 from .kernels import (
     Modulation,
     Norm,
@@ -87,13 +87,15 @@ class FusedBlock(CogVideoXBlock):
         up, down = self.ff.net[0], self.ff.net[2]
         if isinstance(joint, Rows8):
             return self._product(down, gelu8(self._product(up.proj, joint, dtype)), dtype)
-        if self.training or not isinstance(up, GELU) or up.approximate != "tanh":
+        if self.training or not isinstance(up, GELU) or up.approximate != "tanh" or not _is_linear(up.proj):
             return self.ff(joint)
         return down(self.borrow(up.proj, joint.device, dtype, False, lambda w, b: linear_gelu(joint, w, b)))
 
     def _product(self, layer: nn.Module, x: Tensor | Rows8, dtype: torch.dtype) -> Tensor:
         if not isinstance(x, Rows8):
             return layer(x)
+        if not _is_linear(layer):
+            return layer(dequantised(x, dtype))
         return self.borrow(layer, x.values.device, dtype, True, lambda w, b: product(x, weight8(w), b, dtype))
 
     def _modulated(
@@ -106,6 +108,12 @@ class FusedBlock(CogVideoXBlock):
             visual, words, norm, Modulation(scale, shift, words_scale, words_shift)
         )
         return joint, (gate, words_gate)
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether a layer does what its weight and bias say: an adapter may have replaced it, or its call."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks
+    return isinstance(layer, nn.Linear) and "forward" not in layer.__dict__ and not hooked
 
 
 def _updated(visual: Tensor, words: Tensor, update: Tensor, gates: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

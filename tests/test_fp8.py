@@ -10,7 +10,7 @@ from fantasyid_core import standin as standin_weights
 from fantasyid_core.fp8 import dequantised, product, product_plain, weight8
 from fantasyid_core.injection import Injection, InjectionRun
 from fantasyid_core.kernels import FLOAT8, Rows8, rows8, rows8_plain
-from fantasyid_core.transformer import from_published
+from fantasyid_core.transformer import FantasyIDTransformer, from_published
 from fantasyid_core.weights import read, read_config, split_published
 
 SUPPORTED = torch.cuda.is_available() and fp8.missing(torch.device("cuda")) is None
@@ -53,9 +53,13 @@ def test_a_product_is_as_near_as_its_operands():
     assert 1e-3 < ((ours - exact).norm() / exact.norm()) < 0.05
 
 
+@pytest.fixture
+def model(standin) -> FantasyIDTransformer:
+    return from_published(read_config(standin / "transformer"), split_published(read(standin / "transformer")))
+
+
 @torch.no_grad()
-def test_a_block_in_8_bits_stays_near_the_exact_one(standin):
-    model = from_published(read_config(standin / "transformer"), split_published(read(standin / "transformer")))
+def test_a_block_in_8_bits_stays_near_the_exact_one(model):
     rotary = model.rotary_embedding(3, 16, 24, "cpu")
     latents, text = draw(2, 3, 32, 16, 24), draw(2, 226, 32, seed=1)
     run = InjectionRun([Injection(draw(20, standin_weights.TOKENS, seed=2))])
@@ -67,6 +71,19 @@ def test_a_block_in_8_bits_stays_near_the_exact_one(standin):
     exact = model(latents, text, torch.tensor([500, 500]), **inputs)
     ours = model(latents, text, torch.tensor([500, 500]), **inputs, run_block=in_8_bits)
     assert 1e-4 < ((ours - exact).norm() / exact.norm()) < 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("in_8_bits", [True, False])
+@pytest.mark.parametrize("layer", ["attn1.to_q", "ff.net.0.proj", "ff.net.2"])
+def test_an_adapter_in_a_layer_s_place_is_called(model, in_8_bits, layer):
+    """Adapters of other packs replace a layer's `forward`, PEFT replaces the layer."""
+    block, called = model.transformer_blocks[0], []
+    linear = block.get_submodule(layer)
+    linear.forward = lambda x: called.append(x.dtype) or torch.nn.functional.linear(x, linear.weight, linear.bias)
+    dim = block.attn1.to_q.in_features
+    block(draw(1, 6, dim), draw(1, 3, dim), draw(1, block.norm1.linear.in_features), fp8=in_8_bits)
+    assert called == [torch.float32]
 
 
 @FP8_CARD
