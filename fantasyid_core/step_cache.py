@@ -1,8 +1,9 @@
 """Denoising steps that hardly differ from the one before need not be computed in full.
 
 The first block is always computed (first-block cache: ParaAttention, Cheng Zeyi; diffusers' `FirstBlockCache`). Where
-what it adds has changed little since the last full step, what the blocks after it add is continued along a straight
-line from the last two full steps, which errs less than taking the last one again (docs/benchmarks.md).
+what it adds has changed little since the last full step, what the blocks after it added then is continued along a
+straight line from the full step before, as far as such a line held at the last full step: with DDIM it does, with a
+scheduler that adds noise in every step it does not (docs/benchmarks.md).
 
 diffusers' own does not fit: it hangs hooks into blocks, which models share in the host, and would run the injections of
 skipped blocks on top of what already holds them.
@@ -60,23 +61,43 @@ class _Full:
         progress: where in the run.
         change: (B, L / EVERY, dim) what the first block added.
         rest: (B, L, dim) what the blocks after it added.
-        earlier: `progress` and `rest` of the full step before.
+        before: the same of the full step before; None where there is none, or nobody needs it any more.
+        slope: (B, L / EVERY, dim) how fast `rest` changed between the two, per progress.
+        trust: 0 … 1, how much of the change that the slope foretold came true at this step; a tensor on the device.
     """
 
     progress: float
     change: Tensor
     rest: Tensor
-    earlier: tuple[float, Tensor] | None = None
+    before: Tensor | None = None
+    before_progress: float = 0.0
+    slope: Tensor | None = None
+    trust: Tensor | None = None
 
     def fits(self, first: Tensor) -> bool:
         """Whether it can stand in for a step of these tokens."""
-        return self.earlier is not None and self.rest.shape == first.shape and self.rest.device == first.device
+        return self.before is not None and self.rest.shape == first.shape and self.rest.device == first.device
 
     @torch.compiler.disable
     def continued(self, progress: float) -> Tensor:
         """What the blocks after the first would add later in the run."""
-        before, rest = self.earlier
-        return torch.lerp(rest, self.rest, (progress - before) / (self.progress - before))
+        if self.trust is None:
+            return self.rest
+        further = (progress - self.progress) / (self.progress - self.before_progress)
+        return torch.lerp(self.before, self.rest, (1 + self.trust * further).to(self.rest.dtype))
+
+    def followed(self, progress: float, change: Tensor, rest: Tensor) -> "_Full":
+        """The next full step, compared with this one."""
+        passed = progress - self.progress
+        if rest.shape != self.rest.shape or passed == 0:
+            return _Full(progress, change, rest)
+        came = (rest[:, ::EVERY] - self.rest[:, ::EVERY]).float()
+        trust = None
+        if self.slope is not None:
+            foretold = self.slope.float() * passed
+            trust = ((came * foretold).sum() / foretold.square().sum().clamp(min=1e-30)).clamp(0, 1)
+        slope = (came / passed).to(rest.dtype)
+        return _Full(progress, change, rest, self.rest, self.progress, slope, trust)
 
 
 class StepCache:
@@ -130,15 +151,14 @@ class StepCache:
         self._asked.add(branch)
         if self._skip and fits:
             return True
-        if full is not None:  # nobody needs it while the step is computed
-            self._full[branch] = replace(full, earlier=None)
+        if full is not None:  # it would only take memory while the step is computed
+            self._full[branch] = replace(full, before=None)
         return False
 
     @torch.compiler.disable
     def _keep(self, branch: Hashable, progress: float, change: Tensor, rest: Tensor) -> None:
         last = self._full.get(branch)
-        usable = last is not None and last.rest.shape == rest.shape and last.progress != progress
-        self._full[branch] = _Full(progress, change, rest, (last.progress, last.rest) if usable else None)
+        self._full[branch] = last.followed(progress, change, rest) if last else _Full(progress, change, rest)
 
     def _may_skip(self, progress: float, change: Tensor, before: Tensor) -> bool:
         s = self.settings

@@ -1,6 +1,7 @@
 """Which steps are skipped, and what stands in for them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,22 +43,32 @@ def run(settings: CacheSettings, changes: list[float]) -> list[int]:
     return computed
 
 
-def started(settings: CacheSettings, *branches: str, rests: tuple[float, float] = (10.0, 10.0)) -> StepCache:
-    """A cache after two full steps, at 0 and 0.1."""
-    cache = StepCache(settings)
-    for progress, rest in zip((0.0, 0.1), rests, strict=True):
+def started(settings: CacheSettings, *branches: str, rests: tuple[float, ...] = (10.0, 10.0)) -> StepCache:
+    """A cache after full steps at 0, 0.1 …"""
+    cache = StepCache(replace(settings, start=0.1 * len(rests) - 0.05))
+    for i, rest in enumerate(rests):
         for branch in branches or ((),):
-            step(cache, Blocks(rest=rest), progress, branch)
+            step(cache, Blocks(rest=rest), 0.1 * i, branch)
     assert cache.skipped == 0
     return cache
 
 
-def test_a_skipped_step_is_the_first_block_anew_and_the_rest_of_the_last_full_steps_continued():
+def test_a_skipped_step_is_the_first_block_anew_and_the_rest_of_the_last_full_step():
     cache = started(ALWAYS, rests=(10.0, 11.0))
     later = Blocks(2.0, rest=999.0)
-    assert step(cache, later, 0.2) == pytest.approx(2 + 4 * 12)
-    assert step(cache, later, 0.25) == pytest.approx(2 + 4 * 12.5)
-    assert later.ran == 2
+    assert step(cache, later, 0.2) == 2 + 4 * 11
+    assert later.ran == 1
+
+
+@pytest.mark.parametrize(
+    ("rests", "skipped"),
+    [((10.0, 11.0, 12.0), (13, 14)), ((10.0, 12.0, 13.0), (13.5, 14)), ((10.0, 12.0, 11.0), (11, 11))],
+    ids=["a line", "half of what the line foretold", "back again"],
+)
+def test_the_rest_goes_on_along_a_line_as_far_as_one_held_before(rests, skipped):
+    cache = started(ALWAYS, rests=rests)
+    for progress, rest in zip((0.3, 0.4), skipped, strict=True):
+        assert step(cache, Blocks(1.0), progress) == pytest.approx(1 + 4 * rest)
 
 
 def test_two_full_steps_come_first():
@@ -81,7 +92,7 @@ def test_only_a_part_of_the_run_is_skipped():
 
 
 def test_the_first_branch_of_a_step_decides_for_all():
-    cache = started(CacheSettings(0.5, start=0.0), "with the prompt", "without")
+    cache = started(CacheSettings(0.5), "with the prompt", "without")
     assert step(cache, Blocks(1.1), 0.2, "with the prompt") == pytest.approx(41.1)
     other = Blocks(9.0)
     assert step(cache, other, 0.2, "without") == pytest.approx(49)
@@ -102,7 +113,7 @@ def test_branches_keep_their_own():
 
 def test_two_evaluations_at_one_timestep_are_two_steps():
     """Samplers of second order ask the model twice at a time, with other latents."""
-    cache = started(CacheSettings(0.1, start=0.0))
+    cache = started(CacheSettings(0.1))
     assert step(cache, Blocks(3.0), 0.1) == 43
     assert step(cache, Blocks(3.0, rest=20.0), 0.1) == 83
     assert math.isfinite(step(cache, Blocks(3.0), 0.2))
