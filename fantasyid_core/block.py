@@ -76,10 +76,8 @@ class FusedBlock(CogVideoXBlock):
             self._product(layer, joint, dtype).unflatten(2, (attn.heads, -1))
             for layer in (attn.to_q, attn.to_k, attn.to_v)
         )
-        q, k = (
-            norm_rotate(x, Norm(*self.weights_of(norm, x), norm.eps), rotary, words)
-            for x, norm in ((q, attn.norm_q), (k, attn.norm_k))
-        )
+        q = norm_rotate(q, Norm(*self.weights_of(attn.norm_q, q), attn.norm_q.eps), rotary, words)
+        k = norm_rotate(k, Norm(*self.weights_of(attn.norm_k, k), attn.norm_k.eps), rotary, words)
         out = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self._product(attn.to_out[0], rows8(out) if isinstance(joint, Rows8) else out, dtype)
 

@@ -173,7 +173,7 @@ def linear_gelu_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if bias is None:
+    if bias is None or torch.is_autocast_enabled():  # autocast does not know the fused operation
         return linear_gelu_plain(x, weight, bias)
     rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)  # tanh on CUDA, not on a CPU
     return rows.unflatten(0, x.shape[:-1])
