@@ -5,8 +5,10 @@ mapped files. The latter the system can take back at any time, but they are coun
 """
 
 import argparse
+import contextlib
 import gc
 import json
+import math
 import re
 import subprocess
 import sys
@@ -49,8 +51,11 @@ def measure(folder: Path, device: str, *weight_dtypes: str) -> list[dict]:
 
 def held() -> dict[str, float]:
     """GiB of this process: VmRSS now, VmHWM at most, RssAnon its own pages, RssFile those of mapped files."""
+    import resource  # not on Windows
+
     found = re.findall(r"^(VmRSS|VmHWM|RssAnon|RssFile):\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
-    return {name: int(kilobytes) / 2**20 for name, kilobytes in found}
+    missing = {"VmHWM": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "RssAnon": math.nan, "RssFile": math.nan}
+    return {name: float(kilobytes) / 2**20 for name, kilobytes in (missing | dict(found)).items()}
 
 
 class Stages:
@@ -60,7 +65,8 @@ class Stages:
         self.before, self.found = held(), []
 
     def run(self, name: str, do) -> object:
-        CLEAR.write_text("5")  # VmHWM begins anew
+        with contextlib.suppress(OSError):  # in some containers it is not allowed: VmHWM is then of all stages so far
+            CLEAR.write_text("5")  # VmHWM begins anew
         start = time.perf_counter()
         result = do()
         milliseconds, now = 1000 * (time.perf_counter() - start), held()
