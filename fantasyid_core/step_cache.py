@@ -21,7 +21,7 @@ from .errors import SamplingError
 
 Through = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
 
-THRESHOLD, START = 0.1, 0.1
+THRESHOLD, START = 0.15, 0.1
 EVERY = 8  # tokens: how much a step has changed is read from every eighth
 
 

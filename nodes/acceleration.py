@@ -38,9 +38,9 @@ class FantasyIDFaster(FantasyIDNode):
                     optional=True,
                     tooltip=(
                         "first block: computes the first block of every step and, where it hardly changed, takes the "
-                        "other blocks' part from the last full step. Gain: a skipped step costs a fortieth. Cost: "
-                        "movements become a little simpler, details softer. Leave it off for final renders, below "
-                        "about 20 steps, and beside EasyCache, which skips on its own."
+                        "other blocks' part from the last full steps. Gain: of 50 steps about half with ddim, a third "
+                        "with dpm. Cost: the video strays from the exact one, with dpm further than with ddim. Leave "
+                        "it off for final renders, below about 20 steps, and beside EasyCache, which also skips."
                     ),
                 ),
                 io.Float.Input(
