@@ -99,11 +99,11 @@ def test_degraded_frames_stay_recognisable_and_repeat_by_seed():
 
 
 def test_it_is_saved_in_half_precision_and_read_back(judge: Judge, tmp_path: Path):
-    judge.thresholds = {"brows": 0.2}
+    judge.thresholds, judge.framing = {"brows": 0.2}, (5.0, 0.4)
     judge.save(tmp_path / "judge")
     assert (tmp_path / "judge" / "judge.safetensors").stat().st_size < 3_000_000
     again = judges.load(tmp_path / "judge")
-    assert again.thresholds == {"brows": 0.2}
+    assert (again.thresholds, again.framing) == ({"brows": 0.2}, (5.0, 0.4))
     frames = scenes(2)[0].movedim(1, -1)
     a, b = judges.look(judge.eval(), frames), judges.look(again, frames)
     torch.testing.assert_close(a.landmarks, b.landmarks, atol=2e-3, rtol=0)

@@ -11,7 +11,7 @@ from fantasyid_core import nano
 from fantasyid_core.errors import FaceNotFoundError, ImageError
 from fantasyid_core.evaluation import cases, meters
 from fantasyid_core.evaluation import embedding as embeddings
-from fantasyid_core.evaluation.judge import SIZE, JudgeReading
+from fantasyid_core.evaluation.judge import FRAMING, SIZE, JudgeReading
 from fantasyid_core.evaluation.plot import chart
 from fantasyid_core.people.render import RenderedClips
 from tools.comfy_host import ComfyServer
@@ -29,6 +29,7 @@ class TrueJudge(torch.nn.Module):
 
     def __init__(self, landmarks: torch.Tensor, strengths: torch.Tensor | None = None):
         super().__init__()
+        self.framing = FRAMING
         self.known = torch.nn.Parameter(landmarks)
         self.strengths = strengths
 
@@ -81,23 +82,25 @@ def test_frames_without_a_face_keep_strengths_in_their_places(clips: RenderedCli
     assert found.face_per_frame[0] > found.face_per_frame[1] > 0
 
 
-def test_the_window_has_the_training_frames_framing():
-    """Eyes 63 mm apart in a picture 0.31 m wide: the judge's own frames are cut out as they are."""
-    eyes = SIZE * 0.063 / 0.31
-    face = torch.tensor([[80 - eyes / 2, 66.0], [80 + eyes / 2, 66.0], [80.0, 84.0], [67.0, 95.0], [93.0, 95.0]])
-    window = meters.windows(face.expand(3, -1, -1))
-    torch.testing.assert_close(window[0], torch.tensor([80.0, 80.0, 160.0]), atol=3.0, rtol=0)
+def test_the_judges_own_frames_are_cut_out_as_they_are():
+    """Windows undo what the framing was measured from, whether the face is near or far."""
+    for eyes in (24.0, 33.0):
+        face = torch.tensor([[80 - eyes / 2, 66.0], [80 + eyes / 2, 66.0], [80, 80], [70, 66 + eyes], [90, 66 + eyes]])
+        wide, below = meters.framing(face.expand(9, -1, -1), SIZE)
+        assert wide == pytest.approx(SIZE / eyes, rel=1e-3)
+        window = meters.windows(face.expand(3, -1, -1), wide, below)
+        torch.testing.assert_close(window[0], torch.tensor([80.0, 79.5, 160.0]), atol=0.1, rtol=0)
 
 
 def test_one_window_serves_the_clip_unless_the_face_wanders():
     face = torch.tensor([[70.0, 66], [94.0, 66], [82.0, 80], [72.0, 91], [92.0, 91]])
     trembling = face + torch.randn(9, 1, 2, generator=torch.Generator().manual_seed(0))
     trembling[4] = float("nan")
-    window = meters.windows(trembling)
+    window = meters.windows(trembling, *FRAMING)
     assert window[4].isnan().all()
     assert (window[[0, 8]] == window[1]).all()
     wandering = face + torch.linspace(0, 300, 9)[:, None, None]
-    assert (meters.windows(wandering)[8] - meters.windows(wandering)[0])[:2].min() > 250
+    assert (meters.windows(wandering, *FRAMING)[8] - meters.windows(wandering, *FRAMING)[0])[:2].min() > 250
 
 
 def test_what_cannot_be_measured_says_why():

@@ -20,6 +20,7 @@ SIZE = 160
 LANDMARKS, EXPRESSIONS = 68, 50
 WIDTHS = (32, 48, 96, 128)  # channels at 1/2, 1/4, 1/8 and 1/16 of the frame
 UNKNOWN = -1  # a colour that is not labelled
+FRAMING = (6.5, 0.55)  # head and shoulders
 
 _FILE = "judge.safetensors"
 _LOCAL = 16  # features that are read around each landmark
@@ -90,6 +91,8 @@ class Judge(nn.Module):
         landmarks, expressions: numbers of either.
         widths: channels at 1/2, 1/4, 1/8 and 1/16 of the frame.
         thresholds: what a clip must be read with to show an action, see `adherence.thresholds`; nothing learned.
+        framing: of the frames that it was trained on: how many eye distances wide, and how many the centre lies below
+            the eyes.
     """
 
     def __init__(
@@ -99,9 +102,10 @@ class Judge(nn.Module):
         expressions: int = EXPRESSIONS,
         widths: Sequence[int] = WIDTHS,
         thresholds: Mapping[str, float] | None = None,
+        framing: Sequence[float] = FRAMING,
     ):
         super().__init__()
-        self.thresholds = dict(thresholds or {})
+        self.thresholds, self.framing = dict(thresholds or {}), tuple(framing)
         self.config = {
             "colours": colours,
             "landmarks": landmarks,
@@ -167,7 +171,7 @@ class Judge(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: x.detach().half().cpu().contiguous() for name, x in self.state_dict().items()}
         save_file(tensors, folder / _FILE, metadata={"format": "pt"})
-        config = self.config | {"thresholds": self.thresholds}
+        config = self.config | {"thresholds": self.thresholds, "framing": self.framing}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -60,13 +61,13 @@ def measure(
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
     """The table of N cases: finds and embeds the faces of outputs, reads their frames, compares with the truth."""
-    say("Looking at the faces of the videos")
-    who = Faces(
-        *(vectors(embedding, x, device) for x in (outputs.prompted[:, ::EMBED_EVERY], outputs.without, outputs.wrong))
-    )
-    say("Reading the motion")
+    say("Looking at the faces of the videos and at what they do")
+    with ThreadPoolExecutor(1) as beside:  # while other processes embed
+        reads = beside.submit(lambda: [look(judge, video.float() / 255) for video in outputs.prompted])
+        faces = (outputs.prompted[:, ::EMBED_EVERY], outputs.without, outputs.wrong)
+        who = Faces(*(vectors(embedding, x, device) for x in faces))
+        readings = reads.result()
     shown = who.prompted.isfinite().all(-1).float().mean(1) >= 0.5
-    readings = [look(judge, video.float() / 255) for video in outputs.prompted]
     said = [adherence.read(reading, judge.thresholds) for reading in readings]
     true_said = [adherence.read(reading, judge.thresholds) for reading in truth.readings]
     return [

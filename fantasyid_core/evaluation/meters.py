@@ -13,9 +13,6 @@ from .judge import SIZE, Judge, look
 from .motion import Motion
 from .plot import chart
 
-# The judge's training frames (`people.clip`): the picture is about so many eye distances wide, its centre so many below
-# the eyes.
-_SIDE, _BELOW = 4.9, 0.42
 # Of the window's side: a face that wanders further from its usual place is followed frame by frame.
 _WANDERS = 0.15
 
@@ -116,7 +113,7 @@ def motion_of(
     if len(frames) < 2:
         raise ImageError("One frame cannot show motion; expected a video of at least 2 frames.")
     frames = frames[..., :3].float()
-    window = windows(locate(frames, device=device, progress=progress))
+    window = windows(locate(frames, device=device, progress=progress), *judge.framing)
     seen = window.isfinite().all(1)
     if seen.sum() < 2:
         raise FaceNotFoundError(f"Only {int(seen.sum())} of the {len(frames)} frames show a face; expected at least 2.")
@@ -157,21 +154,39 @@ def motion_plot(found: Motion) -> Tensor:
     return torch.cat([face, head])
 
 
-def windows(landmarks: Tensor) -> Tensor:
+def windows(landmarks: Tensor, wide: float, below: float) -> Tensor:
     """Five landmarks per frame (T, 5, 2) px → centre x, y and side (T, 3) of the square that the judge looks at.
 
     One window for the whole clip, as a cut would be, unless the face wanders; NaN where there is no face.
+
+    Args:
+        wide, below: `Judge.framing`.
     """
     seen = landmarks.isfinite().flatten(1).all(1)
-    eyes, mouth = landmarks[:, :2].mean(1), landmarks[:, 3:].mean(1)
-    # A turned head's eyes come closer and a nodding one's mouth, so the larger of both tells the size.
-    down = (mouth - eyes).norm(dim=1) / 1.04  # eye distances in a face from the front
-    side = _SIDE * torch.maximum((landmarks[:, 1] - landmarks[:, 0]).norm(dim=1), down)
-    below = torch.stack([torch.zeros_like(side), side * (_BELOW / _SIDE)], 1)
+    eyes, unit = _eyes(landmarks)
+    side = wide * unit
+    below = torch.stack([torch.zeros_like(unit), below * unit], 1)
     own = torch.cat([eyes + below, side[:, None]], 1)
     usual = own[seen].median(0).values if seen.any() else own[0]
     wanders = (own[seen, :2] - usual[:2]).norm(dim=1).max() > _WANDERS * usual[2] if seen.any() else False
     return own if wanders else torch.where(seen[:, None], usual, own)
+
+
+def framing(landmarks: Tensor, size: int) -> tuple[float, float]:
+    """Landmarks (T, 5, 2) px of square frames → their `Judge.framing`, in the median."""
+    eyes, unit = _eyes(landmarks)
+    below = ((size - 1) / 2 - eyes[:, 1]) / unit
+    return round(float(size / unit.median()), 3), round(float(below.median()), 3)
+
+
+def _eyes(landmarks: Tensor) -> tuple[Tensor, Tensor]:
+    """Landmarks (T, 5, 2) → the middle between the eyes (T, 2) and their distance (T,), were they seen from the front.
+
+    A turned head's eyes come closer and a nodding one's mouth, so the larger of both tells the size.
+    """
+    eyes, mouth = landmarks[:, :2].mean(1), landmarks[:, 3:].mean(1)
+    down = (mouth - eyes).norm(dim=1) / 1.04  # eye distances in a face from the front
+    return eyes, torch.maximum((landmarks[:, 1] - landmarks[:, 0]).norm(dim=1), down)
 
 
 def _check_frames(frames: Tensor) -> None:

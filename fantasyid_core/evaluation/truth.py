@@ -1,6 +1,7 @@
 """True renders of the cases, found, embedded and read once: what any number of models is compared with."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -41,18 +42,18 @@ def known(
     """Render the cases' clips on `device`, find and embed the faces, read the frames."""
     say("Rendering the true clips")
     asked = cases.show([case.asked for case in drawn], device).frames
-    references = cases.show([case.reference for case in drawn], device).frames
-    others = [
-        cases.show([getattr(case, name) for case in drawn], device, every=EMBED_EVERY).frames
-        for name in ("gallery", "stranger")
-    ]
-    say("Looking at their faces")
-    return Truth(
-        vectors(embedding, references, device)[:, 0],
-        *(likeness.average(vectors(embedding, frames, device)) for frames in others),
-        vectors(embedding, asked[:, ::EMBED_EVERY], device),
-        [look(judge, frames) for frames in asked],
-    )
+    say("Looking at their faces, rendering and reading the rest")
+    with ThreadPoolExecutor(1) as beside:  # while other processes embed
+        readings = beside.submit(lambda: [look(judge, frames) for frames in asked])
+        rest = beside.submit(
+            lambda: [
+                cases.show([getattr(case, name) for case in drawn], device, every=EMBED_EVERY).frames
+                for name in ("reference", "gallery", "stranger")
+            ]
+        )
+        own = vectors(embedding, asked[:, ::EMBED_EVERY], device)
+        reference, gallery, stranger = (vectors(embedding, frames, device) for frames in rest.result())
+        return Truth(reference[:, 0], likeness.average(gallery), likeness.average(stranger), own, readings.result())
 
 
 def vectors(embedding: Embedding, videos: Tensor, device: torch.device | str = "cpu") -> Tensor:

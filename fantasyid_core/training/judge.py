@@ -1,9 +1,14 @@
-"""Stage judge: the network of `evaluation.judge`, on rendered frames with their true labels."""
+"""Stage judge: the network of `evaluation.judge`, on rendered frames with their true labels.
+
+Options: `start_from`, folder of a judge to go on from (a new one); the others are arguments of `judge.Judge`.
+"""
+
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..evaluation import adherence, judge
+from ..evaluation import adherence, judge, meters
 from ..people.colours import COLOURS
 from . import data
 from .pool import Pool
@@ -28,7 +33,10 @@ class JudgeStage(Stage):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        self.network = trainable(judge.Judge(len(COLOURS), **dict(self.settings.options))).to(context.device)
+        options = dict(self.settings.options)
+        before = options.pop("start_from", "")
+        network = judge.load(Path(before)) if before else judge.Judge(len(COLOURS), **options)
+        self.network = trainable(network).to(context.device)
         self.objective = JudgeObjective(self.network)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
@@ -62,6 +70,8 @@ class JudgeStage(Stage):
         with evaluating(self.network):
             read = [judge.look(self.network, frames.float() / 255).expression for frames in pool.frames[: pool.clips]]
         self.network.thresholds = adherence.thresholds(read, list(pool.expression[: pool.clips]))
+        landmarks = pool.landmarks[: pool.clips, :, :5].flatten(0, 1).cpu()
+        self.network.framing = meters.framing(landmarks, pool.frames.shape[2])
         self.network.save(self.context.model_folder / "judge")
 
 
