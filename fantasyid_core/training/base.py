@@ -1,6 +1,7 @@
 """Stage base: text to video without identity, text encoder and DiT together.
 
-Options: `text_dropped` (share of samples whose text is empty, for guidance), `face_weight` (of latents of the face).
+Options: `text_dropped` (share of samples whose text is empty, for guidance), `face_weight` (of latents of the face),
+`structure_weight` (of the loss of `structure`, 0 for none), `structure_block` (after which block it is asked).
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from ..sampling import denoise, guide
 from . import data, sheets
 from .diffusion import FIXED_TIMES, Noising, Rotary, spread_times, weighted
 from .stage import Batch, Context, Stage, evaluating, trainable
+from .structure import Structure
 from .vae import decode, encode_pools
 
 SHEET_STEPS, SHEET_GUIDANCE = 20, 4.0
@@ -21,18 +23,39 @@ SHEET_STEPS, SHEET_GUIDANCE = 20, 4.0
 class BaseObjective(nn.Module):
     """Velocity loss of the DiT on the text encoder's embeddings; zeros where the release has image latents."""
 
-    def __init__(self, transformer: nn.Module, text: nn.Module, face_weight: float, device: torch.device):
+    def __init__(self, transformer: nn.Module, text: nn.Module, options: dict, device: torch.device):
         super().__init__()
-        self.transformer, self.text = transformer, text
-        self.noising, self.rotary, self.face_weight = Noising(device), Rotary(transformer), face_weight
+        self.transformer, self.text, self.options = transformer, text, options
+        self.noising, self.rotary = Noising(device), Rotary(transformer)
+        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            self.structure = Structure(width).to(device) if options["structure_weight"] else None
 
-    def forward(self, latents: Tensor, face: Tensor, ids: Tensor, noise: Tensor, time: Tensor) -> dict[str, Tensor]:
-        """Latents and noise (B, t, 16, h, w), face (B, t, h, w), ids (B, L), times (B,)."""
+    def forward(
+        self, latents: Tensor, face: Tensor, ids: Tensor, noise: Tensor, time: Tensor, landmarks: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Latents and noise (B, t, 16, h, w), face (B, t, h, w), ids (B, L), times (B,); landmarks (B, T, 68, 2) in
+        latents, for the loss of structure."""
         noisy, velocity = self.noising(latents, noise, time)
         words = self.text(input_ids=ids).last_hidden_state
         seen = torch.cat([noisy, torch.zeros_like(noisy)], 2)
-        made = self.transformer(seen, words, time, rotary=self.rotary(latents))
-        return {"loss": weighted(made - velocity, face, self.face_weight)}
+        half_way: list[Tensor] = []
+
+        def run_block(index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary) -> tuple:
+            visual, words = block(hidden_states=visual, encoder_hidden_states=words, temb=time, image_rotary_emb=rotary)
+            if index == self.options["structure_block"]:
+                half_way.append(visual)
+            return visual, words
+
+        made = self.transformer(seen, words, time, rotary=self.rotary(latents), run_block=run_block)
+        loss = weighted(made - velocity, face, self.options["face_weight"])
+        if self.structure is None or landmarks is None:
+            return {"loss": loss}
+        patch = self.transformer.config.patch_size
+        cells = (latents.shape[1], latents.shape[-2] // patch, latents.shape[-1] // patch)
+        where = self.structure(half_way[0], (landmarks + 0.5) / patch - 0.5, cells)
+        return {"loss": loss + self.options["structure_weight"] * where, "velocity": loss, "structure": where}
 
 
 class BaseStage(Stage):
@@ -40,13 +63,20 @@ class BaseStage(Stage):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        self.options = {"text_dropped": 0.1, "face_weight": 1.5} | dict(self.settings.options)
+        self.options = {
+            "text_dropped": 0.1,
+            "face_weight": 1.5,
+            "structure_weight": 0.0,
+            "structure_block": 2,
+        } | dict(self.settings.options)
         model = context.model
         encode_pools(context)
         self.empty = bytes_text.encode_batch([""]).to(context.device)
         model.transformer.layer_attention.requires_grad_(False)
+        last = len(model.transformer.transformer_blocks) - 1
+        self.options["structure_block"] = min(self.options["structure_block"], last)
         self.objective = BaseObjective(
-            trainable(model.transformer), trainable(model.text), self.options["face_weight"], context.device
+            trainable(model.transformer), trainable(model.text), self.options, context.device
         )
         model.transformer.layer_attention.requires_grad_(False)
 
@@ -61,7 +91,11 @@ class BaseStage(Stage):
             "ids": torch.where(dropped, self.empty, pool.caption[rows].long()),
             "noise": data.randn(generator, *latents.shape),
             "time": spread_times(count, generator),
+            "landmarks": (pool.landmarks[rows] + 0.5) / 8 - 0.5,
         }
+
+    def hidden(self) -> list[nn.Module]:
+        return [*self.context.model.transformer.transformer_blocks, self.context.model.text.encoder.block]
 
     def compile(self) -> list[nn.Module]:
         return list(self.context.model.transformer.transformer_blocks)

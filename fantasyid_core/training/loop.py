@@ -18,6 +18,7 @@ from ..errors import TrainingError
 from . import sheets
 from .checkpoint import Checkpoint
 from .ema import Ema
+from .optimizers import optimizers
 from .stage import Stage
 
 log = logging.getLogger(__name__)
@@ -37,16 +38,9 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
     settings, context = stage.settings, stage.context
     objective = stage.objective
     trained = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained,
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        fused=context.device.type == "cuda",
-    )
     if settings.compile and context.device.type == "cuda":
         _compile(stage)
-    module, optimizer = accelerator.prepare(objective, optimizer)
+    module, *stepping = accelerator.prepare(objective, *optimizers(trained, stage.hidden(), settings))
     ema = Ema(objective, settings.ema)
     checkpoint = Checkpoint(context.out / "checkpoints" / settings.stage, accelerator, objective, ema)
     progress = (checkpoint.load() if resume else None) or {"step": 0, "elapsed": 0.0, "chunks": 0}
@@ -71,7 +65,7 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
         with _asked_to_stop() as stop:
             while (done := _done(step, elapsed(), settings)) < 1:
                 rate = settings.learning_rate * _rate(step, done, settings.warmup)
-                for group in optimizer.param_groups:
+                for group in (group for optimizer in stepping for group in optimizer.param_groups):
                     group["lr"] = rate
                 if pool is not None:
                     pool.grow(step, settings.pool.every, rendered_before + settings.pool.share * elapsed())
@@ -80,11 +74,12 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
                     accelerator.backward(losses["loss"])
                 except torch.OutOfMemoryError:
                     _halve(stage)
-                    optimizer.zero_grad(set_to_none=True)
+                    _cleared(stepping)
                     continue
                 accelerator.clip_grad_norm_(trained, settings.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                for optimizer in stepping:
+                    optimizer.step()
+                _cleared(stepping)
                 ema.update()
                 step += 1
                 if step % settings.log_every == 0 or step == 1:
@@ -112,6 +107,11 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
     finally:
         checkpoint.close()
         accelerator.free_memory()
+
+
+def _cleared(stepping: list) -> None:
+    for optimizer in stepping:
+        optimizer.zero_grad(set_to_none=True)
 
 
 def _halve(stage: Stage) -> None:

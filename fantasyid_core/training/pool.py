@@ -174,6 +174,11 @@ def pooled_in_time(masks: Tensor, size: Sequence[int]) -> Tensor:
     return torch.cat([masks[:, :1], rest], 1)
 
 
+def pooled_in_time_points(points: Tensor) -> Tensor:
+    """Points (B, 4 k + 1, N, 2) of frames → of latents (B, k + 1, N, 2), likewise."""
+    return torch.cat([points[:, :1], points[:, 1:].unflatten(1, (-1, 4)).mean(2)], 1)
+
+
 def look(member: Person) -> np.ndarray:
     """(L,) what a person looks like beside the shape of the head: paint, sex, age, ethnicity, build. Not the hair."""
     paint = [np.atleast_1d(value) for value in vars(member.paint).values()]

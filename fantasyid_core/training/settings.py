@@ -51,6 +51,7 @@ class Settings:
         betas, weight_decay, clip_norm: of AdamW, and the largest gradient norm.
         ema: decay of the averaged weights, which are what is exported.
         precision: "bf16" or "no"; off a GPU always "no".
+        muon: step the hidden matrices of DiT and text encoder with Muon, the rest with AdamW.
         compile: compile the DiT's blocks where that works; cudnn_benchmark: try convolutions out before using them.
         checkpoint_seconds, log_every (steps), validate_minutes (0: at the end alone).
         start_from: model folder to start from, "" for the run's own; the command's --start-from wins.
@@ -69,6 +70,7 @@ class Settings:
     ema: float = 0.999
     seed: int = 0
     precision: str = "bf16"
+    muon: bool = False
     compile: bool = False
     cudnn_benchmark: bool = True
     checkpoint_seconds: float = 60.0

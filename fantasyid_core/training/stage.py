@@ -87,6 +87,10 @@ class Stage(ABC):
     def export(self) -> None:
         """Write what was trained into the model's folder; called with the averaged weights."""
 
+    def hidden(self) -> list[nn.Module]:
+        """Modules whose matrices lie between two layers of the network, for Muon."""
+        return []
+
     def compile(self) -> list[nn.Module]:
         """Modules that gain from being compiled, each on its own."""
         return []

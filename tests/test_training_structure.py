@@ -1,0 +1,61 @@
+"""The loss that asks a middle layer where the face is, and the optimisers that parameters go to."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("accelerate")
+
+from fantasyid_core.training.optimizers import optimizers
+from fantasyid_core.training.settings import Settings
+from fantasyid_core.training.structure import Structure, places
+
+
+def test_a_landmark_lies_in_the_cell_around_it():
+    landmarks = torch.tensor([[[[2.1, 3.9], [0.0, 0.0]]]])
+    cells = places(landmarks, 5, 4)
+    assert cells.shape == (1, 1, 20, 2)
+    torch.testing.assert_close(cells.sum(2), torch.ones(1, 1, 2))
+    assert cells[0, 0, :, 0].argmax() == 4 * 4 + 2  # row 4, column 2
+    assert cells[0, 0, :, 1].argmax() == 0
+
+
+def test_tokens_that_show_where_the_landmarks_are_are_understood():
+    torch.manual_seed(0)
+    structure, mark = Structure(16, landmarks=1), torch.randn(16)
+    optimizer = torch.optim.AdamW(structure.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(200):
+        where = torch.randint(0, 4, (8, 1, 1, 2)).float()
+        visual = torch.zeros(8, 16, 16)
+        visual[torch.arange(8), (where[:, 0, 0, 1] * 4 + where[:, 0, 0, 0]).long()] = mark
+        loss = structure(visual, where, (1, 4, 4))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 2.5  # ln 16 is 2.77: nothing is known
+    assert losses[-1] < 1.7  # the blurred places themselves have 1.4
+
+
+def network() -> tuple[nn.Module, nn.Linear]:
+    hidden = nn.Linear(64, 64)
+    return nn.ModuleDict({"embed": nn.Embedding(8, 64), "hidden": hidden, "out": nn.Linear(64, 8)}), hidden
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon before 2.9")
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
+    whole, hidden = network()
+    adamw, muon = optimizers(whole.parameters(), [hidden], replace(Settings("base"), muon=True))
+    assert [p.shape for g in muon.param_groups for p in g["params"]] == [hidden.weight.shape]
+    assert sum(len(g["params"]) for g in adamw.param_groups) == len(list(whole.parameters())) - 1
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_adamw_takes_everything_where_muon_is_not_wanted_or_not_there(muon: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    whole, hidden = network()
+    (adamw,) = optimizers(whole.parameters(), [hidden], replace(Settings("base"), muon=muon))
+    assert sum(len(g["params"]) for g in adamw.param_groups) == len(list(whole.parameters()))
