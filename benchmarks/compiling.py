@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .measure import Row
+from .ours import STEPS
 
 if TYPE_CHECKING:
     from .modes import Bench
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
 
 def rows(bench: "Bench", name: str) -> Iterator[Row]:
     """The exact mode, then the same with another prompt, noise, strength and number of identity tokens."""
+    host, exact = bench.host, bench.exact(STEPS)  # before the pack is imported: it comes with the host
     from pack.fantasyid_core.injection import Injection
     from pack.nodes._native_model import add_injection
 
-    host, exact = bench.host, bench.exact(5)
     plain = host.model(identity=False)
     noise, text = host.noise, host.text
     before = _graphs()

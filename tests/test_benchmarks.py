@@ -58,3 +58,11 @@ def test_the_table_and_the_plot_show_every_step(smoke):
     assert "| FantasyID as released, interval 1, eager |" in printed
     with Image.open(folder / "out.plot", formats=["PNG"]) as picture:
         assert picture.size[1] > 50 * len(steps)
+
+
+def test_rows_for_a_gpu_run_here_too(host_script, tmp_path):
+    found = host_script("benchmark_rows.py", tmp_path)
+    error, note = found["ours, exact, compiled by the host's node"]
+    assert error < 1e-3
+    assert "graphs, 0 more for another prompt, seed, strength, identity" in note
+    assert 1e-4 < found["ours, fp8 products"][0] < 0.2
