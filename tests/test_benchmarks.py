@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.__main__ import measure
+from benchmarks.measure import Row
+from benchmarks.modes import Mode
+from benchmarks.workload import fitting
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -66,3 +71,26 @@ def test_rows_for_a_gpu_run_here_too(host_script, tmp_path):
     assert error < 1e-3
     assert "graphs, 0 more for another prompt, seed, strength, identity" in note
     assert 1e-4 < found["ours, fp8 products"][0] < 0.2
+    assert found["ours, exact, 7 GiB free"][0] == 0
+    told = found["whole run, 6 GiB free"][1]
+    assert all(part in told for part in ("load", "text", "identity", "sampling, 50 steps", "VAE decode", "9 frames"))
+
+
+def test_a_mode_that_fails_loses_nothing_but_itself(caplog):
+    def broken(bench, name):
+        yield Row("before", 1.0, 0.0)
+        raise MemoryError("no room\nfor this")
+
+    def good(bench, name):
+        yield Row(name, 2.0, 0.0)
+
+    rows = list(measure(None, [Mode("broken", broken), Mode("good", good)]))
+    assert [row.name for row in rows] == ["before", "good"]
+    assert "broken: failed: MemoryError: no room" in caplog.text
+
+
+@pytest.mark.parametrize(("gib", "blocks"), [(79, 42), (19.5, 42), (12, 18), (3, 2)])
+def test_a_small_card_measures_fewer_blocks_and_says_so(gib, blocks):
+    work = fitting(int(gib * 2**30))
+    assert work.config["num_layers"] == blocks
+    assert (f"{blocks} of its 42 blocks" in work.name) == (blocks < 42)
