@@ -5,12 +5,15 @@ multiplied as they are.
 """
 
 import functools
+import logging
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels import FLOAT8, Rows8, rows8
+
+log = logging.getLogger(__name__)
 
 
 def weight8(weight: Tensor) -> Rows8:
@@ -24,16 +27,33 @@ def product(x: Rows8, weight: Rows8, bias: Tensor | None, dtype: torch.dtype) ->
     """x (…, K) · weight (N, K)ᵀ + bias (N,) → (…, N) in `dtype`."""
     if not x.values.is_cuda or any(size % 16 for size in weight.values.shape):
         return product_plain(x, weight, bias, dtype)
-    out = torch._scaled_mm(
-        x.values.flatten(0, -2),
+    multiply = by_row if _has_scales_by_row(x.values.device) else by_tensor
+    rows = Rows8(x.values.flatten(0, -2), x.scales.flatten(0, -2))
+    out = multiply(rows, weight, None if bias is None else bias.to(torch.bfloat16))
+    return out.unflatten(0, x.values.shape[:-1]).to(dtype)
+
+
+def by_row(x: Rows8, weight: Rows8, bias: Tensor | None) -> Tensor:
+    """x (M, K) · weight (N, K)ᵀ + bias (N,) → (M, N) bfloat16, the only type that the hardware scales by row to."""
+    return torch._scaled_mm(
+        x.values,
         weight.values.t(),
-        scale_a=x.scales.flatten(0, -2),
+        scale_a=x.scales,
         scale_b=weight.scales.t(),
-        bias=None if bias is None else bias.to(torch.bfloat16),
-        out_dtype=torch.bfloat16,  # the only one with scales by row
+        bias=bias,
+        out_dtype=torch.bfloat16,
         use_fast_accum=True,
     )
-    return out.unflatten(0, x.values.shape[:-1]).to(dtype)
+
+
+def by_tensor(x: Rows8, weight: Rows8, bias: Tensor | None) -> Tensor:
+    """The same where one scale a tensor is all that there is: scaled afterwards, rounded once more."""
+    one = torch.ones((), device=x.values.device)
+    out = torch._scaled_mm(
+        x.values, weight.values.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+    out = out * x.scales * weight.scales.t()
+    return (out if bias is None else out + bias).to(torch.bfloat16)
 
 
 def product_plain(x: Rows8, weight: Rows8, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -55,3 +75,20 @@ def missing(device: torch.device) -> str | None:
     if (major, minor) < (8, 9):
         return f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _has_scales_by_row(device: torch.device) -> bool:
+    return _tried_scales_by_row(device)
+
+
+@functools.cache
+def _tried_scales_by_row(device: torch.device) -> bool:
+    """By trying: it depends on the card, CUDA and torch, and all refuse with a RuntimeError of their own."""
+    few = Rows8(torch.zeros(16, 16, device=device).to(FLOAT8), torch.ones(16, 1, device=device))
+    try:
+        by_row(few, few, None)
+    except RuntimeError as error:
+        log.info("No 8-bit products with scales by row here (%s); with one scale a tensor instead.", error)
+        return False
+    return True

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fantasyid_core import fp8
 from fantasyid_core import standin as standin_weights
-from fantasyid_core.fp8 import dequantised, product, product_plain, weight8
+from fantasyid_core.fp8 import by_row, by_tensor, dequantised, product, product_plain, weight8
 from fantasyid_core.injection import Injection, InjectionRun
 from fantasyid_core.kernels import FLOAT8, Rows8, rows8, rows8_plain
 from fantasyid_core.transformer import FantasyIDTransformer, from_published
@@ -84,6 +84,16 @@ def test_an_adapter_in_a_layer_s_place_is_called(model, in_8_bits, layer):
     dim = block.attn1.to_q.in_features
     block(draw(1, 6, dim), draw(1, 3, dim), draw(1, block.norm1.linear.in_features), fp8=in_8_bits)
     assert called == [torch.float32]
+
+
+@pytest.mark.parametrize("multiply", [by_row, by_tensor])
+@pytest.mark.parametrize("bias", [draw(32, seed=2).bfloat16(), None])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=FP8_CARD)])
+def test_both_ways_of_scaling_multiply_as_the_twin(multiply, bias, device):
+    x, weight = rows8(draw(48, 64).to(device) * 30), weight8(draw(32, 64, seed=1).to(device) / 50)
+    bias = bias if bias is None else bias.to(device)
+    exact = product_plain(x, weight, bias, torch.float64)
+    assert ((multiply(x, weight, bias).double() - exact).norm() / exact.norm()) < 5e-3
 
 
 @FP8_CARD
