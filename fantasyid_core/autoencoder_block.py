@@ -58,12 +58,13 @@ class LeanSpatialNorm(CogVideoXSpatialNorm3D):
             return super().forward(f, zq, conv_cache)
         out = self.norm_layer(f)
         scale, shift = self.conv_y(zq)[0], self.conv_b(zq)[0]
-        frames, size = f.shape[2], f.shape[-2:]
+        frames, latents, size = f.shape[2], zq.shape[2], f.shape[-2:]
         alone = int(frames > 1 and frames % 2 == 1)  # the first latent stands for one frame
-        for i in range(frames):
-            latent = i if i < alone else alone + (i - alone) * (zq.shape[2] - alone) // (frames - alone)
-            out[:, :, i].mul_(F.interpolate(scale[:, :, latent], size=size))
-            out[:, :, i].add_(F.interpolate(shift[:, :, latent], size=size))
+        shown = [i if i < alone else alone + (i - alone) * (latents - alone) // (frames - alone) for i in range(frames)]
+        for latent in dict.fromkeys(shown):
+            part = out[:, :, shown.index(latent) : shown.index(latent) + shown.count(latent)]
+            part.mul_(F.interpolate(scale[:, :, latent], size=size)[:, :, None])
+            part.add_(F.interpolate(shift[:, :, latent], size=size)[:, :, None])
         return out, {}
 
 
