@@ -304,6 +304,7 @@ class IdentityStage(Stage):
                 layer.load_state_dict(layers[0].state_dict())
         model.config["first_frame_condition"] = bool(self.options["first_frame"])
         branches = [name for name in ("2d", "3d") if self.options[f"branch_{name}"]]
+        model.config.pop("identity_branches", None)  # of the model that it may have gone on from
         if branches != ["2d", "3d"]:
             model.config["identity_branches"] = branches
         nano.write(model, self.context.model_folder, ["transformer"])
