@@ -17,7 +17,7 @@ from fantasyid_core import fusion, image_tower, nano, topology, weights
 from fantasyid_core.errors import TrainingError
 from fantasyid_core.people.person import TRAIN, VALIDATION
 from fantasyid_core.training import __main__ as command
-from fantasyid_core.training import diffusion, face, loop, settings
+from fantasyid_core.training import diffusion, face, loop, settings, vae
 from fantasyid_core.training.pool import Pool
 from fantasyid_core.training.run import STAGES
 from fantasyid_core.training.stage import Context
@@ -246,3 +246,34 @@ def test_the_command_trains_one_stage(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads((tmp_path / "done.json").read_text()) == ["base"]
     assert command.main(["base", "--out", str(tmp_path), "--tiny", "--set", "nonsense"]) == 1
     assert "not of the form" in capsys.readouterr().err
+
+
+def test_single_frames_are_encoded_alone(context: Callable[..., Context]):
+    made = context("base")
+    STAGES["base"](made)  # gives the pool latents
+    rows, which = torch.tensor([1, 3]), torch.tensor([0, 2])
+    drawn = made.pool.pictures(rows, which)
+    times = made.pool.singles[which]
+    frames = made.pool.frames[rows, times][:, None]
+    torch.testing.assert_close(drawn.latents, vae.encode(made.model.vae.eval(), frames), atol=1e-5, rtol=1e-4)
+    assert drawn.face.shape == (2, 1, *drawn.latents.shape[-2:])
+    assert torch.equal(drawn.landmarks[:, 0], made.pool.landmarks[rows, times])
+    assert made.pool.singles[0] > 0  # in the first frame heads look ahead
+
+
+@pytest.mark.parametrize("name", ["base", "identity"])
+def test_a_share_of_the_steps_trains_on_single_frames(name: str, context: Callable[..., Context]):
+    options = {"pictures": 0.5, "pictures_batch": 2} | ({"structure_weight": 0.1} if name == "base" else {})
+    stage = STAGES[name](context(name, options=options))
+    for step, frames, count in ((0, 3, 4), (1, 1, 8)):
+        batch = stage.batch(step, stage.context.generator(step))
+        assert batch["latents"].shape[:2] == (count, frames)
+        losses = stage.objective(**batch)
+        losses["loss"].backward()
+        assert torch.isfinite(losses["loss"])
+
+
+def test_the_share_of_single_frames_is_spread_evenly():
+    assert [diffusion.on_pictures(step, 0.4) for step in range(5)] == [False, False, True, False, True]
+    assert not any(diffusion.on_pictures(step, 0.0) for step in range(100))
+    assert all(diffusion.on_pictures(step, 1.0) for step in range(100))

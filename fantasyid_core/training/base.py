@@ -1,6 +1,7 @@
 """Stage base: text to video without identity, text encoder and DiT together.
 
 Options: `text_dropped` (share of samples whose text is empty, for guidance), `face_weight` (of latents of the face),
+`pictures` (share of the steps that train on single frames, of which `pictures_batch` times as many fit),
 `structure_weight` (of the loss of `structure`, 0 for none), `structure_block` (after which block it is asked).
 """
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from .. import bytes_text, nano
 from ..sampling import denoise, guide
 from . import data, sheets
-from .diffusion import FIXED_TIMES, Noising, Rotary, spread_times, weighted
+from .diffusion import FIXED_TIMES, Noising, Rotary, on_pictures, spread_times, weighted
 from .stage import Batch, Context, Stage, evaluating, trainable
 from .structure import Structure
 from .vae import decode, encode_pools
@@ -66,6 +67,8 @@ class BaseStage(Stage):
         self.options = {
             "text_dropped": 0.1,
             "face_weight": 1.5,
+            "pictures": 0.0,
+            "pictures_batch": 3,
             "structure_weight": 0.0,
             "structure_block": 2,
         } | dict(self.settings.options)
@@ -82,16 +85,17 @@ class BaseStage(Stage):
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool, count = self.context.pool, self.settings.batch
-        rows = data.randint(generator, pool.clips, count)
-        latents = pool.latents[rows].float()
+        if pictures := on_pictures(step, self.options["pictures"]):
+            count *= self.options["pictures_batch"]
+        rows, drawn = pool.draw(count, generator, pictures)
         dropped = data.rand(generator, count, 1) < self.options["text_dropped"]
         return {
-            "latents": latents,
-            "face": pool.face_latent[rows],
+            "latents": drawn.latents,
+            "face": drawn.face,
             "ids": torch.where(dropped, self.empty, pool.caption[rows].long()),
-            "noise": data.randn(generator, *latents.shape),
+            "noise": data.randn(generator, *drawn.latents.shape),
             "time": spread_times(count, generator),
-            "landmarks": (pool.landmarks[rows] + 0.5) / 8 - 0.5,
+            "landmarks": (drawn.landmarks + 0.5) / 8 - 0.5,
         }
 
     def hidden(self) -> list[nn.Module]:

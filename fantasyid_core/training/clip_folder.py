@@ -56,7 +56,7 @@ class FolderSource:
             self.held_out = [self._usable(0)]
         self.empty = self._words("")
 
-    def batch(self, count: int, generator: torch.Generator) -> Batch:
+    def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
         """See `identity.Source`."""
         clips = [self._usable(row) for row in data.randint(generator, len(self.clips), count).tolist()]
         which = [int(x * len(c.crops)) for x, c in zip(data.rand(generator, count).tolist(), clips, strict=True)]

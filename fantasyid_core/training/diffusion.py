@@ -38,6 +38,11 @@ def weighted(error: Tensor, face: Tensor, face_weight: float) -> Tensor:
     return (error.float().square() * weight / weight.mean()).mean()
 
 
+def on_pictures(step: int, share: float) -> bool:
+    """Whether a step trains on single frames: that share of all steps, evenly spread."""
+    return int((step + 1) * share) > int(step * share)
+
+
 class Rotary:
     """Rotary positions by latent size, computed once."""
 

@@ -9,6 +9,7 @@ Options, most of them rows of the ablation:
         to take it in.
     unfreeze: beginnings of names of DiT parameters that are trained as well.
     text_dropped, face_weight: as in `base`.
+    pictures, pictures_batch: as in `base`, for the pool.
     checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
 """
 
@@ -24,7 +25,7 @@ from ..injection import LayerAttention
 from ..video import first_frame_condition
 from . import data, sheets
 from .base import five_frames, generate, losses_at_fixed_times
-from .diffusion import Noising, Rotary, spread_times, weighted
+from .diffusion import Noising, Rotary, on_pictures, spread_times, weighted
 from .face import CROP, aligned_crops, as_photos
 from .references import References
 from .stage import Batch, Context, Stage, evaluating
@@ -42,6 +43,8 @@ OPTIONS = {
     "unfreeze": [],
     "text_dropped": 0.1,
     "face_weight": 4.0,
+    "pictures": 0.0,
+    "pictures_batch": 3,
     "checkpointing": False,
 }
 
@@ -49,7 +52,7 @@ OPTIONS = {
 class Source(Protocol):
     """Where an identity batch comes from: the pool, or a folder of clips."""
 
-    def batch(self, count: int, generator: torch.Generator) -> Batch:
+    def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
         """`latents`, `face`, `words` (text embeddings), `vertices` (B, V, 3), and `crops` (B, S, S, 3) or the tower's
         `hidden` states of them."""
 
@@ -138,12 +141,14 @@ class PoolSource:
         self.references = References(context.pool, see)
         self.empty = bytes_text.encode_batch([""]).to(context.device)
 
-    def batch(self, count: int, generator: torch.Generator) -> Batch:
+    def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
         pool = self.context.pool
-        rows = data.randint(generator, pool.clips, count)
+        if pictures := on_pictures(step, self.options["pictures"]):
+            count *= self.options["pictures_batch"]
+        rows, drawn = pool.draw(count, generator, pictures)
         dropped = data.rand(generator, count, 1) < self.options["text_dropped"]
         ids = torch.where(dropped, self.empty, pool.caption[rows].long())
-        told = {"latents": pool.latents[rows].float(), "face": pool.face_latent[rows], "words": self.words(ids)}
+        told = {"latents": drawn.latents, "face": drawn.face, "words": self.words(ids)}
         if self.options["multi_view"]:
             people, which = pool.owner[rows], data.randint(generator, pool.stills.shape[1], count)
             if not self.options["first_frame"]:
@@ -223,7 +228,7 @@ class IdentityStage(Stage):
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         with torch.no_grad():
-            batch = self.source.batch(self.settings.batch, generator)
+            batch = self.source.batch(step, self.settings.batch, generator)
             crops, count = batch.pop("crops", None), len(batch["latents"])
             hidden = batch.pop("hidden", None)
             return batch | {

@@ -149,6 +149,7 @@ def _compile(stage: Stage) -> None:
         return
     torch._dynamo.config.suppress_errors = True
     torch._dynamo.config.cache_size_limit = 64
+    torch._dynamo.config.automatic_dynamic_shapes = False  # single frames and videos: a graph each, not a slower one
     for module in modules:
         module.compile()
     began = time.perf_counter()

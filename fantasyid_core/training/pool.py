@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ..people.clip import Clip, clip, still
 from ..people.colours import COLOURS
 from ..people.person import Person, person
 from ..people.render import PARTS, render
+from .data import randint
 from .settings import PoolSettings
 
 FACE = ("face", "lips", "eyes", "mouth")
@@ -37,6 +39,7 @@ class Pool:
         stills: (P, S, still_size, still_size, 3) uint8; still_landmarks, still_pose, still_expression: of each.
         shape: (P, 100) shape codes; look: (P, L) paint, sex, age …, each about standard normal.
         latents: (N, t, 16, h, w) bfloat16 (float32 off a GPU) after `encode_with`; face_latent: (N, t, h, w) 0…1.
+        single_latents: (N, K, 16, h, w), of K single frames of each clip, evenly spread; single_face: (N, K, h, w).
     """
 
     def __init__(self, settings: PoolSettings, split: range, seed: int, device: torch.device):
@@ -65,6 +68,10 @@ class Pool:
         self.shape, self.look = zeros(p, 100), zeros(p, len(look(person(split[0]))))
         self.latents: Tensor | None = None
         self.face_latent: Tensor | None = None
+        self.single_latents: Tensor | None = None
+        self.single_face: Tensor | None = None
+        # Not the first, in which heads look ahead.
+        self.singles = torch.linspace(s.frames / 4, s.frames - 1, s.singles, device=device).round().long()
         self._encode: Callable[[Tensor], Tensor] | None = None
         self._encoder_key: object = None
 
@@ -117,6 +124,25 @@ class Pool:
         self._put_clips(clips, rows)
         self.count += 1
 
+    def videos(self, rows: Tensor) -> "Latents":
+        """Whole clips."""
+        return Latents(self.latents[rows].float(), self.face_latent[rows], self.landmarks[rows])
+
+    def draw(self, count: int, generator: torch.Generator, pictures: bool) -> tuple[Tensor, "Latents"]:
+        """Random clips, or single frames of such: rows (B,) and what they show."""
+        rows = randint(generator, self.clips, count)
+        if not pictures:
+            return rows, self.videos(rows)
+        return rows, self.pictures(rows, randint(generator, len(self.singles), count))
+
+    def pictures(self, rows: Tensor, which: Tensor) -> "Latents":
+        """Single frames of clips `rows` (B,), the `which`-th (B,) of those that are encoded alone; t = T = 1."""
+        return Latents(
+            self.single_latents[rows, which, None].float(),
+            self.single_face[rows, which, None],
+            self.landmarks[rows, self.singles[which], None],
+        )
+
     def encode_with(self, encode: Callable[[Tensor], Tensor], key: object) -> None:
         """Keep latents of all clips from now on: `encode` takes frames (B, T, H, W, 3) uint8 → (B, t, 16, h, w).
 
@@ -163,8 +189,25 @@ class Pool:
             kept = latents.dtype if self.device.type != "cuda" else torch.bfloat16
             self.latents = torch.zeros((len(self.frames), *latents.shape[1:]), dtype=kept, device=self.device)
             self.face_latent = torch.zeros((len(self.frames), *latents[0, :, 0].shape), device=self.device)
+            shape = (len(self.frames), len(self.singles), *latents.shape[2:])
+            self.single_latents = torch.zeros(shape, dtype=kept, device=self.device)
+            self.single_face = torch.zeros((*shape[:2], *shape[3:]), device=self.device)
         self.latents[rows] = latents.to(self.latents.dtype)
+        for i, moment in enumerate(self.singles.tolist()):
+            alone = self._encode(self.frames[rows, moment, None])[:, 0]
+            self.single_latents[rows, i] = alone.to(self.latents.dtype)
+            masks = self.face[rows, moment, None].float() / 255
+            self.single_face[rows, i] = F.adaptive_avg_pool2d(masks, latents.shape[-2:])[:, 0]
         self.face_latent[rows] = pooled_in_time(self.face[rows].float() / 255, latents.shape[-2:])
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """What a batch is made of: latents (B, t, 16, h, w), face (B, t, h, w) 0…1, landmarks (B, T, 68, 2) px."""
+
+    latents: Tensor
+    face: Tensor
+    landmarks: Tensor
 
 
 def pooled_in_time(masks: Tensor, size: Sequence[int]) -> Tensor:
@@ -176,6 +219,8 @@ def pooled_in_time(masks: Tensor, size: Sequence[int]) -> Tensor:
 
 def pooled_in_time_points(points: Tensor) -> Tensor:
     """Points (B, 4 k + 1, N, 2) of frames → of latents (B, k + 1, N, 2), likewise."""
+    if points.shape[1] == 1:
+        return points
     return torch.cat([points[:, :1], points[:, 1:].unflatten(1, (-1, 4)).mean(2)], 1)
 
 

@@ -23,6 +23,7 @@ class PoolSettings:
         first: clips that are there before the first step.
         every: steps between two renderings.
         share: of the time that rendering may take.
+        singles: frames of every clip that are encoded alone as well, to train on as pictures.
         frames, size: of a clip; still_size: of a photo, px.
         validation: clips of people who are never trained on.
     """
@@ -33,6 +34,7 @@ class PoolSettings:
     first: int = 400
     every: int = 4
     share: float = 0.3
+    singles: int = 3
     frames: int = 25
     size: int = 160
     still_size: int = 224
