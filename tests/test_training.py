@@ -273,6 +273,26 @@ def test_a_share_of_the_steps_trains_on_single_frames(name: str, context: Callab
         assert torch.isfinite(losses["loss"])
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_text_encoder_is_trained_with_the_dit_or_left_as_it_is(trained: bool, context: Callable[..., Context]):
+    stage = STAGES["base"](context("base", options={"train_text": trained}))
+    stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"].backward()
+    learns = {name.split(".")[0] for name, p in stage.objective.named_parameters() if p.grad is not None}
+    assert ("text" in learns) == trained
+    assert "transformer" in learns
+
+
+@pytest.mark.parametrize("name", ["base", "identity"])
+def test_a_stage_takes_steps_with_muon(name: str, context: Callable[..., Context], accelerator: Accelerator):
+    stage = STAGES[name](context(name, steps=2, muon=True))
+    numbers = loop.train(stage, accelerator, resume=False)
+    assert torch.isfinite(torch.tensor(list(numbers.values()))).all()
+    goes_on = STAGES[name](context(name, steps=3, muon=True))
+    loop.train(goes_on, accelerator, resume=True)  # both optimisers' states are in the checkpoint
+    lines = (stage.context.out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(x)["step"] for x in lines if "losses" in x] == [1, 2, 3]
+
+
 def test_the_share_of_single_frames_is_spread_evenly():
     assert [diffusion.on_pictures(step, 0.4) for step in range(5)] == [False, False, True, False, True]
     assert not any(diffusion.on_pictures(step, 0.0) for step in range(100))

@@ -1,8 +1,9 @@
-"""Stage base: text to video without identity, text encoder and DiT together.
+"""Stage base: text to video without identity.
 
-Options: `text_dropped` (share of samples whose text is empty, for guidance), `face_weight` (of latents of the face),
-`pictures` (share of the steps that train on single frames, of which `pictures_batch` times as many fit),
-`structure_weight` (of the loss of `structure`, 0 for none), `structure_block` (after which block it is asked).
+Options: `train_text` (the text encoder too, or only the DiT), `text_dropped` (share of samples whose text is empty, for
+guidance), `face_weight` (of latents of the face), `pictures` (share of the steps that train on single frames, of which
+`pictures_batch` times as many fit), `structure_weight` (of the loss of `structure`, 0 for none), `structure_block`
+(after which block it is asked).
 """
 
 from collections.abc import Callable
@@ -65,6 +66,7 @@ class BaseStage(Stage):
     def __init__(self, context: Context):
         super().__init__(context)
         self.options = {
+            "train_text": True,
             "text_dropped": 0.1,
             "face_weight": 1.5,
             "pictures": 0.0,
@@ -78,9 +80,8 @@ class BaseStage(Stage):
         model.transformer.layer_attention.requires_grad_(False)
         last = len(model.transformer.transformer_blocks) - 1
         self.options["structure_block"] = min(self.options["structure_block"], last)
-        self.objective = BaseObjective(
-            trainable(model.transformer), trainable(model.text), self.options, context.device
-        )
+        text = trainable(model.text) if self.options["train_text"] else model.text.eval().requires_grad_(False)
+        self.objective = BaseObjective(trainable(model.transformer), text, self.options, context.device)
         model.transformer.layer_attention.requires_grad_(False)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:

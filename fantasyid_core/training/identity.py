@@ -254,6 +254,11 @@ class IdentityStage(Stage):
             first = encode(self.context.model.vae, frames)
         return first_frame_condition(first.transpose(1, 2), latents.shape[1]).transpose(1, 2).to(latents)
 
+    def hidden(self) -> list[nn.Module]:
+        model = self.context.model
+        dit = model.transformer
+        return [dit.layer_attention, dit.transformer_blocks, *(getattr(model.encoder, name) for name in ENCODER_PARTS)]
+
     def compile(self) -> list[nn.Module]:
         return list(self.context.model.transformer.transformer_blocks)
 
