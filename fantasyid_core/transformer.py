@@ -93,7 +93,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
             SamplingError: more text than the model has positions for.
         """
         time, words, visual = self._tokens(latents, text, timestep)
-        through = functools.partial(self._through, run_block or _run_block, time, rotary, run, progress)
+        through = functools.partial(self._through, run_block or run_as_is, time, rotary, run, progress)
         if cache is None:
             visual, _ = through(visual, words, slice(None))
         else:
@@ -197,10 +197,11 @@ def _inject(run: InjectionRun, visual: Tensor, layer: int, attention: LayerAtten
     return run.add_to(visual, layer, attention, progress)
 
 
-def _run_block(
-    index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary: Rotary | None
+def run_as_is(
+    index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary: Rotary | None, **more
 ) -> tuple[Tensor, Tensor]:
-    return block(hidden_states=visual, encoder_hidden_states=words, temb=time, image_rotary_emb=rotary)
+    """One block, where nobody takes part: a `RunBlock`. `more` is for the block, such as `fp8`."""
+    return block(hidden_states=visual, encoder_hidden_states=words, temb=time, image_rotary_emb=rotary, **more)
 
 
 def from_published(

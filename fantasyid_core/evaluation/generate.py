@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -158,6 +159,8 @@ class Generator:
         mode: Mode = EXACT,
     ) -> Tensor:
         """One batch of videos as latents (B, T, 16, h, w) on the generator's device, arguments as for `videos`."""
+        from ..transformer import run_as_is
+
         transformer = self.model.transformer
         t, h, w = latent_size(frames, *size)
         count = len(requests)
@@ -174,7 +177,7 @@ class Generator:
         rows = Rows(tokens, strength)
         rotary = transformer.rotary_embedding(t, h, w, self.device)
         kept = StepCache(mode.cache) if mode.cache else None
-        run_block = _in_8_bits if mode.fp8 else None
+        run_block = partial(run_as_is, fp8=True) if mode.fp8 else None
 
         def velocity(latents: Tensor, timestep: int) -> Tensor:
             both = torch.cat([latents, latents]) if guided else latents
@@ -210,10 +213,6 @@ class Generator:
         pixels = crops.movedim(-1, 1)[:, :, None] * 2 - 1
         first = vae.encode(pixels.to(self.dtype)).latent_dist.mode().float() * vae.config.scaling_factor
         return first_frame_condition(first, shape[0]).transpose(1, 2)
-
-
-def _in_8_bits(index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary) -> tuple:
-    return block(hidden_states=visual, encoder_hidden_states=words, temb=time, image_rotary_emb=rotary, fp8=True)
 
 
 def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Generator:

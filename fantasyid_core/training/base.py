@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import bytes_text, nano
 from ..sampling import denoise, guide
+from ..transformer import run_as_is
 from . import data, sheets
 from .diffusion import FIXED_TIMES, Noising, Rotary, on_pictures, spread_times, weighted
 from .stage import Batch, Context, Stage, evaluating, trainable
@@ -45,7 +46,7 @@ class BaseObjective(nn.Module):
         half_way: list[Tensor] = []
 
         def run_block(index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary) -> tuple:
-            visual, words = block(hidden_states=visual, encoder_hidden_states=words, temb=time, image_rotary_emb=rotary)
+            visual, words = run_as_is(index, block, visual, words, time, rotary)
             if index == self.options["structure_block"]:
                 half_way.append(visual)
             return visual, words
@@ -77,7 +78,6 @@ class BaseStage(Stage):
         model = context.model
         encode_pools(context)
         self.empty = bytes_text.encode_batch([""]).to(context.device)
-        model.transformer.layer_attention.requires_grad_(False)
         last = len(model.transformer.transformer_blocks) - 1
         self.options["structure_block"] = min(self.options["structure_block"], last)
         text = trainable(model.text) if self.options["train_text"] else model.text.eval().requires_grad_(False)

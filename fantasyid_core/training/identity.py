@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import bytes_text, nano
+from ..fusion import BRANCHES
 from ..injection import LayerAttention
+from ..transformer import run_as_is
 from ..video import first_frame_condition
 from . import data, sheets
 from .base import five_frames, generate, losses_at_fixed_times
@@ -313,18 +315,12 @@ class IdentityStage(Stage):
             for layer in layers[1:]:
                 layer.load_state_dict(layers[0].state_dict())
         model.config["first_frame_condition"] = bool(self.options["first_frame"])
-        branches = [name for name in ("2d", "3d") if self.options[f"branch_{name}"]]
+        branches = [name for name in BRANCHES if self.options[f"branch_{name}"]]
         model.config.pop("identity_branches", None)  # of the model that it may have gone on from
-        if branches != ["2d", "3d"]:
+        if branches != list(BRANCHES):
             model.config["identity_branches"] = branches
         nano.write(model, self.context.model_folder, ["transformer"])
 
 
 def _recomputed(index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary) -> tuple:
-    return checkpoint(
-        lambda v, w, t: block(hidden_states=v, encoder_hidden_states=w, temb=t, image_rotary_emb=rotary),
-        visual,
-        words,
-        time,
-        use_reentrant=False,
-    )
+    return checkpoint(run_as_is, index, block, visual, words, time, rotary, use_reentrant=False)

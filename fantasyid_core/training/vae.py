@@ -42,30 +42,19 @@ def decode(vae: nn.Module, latents: Tensor) -> Tensor:
     return torch.cat([to_frames(fast_vae.decode(vae, part)) for part in latents.split(4)])
 
 
-class RoundTrip(nn.Module):
-    """Pixels (B, T, H, W, 3) and noise (B, t, h, w, 16) → pixels made again, mean and spread of the latents."""
-
-    def __init__(self, vae: nn.Module):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mean, spread = fast_vae.encode(self.vae, pixels)
-        return fast_vae.decode(self.vae, mean + spread * noise), mean, spread
-
-
 class Reconstruction(nn.Module):
     """L1 of pixels and of their differences to neighbours, and the divergence of the latents from a normal."""
 
     def __init__(self, vae: nn.Module, gradient_weight: float, kl_weight: float):
         super().__init__()
-        self.windows, self.whole = RoundTrip(vae), RoundTrip(vae)  # the first may be compiled, for one size
+        self.vae = vae
         self.gradient_weight, self.kl_weight = gradient_weight, kl_weight
 
-    def forward(self, frames: Tensor, weight: Tensor, noise: Tensor, whole: bool) -> dict[str, Tensor]:
+    def forward(self, frames: Tensor, weight: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Frames (B, T, H, W, 3) uint8, what their pixels count (B, T, H / 4, W / 4), noise (B, t, h, w, 16)."""
         pixels = to_model(frames)
-        made, mean, spread = (self.whole if whole else self.windows)(pixels, noise)
+        mean, spread = fast_vae.encode(self.vae, pixels)
+        made = fast_vae.decode(self.vae, mean + spread * noise)
         weight = F.interpolate(weight, scale_factor=MASK_SCALE, mode="bilinear")[..., None]
         weight = weight / weight.mean()
         error = made.float() - pixels
@@ -113,7 +102,7 @@ class VaeStage(Stage):
         frames = torch.where(flip[..., None], frames.flip(3), frames)
         weight = torch.where(flip, weight.flip(3), weight)
         noise = data.randn(generator, count, (window - 1) // 4 + 1, crop // 8, crop // 8, 16)
-        return {"frames": frames, "weight": weight, "noise": noise, "whole": whole}
+        return {"frames": frames, "weight": weight, "noise": noise}
 
     def _corner(self, landmarks: Tensor, room: int, crop: int, generator: torch.Generator) -> Tensor:
         """Where crops begin: (B, 2), in units of `MASK_SCALE`, most with the face in the middle."""
@@ -123,9 +112,6 @@ class VaeStage(Stage):
         corner = torch.where(data.rand(generator, count, 1) < ELSEWHERE, anywhere, focus)
         limit = torch.tensor(room // MASK_SCALE, device=device)
         return (corner / MASK_SCALE).round().long().clamp(min=0).minimum(limit)
-
-    def compile(self) -> list[nn.Module]:
-        return [self.objective.windows]
 
     def validate(self) -> dict[str, float]:
         pool, vae = self.context.validation, self.context.model.vae
