@@ -55,9 +55,15 @@ def test_every_video_follows_its_own_identity_prompt_and_seed(generator: Generat
         assert (latents(generator, [other]) - alone).abs().max() > 1e-4
 
 
-def test_at_strength_0_the_identity_does_not_matter(generator: Generator, identities: list[Identity]):
-    a, b = (latents(generator, [Request("one", who, 1, strength=0.0)]) for who in identities)
-    assert torch.equal(a, b)
+@pytest.mark.parametrize("first_frame", [False, True])
+def test_at_strength_0_the_identity_does_not_matter(
+    first_frame: bool, generator: Generator, identities: list[Identity], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(generator.model.config, "first_frame_condition", first_frame)
+    both = [[Request("one", who, 1, 0.0), Request("one", who, 1)] for who in identities]
+    a, b = (latents(generator, requests) for requests in both)
+    assert torch.equal(a[0], b[0])
+    assert not torch.equal(a[1], b[1])
 
 
 def test_a_video_has_the_size_asked_for(generator: Generator, identities: list[Identity]):

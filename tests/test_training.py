@@ -152,7 +152,16 @@ def test_what_an_ablation_leaves_out_gets_no_gradient(option: dict, still: str, 
     assert all(g is None for g in gradients)
 
 
-@pytest.mark.parametrize("option", [{"multi_view": False}, {"branch_2d": False}, {"first_frame": True}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"multi_view": False},
+        {"branch_2d": False},
+        {"first_frame": True},
+        {"first_frame": True, "multi_view": False},
+        {"first_frame": True, "identity_dropped": 0.5},
+    ],
+)
 def test_other_ablations_train(option: dict, context: Callable[..., Context]):
     stage = STAGES["identity"](context("identity", options=option))
     loss = stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"]

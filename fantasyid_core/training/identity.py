@@ -7,7 +7,8 @@ Options, most of them rows of the ablation:
     shared_layer: one injection layer for all blocks in place of one for each.
     first_frame: the reference crop goes in as first latent frame too, as released; a model that never saw one learns
         to take it in.
-    unfreeze: beginnings of names of DiT parameters that are trained as well.
+    identity_dropped: share of samples without an identity: nothing is injected, the image latents are zeros.
+    unfreeze: beginnings of names of DiT parameters that are trained as well; "" for all.
     text_dropped, face_weight: as in `base`.
     pictures, pictures_batch: as in `base`, for the pool.
     checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
@@ -42,6 +43,7 @@ OPTIONS = {
     "branch_3d": True,
     "shared_layer": False,
     "first_frame": False,
+    "identity_dropped": 0.0,
     "unfreeze": [],
     "text_dropped": 0.1,
     "face_weight": 4.0,
@@ -55,8 +57,8 @@ class Source(Protocol):
     """Where an identity batch comes from: the pool, or a folder of clips."""
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
-        """`latents`, `face`, `words` (text embeddings), `vertices` (B, V, 3), and `crops` (B, S, S, 3) or the tower's
-        `hidden` states of them."""
+        """`latents`, `face`, `words` (text embeddings), `vertices` (B, V, 3), and `crops` (B, S, S, 3) or what is made
+        of them: the tower's `hidden` states and, with `first_frame`, their latents `first` (B, 16, h, w)."""
 
     def validation(self) -> Batch:
         """Likewise, always the same, with `crops`; `empty` (1, L, D), embeddings of no text; and `truth`, frames
@@ -69,15 +71,17 @@ class TokensRun:
     Args:
         tokens: (B, N, K).
         shared: the injection layer to use for all blocks, if there is one.
+        present: (B,) factor on what is added: 1, or 0 where a sample has no identity; all have one by default.
     """
 
-    def __init__(self, tokens: Tensor, shared: LayerAttention | None = None):
-        self.tokens, self.shared = tokens, shared
+    def __init__(self, tokens: Tensor, shared: LayerAttention | None = None, present: Tensor | None = None):
+        self.tokens, self.shared, self.present = tokens, shared, present
 
     def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
         """As `InjectionRun.add_to`."""
         attention = self.shared or attention
-        return hidden + attention(hidden, attention.keys_values(self.tokens.to(hidden.dtype)))
+        added = attention(hidden, attention.keys_values(self.tokens.to(hidden.dtype)))
+        return hidden + (added if self.present is None else self.present[:, None, None].to(added) * added)
 
 
 class IdentityObjective(nn.Module):
@@ -98,9 +102,19 @@ class IdentityObjective(nn.Module):
                 parts.append(self.reducer(self.spiral_net(vertices.float(), face.float())).to(face.dtype))
         return torch.cat(parts, 1)
 
-    def velocity(self, noisy: Tensor, image: Tensor, words: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
-        """Noisy and image latents (B, t, 16, h, w) → the velocity with the identity injected."""
+    def velocity(
+        self,
+        noisy: Tensor,
+        image: Tensor,
+        words: Tensor,
+        time: Tensor,
+        tokens: Tensor,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Noisy and image latents (B, t, 16, h, w) → the velocity with the identity injected where it is `present`."""
         shared = self.transformer.layer_attention[0] if self.options["shared_layer"] else None
+        if present is not None:
+            image = image * present.view(-1, 1, 1, 1, 1)
         seen = torch.cat([noisy, image], 2).to(words.dtype)
         if torch.is_grad_enabled():  # the first block asks for gradients like the others, and compiles like them
             seen, words = seen.detach().requires_grad_(), words.detach().requires_grad_()
@@ -109,7 +123,7 @@ class IdentityObjective(nn.Module):
             words,
             time,
             rotary=self.rotary(noisy),
-            run=TokensRun(tokens, shared),
+            run=TokensRun(tokens, shared, present),
             run_block=_recomputed if self.options["checkpointing"] and torch.is_grad_enabled() else None,
         )
 
@@ -123,24 +137,32 @@ class IdentityObjective(nn.Module):
         image: Tensor,
         noise: Tensor,
         time: Tensor,
+        present: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Latents, image latents and noise (B, t, 16, h, w); the rest as in `velocity` and `tokens`."""
         noisy, velocity = self.noising(latents, noise, time)
-        made = self.velocity(noisy, image, words, time, self.tokens(hidden, vertices))
+        made = self.velocity(noisy, image, words, time, self.tokens(hidden, vertices), present)
         return {"loss": weighted(made - velocity, face, self.options["face_weight"])}
 
 
 class PoolSource:
-    """Identity batches from the pool of synthetic people."""
+    """Identity batches from the pool of synthetic people.
 
-    def __init__(self, context: Context, options: dict, hidden: Callable[[Tensor], Tensor]):
-        self.context, self.options = context, options
+    Args:
+        hidden: crops (B, S, S, 3) → the tower's hidden states.
+        first: crops, and the size (h, w) of latents → their latents (B, 16, h, w).
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        options: dict,
+        hidden: Callable[[Tensor], Tensor],
+        first: Callable[[Tensor, tuple[int, int]], Tensor],
+    ):
+        self.context, self.options, self._hidden, self._first = context, options, hidden, first
         generator = context.generator(-1)
-
-        def see(pictures: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
-            return hidden(aligned_crops(pictures, landmarks, generator)), self.vertices(pictures)
-
-        self.references = References(context.pool, see)
+        self.references = References(context.pool, lambda *photos: self.seen(*photos, generator))
         self.empty = bytes_text.encode_batch([""]).to(context.device)
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
@@ -152,16 +174,20 @@ class PoolSource:
         ids = torch.where(dropped, self.empty, pool.caption[rows].long())
         told = {"latents": drawn.latents, "face": drawn.face, "words": self.words(ids)}
         if self.options["multi_view"]:
-            people, which = pool.owner[rows], data.randint(generator, pool.stills.shape[1], count)
-            if not self.options["first_frame"]:
-                hidden, vertices = self.references.of(people, which)
-                return told | {"hidden": hidden, "vertices": vertices}
-            pictures, landmarks = pool.stills[people, which], pool.still_landmarks[people, which]
-        else:
-            times = data.randint(generator, pool.frames.shape[1], count)
-            pictures, landmarks = pool.frames[rows, times], pool.landmarks[rows, times]
+            return told | self.references.of(pool.owner[rows], data.randint(generator, pool.stills.shape[1], count))
+        times = data.randint(generator, pool.frames.shape[1], count)
+        return told | self.seen(pool.frames[rows, times], pool.landmarks[rows, times], generator)
+
+    def seen(self, pictures: Tensor, landmarks: Tensor, generator: torch.Generator) -> Batch:
+        """Pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → `hidden`, `vertices` and, where wanted, `first`."""
+        kept = torch.bfloat16 if pictures.is_cuda else torch.float32
         crops = aligned_crops(pictures, landmarks, generator)
-        return told | {"crops": crops, "vertices": self.vertices(pictures)}
+        seen = {"hidden": self._hidden(crops).to(kept), "vertices": self.vertices(pictures)}
+        if self.options["first_frame"]:  # undamaged, as the video's first frame is at inference
+            size = self.context.pool.latents.shape[-2:]
+            sharp = data.aligned(pictures, landmarks, 8 * max(size), data.jitter(generator, len(pictures)))
+            seen["first"] = self._first(sharp, size).to(kept)
+        return seen
 
     def words(self, ids: Tensor) -> Tensor:
         """Ids (B, L) → text embeddings."""
@@ -208,7 +234,7 @@ class IdentityStage(Stage):
             self.source = FolderSource(context, options)
         else:
             encode_pools(context)
-            self.source = PoolSource(context, options, self._hidden)
+            self.source = PoolSource(context, options, self._hidden, self._first)
         self.objective = IdentityObjective(model, options, context.device)
         for name in ENCODER_PARTS:
             getattr(model.encoder, name).train().requires_grad_(True)
@@ -230,31 +256,41 @@ class IdentityStage(Stage):
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         with torch.no_grad():
-            batch = self.source.batch(step, self.settings.batch, generator)
-            crops, count = batch.pop("crops", None), len(batch["latents"])
-            hidden = batch.pop("hidden", None)
-            return batch | {
-                "hidden": self._hidden(crops) if hidden is None else hidden,
-                "image": self._image(crops, batch["latents"]),
+            batch = self._seen(self.source.batch(step, self.settings.batch, generator))
+            count = len(batch["latents"])
+            batch |= {
                 "noise": data.randn(generator, *batch["latents"].shape),
                 "time": spread_times(count, generator),
             }
+            if self.options["identity_dropped"]:
+                batch["present"] = (data.rand(generator, count) >= self.options["identity_dropped"]).float()
+            return batch
+
+    def _seen(self, batch: Batch) -> Batch:
+        """A source's batch with `hidden` and `image` in place of `crops` and `first`."""
+        batch = dict(batch)
+        crops, first, latents = batch.pop("crops", None), batch.pop("first", None), batch["latents"]
+        if "hidden" not in batch:
+            batch["hidden"] = self._hidden(crops)
+        if not self.options["first_frame"]:
+            return batch | {"image": torch.zeros_like(latents)}
+        if first is None:
+            first = self._first(crops, latents.shape[-2:])
+        image = first_frame_condition(first[:, :, None], latents.shape[1]).transpose(1, 2)
+        return batch | {"image": image.to(latents)}
 
     def _hidden(self, crops: Tensor) -> Tensor:
         tower = self.context.model.encoder.tower
         with self.context.autocast():
             return tower.last_hidden_state(tower.preprocess(crops))
 
-    def _image(self, crops: Tensor | None, latents: Tensor) -> Tensor:
-        """Image latents: the crop squeezed to the first frame, or zeros."""
-        if not self.options["first_frame"]:
-            return torch.zeros_like(latents)
-        size = (latents.shape[-2] * 8, latents.shape[-1] * 8)
-        frame = nn.functional.interpolate(crops.movedim(-1, 1), size, mode="bilinear", antialias=True)
+    def _first(self, crops: Tensor, size: tuple[int, int]) -> Tensor:
+        """Crops (B, S, S, 3) squeezed to one frame with latents of size (h, w) → its latents (B, 16, h, w)."""
+        pixels = tuple(8 * n for n in size)
+        frame = nn.functional.interpolate(crops.movedim(-1, 1), pixels, mode="bilinear", antialias=True)
         frames = (frame.clamp(0, 1) * 255).movedim(1, -1)[:, None]
         with self.context.autocast():
-            first = encode(self.context.model.vae, frames)
-        return first_frame_condition(first.transpose(1, 2), latents.shape[1]).transpose(1, 2).to(latents)
+            return encode(self.context.model.vae, frames)[:, 0]
 
     def hidden(self) -> list[nn.Module]:
         model = self.context.model
@@ -305,8 +341,7 @@ class IdentityStage(Stage):
     def _prepared(self) -> Batch:
         if self._validation is None:
             batch = self.source.validation()
-            batch |= {"hidden": self._hidden(batch["crops"]), "image": self._image(batch["crops"], batch["latents"])}
-            self._validation = batch
+            self._validation = batch | self._seen(batch)
         return self._validation
 
     def export(self) -> None:

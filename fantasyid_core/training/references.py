@@ -1,4 +1,4 @@
-"""What tower and regressor see in the pool's photos, kept: they do not change while identity is trained."""
+"""What frozen networks see in the pool's photos, kept: it does not change while identity is trained."""
 
 from collections.abc import Callable
 
@@ -6,30 +6,30 @@ import torch
 from torch import Tensor
 
 from .pool import Pool
+from .stage import Batch
 
 PART = 128  # photos at a time
 RENEWED = 8  # one of so many photos of a batch is looked at anew, placed and damaged in another way
 
 
 class References:
-    """Hidden states of the tower and vertices of the regressor for every photo of a pool.
+    """What is seen in every photo of a pool, by name.
 
     Args:
-        see: pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → hidden states (B, 1 + N, D), vertices (B, V, 3).
+        see: pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → tensors (B, …), in the dtype to keep them in.
     """
 
-    def __init__(self, pool: Pool, see: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]):
+    def __init__(self, pool: Pool, see: Callable[[Tensor, Tensor], Batch]):
         self.pool, self._see = pool, see
         self._chunks = 0
-        self._hidden: Tensor | None = None
-        self._vertices: Tensor | None = None
+        self._kept: Batch = {}
 
-    def of(self, people: Tensor, photos: Tensor) -> tuple[Tensor, Tensor]:
-        """People (B,) and which photo of each (B,) → hidden states (B, 1 + N, D), vertices (B, V, 3), float32."""
+    def of(self, people: Tensor, photos: Tensor) -> Batch:
+        """People (B,) and which photo of each (B,) → what is seen in them, (B, …) each, float32."""
         self._catch_up()
         renewed = slice(0, max(1, len(people) // RENEWED))
         self._look(people[renewed], photos[renewed])
-        return self._hidden[people, photos].float(), self._vertices[people, photos].float()
+        return {name: x[people, photos].float() for name, x in self._kept.items()}
 
     def _catch_up(self) -> None:
         """Look at the photos of people who came into the pool since the last time."""
@@ -44,10 +44,7 @@ class References:
 
     def _look(self, people: Tensor, photos: Tensor) -> None:
         pool = self.pool
-        seen = self._see(pool.stills[people, photos], pool.still_landmarks[people, photos])
-        if self._hidden is None:
-            kept = torch.bfloat16 if pool.device.type == "cuda" else torch.float32
-            shape = pool.stills.shape[:2]
-            self._hidden = torch.zeros(*shape, *seen[0].shape[1:], dtype=kept, device=pool.device)
-            self._vertices = torch.zeros(*shape, *seen[1].shape[1:], device=pool.device)
-        self._hidden[people, photos], self._vertices[people, photos] = seen[0].to(self._hidden), seen[1]
+        for name, seen in self._see(pool.stills[people, photos], pool.still_landmarks[people, photos]).items():
+            if name not in self._kept:
+                self._kept[name] = seen.new_zeros(*pool.stills.shape[:2], *seen.shape[1:])
+            self._kept[name][people, photos] = seen

@@ -1,0 +1,104 @@
+"""Stage identity: what is kept of reference photos, samples without an identity."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+
+from fantasyid_core import nano
+from fantasyid_core.people.person import TRAIN, VALIDATION
+from fantasyid_core.training import data, settings
+from fantasyid_core.training.identity import IdentityStage
+from fantasyid_core.training.pool import Pool
+from fantasyid_core.training.stage import Context
+
+SIZES = settings.PoolSettings(
+    clips=5, people=4, stills=2, first=5, share=0.0, frames=9, size=32, still_size=32, validation=5
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pools() -> tuple[Pool, Pool]:
+    both = Pool(SIZES, TRAIN, 0, CPU), Pool(SIZES, VALIDATION, 0, CPU)
+    for pool in both:
+        pool.fill(5)
+    return both
+
+
+@pytest.fixture
+def stage(pools: tuple[Pool, Pool], tmp_path: Path) -> Callable[..., IdentityStage]:
+    """Makes the stage with these options, on a model of test size that does not ignore its identity."""
+
+    def make(**options) -> IdentityStage:
+        told = settings.read(settings.HERE / "identity.toml")
+        small = {"steps": 4, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1, "pool": SIZES}
+        told = replace(told, **small, options={"pictures": 0.0} | options)
+        model = nano.build(sizes=nano.TINY)
+        torch.manual_seed(0)
+        for parameter in model.transformer.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        if not (tmp_path / "FantasyID-nano").exists():
+            nano.write(model, tmp_path / "FantasyID-nano")
+        return IdentityStage(Context(told, model, *pools, out=tmp_path, device=CPU, bf16=False))
+
+    return make
+
+
+def velocity(stage: IdentityStage, batch: dict) -> torch.Tensor:
+    """(B, t, 16, h, w)"""
+    objective = stage.objective
+    tokens = objective.tokens(batch["hidden"], batch["vertices"])
+    latents, image, words, time = (batch[name] for name in ("latents", "image", "words", "time"))
+    with torch.no_grad():
+        return objective.velocity(latents, image, words, time, tokens, batch.get("present"))
+
+
+def test_what_is_kept_of_photos_is_what_is_seen_in_them(stage: Callable[..., IdentityStage], monkeypatch):
+    monkeypatch.setattr(data, "jitter", lambda generator, count: torch.zeros(count, 4))  # nothing left to chance
+    monkeypatch.setattr("fantasyid_core.training.face.degrade", lambda frames, generator: frames)
+    made = stage(first_frame=True)
+    people, photos = torch.tensor([3, 0, 3]), torch.tensor([1, 0, 0])
+    pool, generator = made.context.pool, torch.Generator()
+    with torch.no_grad():
+        kept = made.source.references.of(people, photos)
+        seen = made.source.seen(pool.stills[people, photos], pool.still_landmarks[people, photos], generator)
+    assert kept.keys() == {"hidden", "vertices", "first"}
+    for name, x in seen.items():
+        torch.testing.assert_close(kept[name], x, atol=1e-5, rtol=1e-4)
+
+
+def test_the_first_frame_is_the_one_that_the_sampler_makes_of_the_crop(stage: Callable[..., IdentityStage]):
+    from fantasyid_core.video import squeeze_to_frame
+
+    made, vae = stage(first_frame=True), nano.build(sizes=nano.TINY).vae.eval()
+    blobs = torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    crops = torch.nn.functional.interpolate(blobs, (512, 512), mode="bilinear").movedim(1, -1)
+    with torch.no_grad():
+        batch = made._seen({"latents": torch.zeros(4, 3, 16, 4, 4), "crops": crops})
+        frames = torch.cat([squeeze_to_frame(crop, 32, 32) for crop in crops]).movedim(-1, 1)[:, :, None]
+        first = vae.encode(frames * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
+    assert not batch["image"][:, 1:].any()
+    error, to_another = ((batch["image"][:, 0] - x).norm() for x in (first[:, :, 0], first[:, :, 0].roll(1, 0)))
+    assert error < 0.1 * to_another  # another filter squeezes it
+
+
+def test_a_sample_without_its_identity_depends_on_nobody(stage: Callable[..., IdentityStage]):
+    made = stage(first_frame=True, identity_dropped=0.5)
+    batch = made.batch(0, made.context.generator(0)) | {"present": torch.tensor([0.0, 1, 0, 1])}
+    other = batch | {name: batch[name] + torch.randn_like(batch[name]) for name in ("hidden", "vertices", "image")}
+    same = (velocity(made, batch) == velocity(made, other)).flatten(1).all(1)
+    assert same.tolist() == [True, False, True, False]
+    everybody = velocity(made, {name: x for name, x in batch.items() if name != "present"})
+    assert torch.equal(everybody[1::2], velocity(made, batch)[1::2])
+
+
+def test_that_share_of_samples_has_no_identity(stage: Callable[..., IdentityStage]):
+    made = stage(identity_dropped=0.25)
+    present = torch.cat([made.batch(i, made.context.generator(i))["present"] for i in range(25)])
+    assert 0.6 < present.mean() < 0.9
+    assert "present" not in stage().batch(0, made.context.generator(0))
