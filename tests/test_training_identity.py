@@ -1,5 +1,6 @@
 """Stage identity: what is kept of reference photos, samples without an identity."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,11 @@ import torch
 
 pytest.importorskip("accelerate")
 
+from accelerate import Accelerator
+
 from fantasyid_core import nano
 from fantasyid_core.people.person import TRAIN, VALIDATION
-from fantasyid_core.training import data, settings
+from fantasyid_core.training import data, loop, settings
 from fantasyid_core.training.identity import IdentityStage
 from fantasyid_core.training.pool import Pool
 from fantasyid_core.training.stage import Context
@@ -34,9 +37,9 @@ def pools() -> tuple[Pool, Pool]:
 def stage(pools: tuple[Pool, Pool], tmp_path: Path) -> Callable[..., IdentityStage]:
     """Makes the stage with these options, on a model of test size that does not ignore its identity."""
 
-    def make(**options) -> IdentityStage:
+    def make(steps: int = 4, **options) -> IdentityStage:
         told = settings.read(settings.HERE / "identity.toml")
-        small = {"steps": 4, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1, "pool": SIZES}
+        small = {"steps": steps, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1, "pool": SIZES}
         told = replace(told, **small, options={"pictures": 0.0} | options)
         model = nano.build(sizes=nano.TINY)
         torch.manual_seed(0)
@@ -47,6 +50,12 @@ def stage(pools: tuple[Pool, Pool], tmp_path: Path) -> Callable[..., IdentitySta
         return IdentityStage(Context(told, model, *pools, out=tmp_path, device=CPU, bf16=False))
 
     return make
+
+
+def fixed_loss(stage: IdentityStage) -> float:
+    """Of a batch that is always the same."""
+    with torch.no_grad():
+        return stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"].item()
 
 
 def velocity(stage: IdentityStage, batch: dict) -> torch.Tensor:
@@ -102,3 +111,56 @@ def test_that_share_of_samples_has_no_identity(stage: Callable[..., IdentityStag
     present = torch.cat([made.batch(i, made.context.generator(i))["present"] for i in range(25)])
     assert 0.6 < present.mean() < 0.9
     assert "present" not in stage().batch(0, made.context.generator(0))
+
+
+WHOLE = [[""], ["transformer_blocks", "patch_embed", "norm_final", "norm_out", "proj_out", "time_embedding"]]
+
+
+@pytest.mark.parametrize("unfreeze", WHOLE, ids=["all", "by name"])
+def test_the_whole_dit_can_be_trained_with_the_identity(unfreeze: list[str], stage: Callable[..., IdentityStage]):
+    made = stage(unfreeze=unfreeze, first_frame=True, identity_dropped=0.25)
+    before_it = {name: x.clone() for name, x in made.context.model.transformer.state_dict().items()}
+    tower = {name: x.clone() for name, x in made.context.model.encoder.tower.state_dict().items()}
+    before = fixed_loss(made)
+    loop.train(made, Accelerator(cpu=True), resume=False)
+    assert fixed_loss(made) < before
+    read = nano.read(made.context.model_folder)
+    assert read.config["first_frame_condition"]
+    for name, x in read.transformer.named_parameters():
+        assert not torch.equal(x, before_it[name].half().float()), name
+    for name, x in made.context.model.encoder.tower.state_dict().items():
+        assert torch.equal(x, tower[name])
+
+
+def test_muon_takes_the_matrices_of_an_unfrozen_dit(stage: Callable[..., IdentityStage]):
+    from fantasyid_core.training.optimizers import optimizers
+
+    made = stage(unfreeze=[""])
+    trained = [p for p in made.objective.parameters() if p.requires_grad]
+    _, muon = optimizers(trained, made.hidden(), made.settings)
+    taken = {id(p) for group in muon.param_groups for p in group["params"]}
+    blocks = made.context.model.transformer.transformer_blocks
+    assert all(id(p) in taken for block in blocks for p in (block.attn1.to_q.weight, block.ff.net[2].weight))
+
+
+def test_an_unfrozen_dit_goes_on_from_a_checkpoint_bit_for_bit(stage: Callable[..., IdentityStage]):
+    options = {"unfreeze": [""], "first_frame": True, "identity_dropped": 0.25, "multi_view": False}
+    accelerator = Accelerator(cpu=True)
+    through = stage(**options)
+    loop.train(through, accelerator, resume=False)
+
+    stopped = stage(**options)
+    draw = stopped.batch
+
+    def ask_to_stop(step: int, generator: torch.Generator) -> dict:
+        if step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return draw(step, generator)
+
+    stopped.batch = ask_to_stop
+    with pytest.raises(loop.Stopped):
+        loop.train(stopped, accelerator, resume=False)
+    resumed = stage(**options)
+    loop.train(resumed, accelerator, resume=True)
+    for name, wanted in through.objective.state_dict().items():
+        torch.testing.assert_close(resumed.objective.state_dict()[name], wanted, rtol=0, atol=0)

@@ -247,7 +247,7 @@ class IdentityStage(Stage):
         learns_it = options["first_frame"] and not sees_first_frame
         unfrozen = (*options["unfreeze"], *(["patch_embed.proj"] if learns_it else []))
         for name, parameter in model.transformer.named_parameters():
-            if name.startswith(unfrozen):
+            if name.startswith(unfrozen) and not name.startswith("layer_attention."):
                 parameter.requires_grad_(True)
         for parameter in self.objective.parameters():
             if parameter.requires_grad:  # AdamW's small steps would be lost in bfloat16
