@@ -43,8 +43,12 @@ class LayerAttention(nn.Module):
         k, v = self.to_kv(self.norm1(tokens)).unflatten(2, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         return k.contiguous(), v.contiguous()
 
-    def forward(self, hidden: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
-        """Visual tokens (B, L, dim) → what the identity adds to them, (B, L, dim)."""
+    def forward(self, hidden: Tensor, identity: tuple[Tensor, Tensor] | Tensor) -> Tensor:
+        """Visual tokens (B, L, dim) → what the identity adds to them, (B, L, dim).
+
+        identity: its keys and values, or its tokens (B, N, K) where these are not used twice.
+        """
+        keys_values = self.keys_values(identity) if isinstance(identity, Tensor) else identity
         normed = layer_norm(hidden, Norm(*self.weights_of(self.norm2, hidden), self.norm2.eps))
         q = self.to_q(normed).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
         k, v = (x.expand(len(q), -1, -1, -1) for x in keys_values)

@@ -291,6 +291,16 @@ def test_the_text_encoder_is_trained_with_the_dit_or_left_as_it_is(trained: bool
     assert "transformer" in learns
 
 
+@pytest.mark.parametrize("dropped", [0.0, 1.0])
+def test_a_frozen_text_encoder_has_read_the_captions_before(dropped: float, context: Callable[..., Context]):
+    stage = STAGES["base"](context("base", options={"train_text": False, "text_dropped": dropped}))
+    text = stage.batch(0, stage.context.generator(0))["text"]
+    ids = stage.empty if dropped else stage.context.pool.caption.long()
+    with torch.no_grad():
+        known = stage.context.model.text(input_ids=ids).last_hidden_state
+    assert (text[:, None] - known).abs().amax((2, 3)).amin(1).max() < 1e-5
+
+
 @pytest.mark.parametrize("name", ["base", "identity"])
 def test_a_stage_takes_steps_with_muon(name: str, context: Callable[..., Context], accelerator: Accelerator):
     stage = STAGES[name](context(name, steps=2, muon=True))

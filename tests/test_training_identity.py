@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from fantasyid_core import nano
 from fantasyid_core.people.person import TRAIN, VALIDATION
 from fantasyid_core.training import data, loop, settings
+from fantasyid_core.training.captions import Captions
 from fantasyid_core.training.identity import IdentityStage
 from fantasyid_core.training.pool import Pool
 from fantasyid_core.training.stage import Context
@@ -111,6 +112,53 @@ def test_that_share_of_samples_has_no_identity(stage: Callable[..., IdentityStag
     present = torch.cat([made.batch(i, made.context.generator(i))["present"] for i in range(25)])
     assert 0.6 < present.mean() < 0.9
     assert "present" not in stage().batch(0, made.context.generator(0))
+
+
+def test_captions_are_read_once_and_again_when_their_clips_make_room(stage: Callable[..., IdentityStage]):
+    pool = Pool(SIZES, TRAIN, 0, CPU)
+    pool.fill(5)
+    read = []
+
+    def lengths(ids: torch.Tensor) -> torch.Tensor:
+        read.append(len(ids))
+        return (ids != 0).sum(1, keepdim=True)[..., None].float()
+
+    captions, rows = Captions(pool, lengths), torch.tensor([4, 0])
+    first = captions.of(rows)
+    captions.of(rows)
+    assert read == [5]
+    pool.add()
+    torch.testing.assert_close(captions.of(rows), lengths(pool.caption[rows]))
+    assert not torch.equal(captions.of(rows), first)
+
+
+@pytest.mark.parametrize("frames", [3, 1])
+def test_compiled_injection_layers_compute_the_same_and_share_their_graphs(
+    frames: int, stage: Callable[..., IdentityStage]
+):
+    from torch._dynamo.utils import counters
+
+    made = stage(identity_dropped=0.5)
+    batch = made.batch(0, made.context.generator(0))
+    batch |= {name: batch[name][:, :frames] for name in ("latents", "face", "image", "noise")}
+    layers = made.context.model.transformer.layer_attention
+    assert set(layers) <= set(made.compile())
+
+    def results() -> list[torch.Tensor]:
+        made.objective.zero_grad()
+        loss = made.objective(**batch)["loss"]
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in layers.parameters())]
+
+    eager = results()
+    torch._dynamo.reset()
+    counters.clear()
+    for layer in layers:
+        layer.compile(backend="aot_eager")
+    for a, b in zip(results(), eager, strict=True):
+        torch.testing.assert_close(a, b)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
 
 
 WHOLE = [[""], ["transformer_blocks", "patch_embed", "norm_final", "norm_out", "proj_out", "time_embedding"]]

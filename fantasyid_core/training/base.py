@@ -15,6 +15,7 @@ from .. import bytes_text, nano
 from ..sampling import denoise, guide
 from ..transformer import run_as_is
 from . import data, sheets
+from .captions import Captions
 from .diffusion import FIXED_TIMES, Noising, Rotary, on_pictures, spread_times, weighted
 from .stage import Batch, Context, Stage, evaluating, trainable
 from .structure import Structure
@@ -36,12 +37,18 @@ class BaseObjective(nn.Module):
             self.structure = Structure(width).to(device) if options["structure_weight"] else None
 
     def forward(
-        self, latents: Tensor, face: Tensor, ids: Tensor, noise: Tensor, time: Tensor, landmarks: Tensor | None = None
+        self,
+        latents: Tensor,
+        face: Tensor,
+        text: Tensor,
+        noise: Tensor,
+        time: Tensor,
+        landmarks: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Latents and noise (B, t, 16, h, w), face (B, t, h, w), ids (B, L), times (B,); landmarks (B, T, 68, 2) in
-        latents, for the loss of structure."""
+        """Latents and noise (B, t, 16, h, w), face (B, t, h, w), text as ids (B, L) or embeddings (B, L, D), times
+        (B,); landmarks (B, T, 68, 2) in latents, for the loss of structure."""
         noisy, velocity = self.noising(latents, noise, time)
-        words = self.text(input_ids=ids).last_hidden_state
+        words = text if text.is_floating_point() else self.read(text)
         seen = torch.cat([noisy, torch.zeros_like(noisy)], 2)
         half_way: list[Tensor] = []
 
@@ -59,6 +66,10 @@ class BaseObjective(nn.Module):
         cells = (latents.shape[1], latents.shape[-2] // patch, latents.shape[-1] // patch)
         where = self.structure(half_way[0], (landmarks + 0.5) / patch - 0.5, cells)
         return {"loss": loss + self.options["structure_weight"] * where, "velocity": loss, "structure": where}
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Ids (B, L) → embeddings (B, L, D) float32."""
+        return self.text(input_ids=ids).last_hidden_state.float()
 
 
 class BaseStage(Stage):
@@ -83,6 +94,8 @@ class BaseStage(Stage):
         text = trainable(model.text) if self.options["train_text"] else model.text.eval().requires_grad_(False)
         self.objective = BaseObjective(trainable(model.transformer), text, self.options, context.device)
         model.transformer.layer_attention.requires_grad_(False)
+        self.captions = None if self.options["train_text"] else Captions(context.pool, self._words)
+        self.empty_words = None if self.options["train_text"] else self._words(self.empty)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool, count = self.context.pool, self.settings.batch
@@ -90,14 +103,23 @@ class BaseStage(Stage):
             count *= self.options["pictures_batch"]
         rows, drawn = pool.draw(count, generator, pictures)
         dropped = data.rand(generator, count, 1) < self.options["text_dropped"]
+        if self.captions is None:
+            text = torch.where(dropped, self.empty, pool.caption[rows].long())
+        else:
+            text = torch.where(dropped[..., None], self.empty_words, self.captions.of(rows))
         return {
             "latents": drawn.latents,
             "face": drawn.face,
-            "ids": torch.where(dropped, self.empty, pool.caption[rows].long()),
+            "text": text,
             "noise": data.randn(generator, *drawn.latents.shape),
             "time": spread_times(count, generator),
             "landmarks": (drawn.landmarks + 0.5) / 8 - 0.5,
         }
+
+    @torch.no_grad()
+    def _words(self, ids: Tensor) -> Tensor:
+        with self.context.autocast():
+            return self.objective.read(ids)
 
     def hidden(self) -> list[nn.Module]:
         return [*self.context.model.transformer.transformer_blocks, self.context.model.text.encoder.block]
@@ -120,10 +142,7 @@ class BaseStage(Stage):
         """Six validation captions: five generated frames, the middle one of the true clip."""
         context, pool = self.context, self.context.validation
         rows = slice(0, min(6, pool.clips))
-        with context.autocast():
-            words, empty = (
-                self.context.model.text(input_ids=x).last_hidden_state for x in (pool.caption[rows].long(), self.empty)
-            )
+        words, empty = (self._words(ids) for ids in (pool.caption[rows].long(), self.empty))
 
         def velocity(latents: Tensor, time: Tensor, both: Tensor) -> Tensor:
             seen = torch.cat([latents, torch.zeros_like(latents)], 2)

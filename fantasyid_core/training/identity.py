@@ -28,6 +28,7 @@ from ..transformer import run_as_is
 from ..video import first_frame_condition
 from . import data, sheets
 from .base import five_frames, generate, losses_at_fixed_times
+from .captions import Captions
 from .diffusion import Noising, Rotary, on_pictures, spread_times, weighted
 from .face import CROP, aligned_crops, as_photos
 from .references import References
@@ -80,7 +81,7 @@ class TokensRun:
     def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
         """As `InjectionRun.add_to`."""
         attention = self.shared or attention
-        added = attention(hidden, attention.keys_values(self.tokens.to(hidden.dtype)))
+        added = attention(hidden, self.tokens.to(hidden.dtype))
         return hidden + (added if self.present is None else self.present[:, None, None].to(added) * added)
 
 
@@ -163,16 +164,18 @@ class PoolSource:
         self.context, self.options, self._hidden, self._first = context, options, hidden, first
         generator = context.generator(-1)
         self.references = References(context.pool, lambda *photos: self.seen(*photos, generator))
-        self.empty = bytes_text.encode_batch([""]).to(context.device)
+        self.captions = Captions(context.pool, self.words)
+        with torch.no_grad():
+            self.empty = self.words(bytes_text.encode_batch([""]).to(context.device))
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
         pool = self.context.pool
         if pictures := on_pictures(step, self.options["pictures"]):
             count *= self.options["pictures_batch"]
         rows, drawn = pool.draw(count, generator, pictures)
-        dropped = data.rand(generator, count, 1) < self.options["text_dropped"]
-        ids = torch.where(dropped, self.empty, pool.caption[rows].long())
-        told = {"latents": drawn.latents, "face": drawn.face, "words": self.words(ids)}
+        dropped = data.rand(generator, count, 1, 1) < self.options["text_dropped"]
+        words = torch.where(dropped, self.empty, self.captions.of(rows))
+        told = {"latents": drawn.latents, "face": drawn.face, "words": words}
         if self.options["multi_view"]:
             return told | self.references.of(pool.owner[rows], data.randint(generator, pool.stills.shape[1], count))
         times = data.randint(generator, pool.frames.shape[1], count)
@@ -192,7 +195,7 @@ class PoolSource:
     def words(self, ids: Tensor) -> Tensor:
         """Ids (B, L) → text embeddings."""
         with self.context.autocast():
-            return self.context.model.text(input_ids=ids).last_hidden_state
+            return self.context.model.text(input_ids=ids).last_hidden_state.float()
 
     def vertices(self, pictures: Tensor) -> Tensor:
         """Pictures (B, H, W, 3) uint8 → the faces that the regressor sees in them, shape alone, (B, V, 3)."""
@@ -211,7 +214,7 @@ class PoolSource:
             "latents": pool.latents[rows].float(),
             "face": pool.face_latent[rows],
             "words": self.words(pool.caption[rows].long()),
-            "empty": self.words(self.empty),
+            "empty": self.empty,
             "crops": data.aligned(pictures, landmarks, CROP, exact),
             "vertices": self.vertices(pictures),
             "truth": pool.frames[rows].float() / 255,
@@ -298,7 +301,8 @@ class IdentityStage(Stage):
         return [dit.layer_attention, dit.transformer_blocks, *(getattr(model.encoder, name) for name in ENCODER_PARTS)]
 
     def compile(self) -> list[nn.Module]:
-        return list(self.context.model.transformer.transformer_blocks)
+        transformer = self.context.model.transformer
+        return [*transformer.transformer_blocks, *transformer.layer_attention]
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

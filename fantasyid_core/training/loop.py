@@ -152,14 +152,16 @@ def _compile(stage: Stage) -> None:
     torch._dynamo.config.automatic_dynamic_shapes = False  # single frames and videos: a graph each, not a slower one
     for module in modules:
         module.compile()
+    if stage.context.pool is not None:
+        stage.context.pool.fill(1)  # a stage that is the run's first has none yet
     began = time.perf_counter()
     try:
         with stage.context.autocast():
             batch = stage.batch(0, stage.context.generator(0))
             stage.objective(**batch)["loss"].backward()
-        log.info("Compiled %d blocks in %.0f s.", len(modules), time.perf_counter() - began)
+        log.info("Compiled %d modules in %.0f s.", len(modules), time.perf_counter() - began)
     except Exception as error:
-        log.warning("The blocks do not compile (%s: %s); they run as they are.", type(error).__name__, error)
+        log.warning("The modules do not compile (%s: %s); they run as they are.", type(error).__name__, error)
         for module in modules:
             module._compiled_call_impl = None
     stage.objective.zero_grad(set_to_none=True)

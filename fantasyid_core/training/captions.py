@@ -1,0 +1,39 @@
+"""What a frozen text encoder makes of the pool's captions, kept."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .pool import Pool
+
+
+class Captions:
+    """Text embeddings of every clip of a pool.
+
+    Args:
+        read: ids (B, L) → embeddings (B, L, D).
+    """
+
+    def __init__(self, pool: Pool, read: Callable[[Tensor], Tensor]):
+        self.pool, self._read = pool, read
+        self._chunks = 0
+        self._kept: Tensor | None = None
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Clips (B,) → embeddings (B, L, D) float32; those of new clips are made first."""
+        pool, each = self.pool, self.pool.chunk_clips
+        for chunk in range(max(self._chunks, pool.count - pool.slots), pool.count):
+            first = (chunk % pool.slots) * each
+            self._put(slice(first, first + each))
+        self._chunks = pool.count
+        return self._kept[rows].float()
+
+    @torch.no_grad()
+    def _put(self, rows: slice) -> None:
+        pool = self.pool
+        words = self._read(pool.caption[rows].long())
+        if self._kept is None:
+            kept = torch.bfloat16 if pool.device.type == "cuda" else torch.float32
+            self._kept = torch.zeros(len(pool.caption), *words.shape[1:], dtype=kept, device=pool.device)
+        self._kept[rows] = words.to(self._kept)
