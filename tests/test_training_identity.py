@@ -212,3 +212,12 @@ def test_an_unfrozen_dit_goes_on_from_a_checkpoint_bit_for_bit(stage: Callable[.
     loop.train(resumed, accelerator, resume=True)
     for name, wanted in through.objective.state_dict().items():
         torch.testing.assert_close(resumed.objective.state_dict()[name], wanted, rtol=0, atol=0)
+
+
+def test_tokens_of_a_single_frame_lie_in_memory_like_those_of_a_video(stage: Callable[..., IdentityStage]):
+    """Compiled blocks return wrong gradients through a transposed view."""
+    transformer = stage().context.model.transformer
+    for frames in (1, 3):
+        words, visual = transformer.embed(torch.rand(2, frames, 32, 4, 4), torch.rand(2, 226, 16))
+        assert visual.is_contiguous()
+        assert words.is_contiguous()
