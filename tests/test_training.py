@@ -129,8 +129,8 @@ def test_an_interrupted_save_leaves_the_last_checkpoint(context: Callable[..., C
     assert [json.loads(x)["step"] for x in lines if "losses" in x] == [1, 2, 3]
 
 
-def test_identity_trains_nothing_but_its_own_modules(context: Callable[..., Context]):
-    stage = STAGES["identity"](context("identity"))
+def test_on_a_frozen_dit_identity_trains_nothing_but_its_own_modules(context: Callable[..., Context]):
+    stage = STAGES["identity"](context("identity", options={"unfreeze": [], "first_frame": False}))
     trained = {name.split(".")[0] for name, p in stage.objective.named_parameters() if p.requires_grad}
     assert trained == {"abstractor", "spiral_net", "reducer", "transformer"}
     dit = [n for n, p in stage.objective.transformer.named_parameters() if p.requires_grad]

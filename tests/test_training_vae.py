@@ -1,5 +1,7 @@
 """The autoencoder as it is trained equals diffusers' own; what its batches weigh."""
 
+import copy
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ pytest.importorskip("diffusers")
 from fantasyid_core import nano
 from fantasyid_core.training import fast_vae
 from fantasyid_core.training import vae as stage
+from fantasyid_core.training.whitening import fold, whitening
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +53,45 @@ def test_pixels_count_by_their_distance_to_eyes_brows_nose_and_mouth():
     assert weight[3, 5] == weight.max() == pytest.approx(1.0)
     assert weight[2, 2] < 0.1
     assert weight[7, 0] < 1e-3
+
+
+@torch.no_grad()
+def test_latents_are_whitened_by_the_autoencoders_own_weights(vae: torch.nn.Module):
+    """Their covariance can be the identity then; the decoder's first layers see what they saw before."""
+    folded, pixels = copy.deepcopy(vae), torch.rand(2, 9, 64, 64, 3) * 2 - 1
+    before, spread = fast_vae.encode(vae, pixels)
+    mean, matrix = whitening(before.movedim(-1, 2), power=1.0)
+    fold(folded, mean, matrix, spread.mean((0, 1, 2, 3)))
+    after, _ = fast_vae.encode(folded, pixels)
+    torch.testing.assert_close(torch.cov(after.flatten(0, 3).T), torch.eye(16), atol=1e-2, rtol=0)
+    torch.testing.assert_close(after, (before - mean) @ matrix.mT, atol=1e-3, rtol=1e-3)
+    for name, conv in folded.decoder.named_modules():
+        if name == "conv_in.conv" or name.endswith(("conv_y.conv", "conv_b.conv")):
+            one, other = (
+                m(z.permute(0, 4, 1, 2, 3)) for m, z in ((conv, after), (vae.decoder.get_submodule(name), before))
+            )
+            inner = (..., slice(1, -1), slice(1, -1))  # conv_in sees zeros beyond the border, which mean something else
+            torch.testing.assert_close(one[inner], other[inner], atol=1e-4, rtol=1e-3)
+
+
+def test_whitened_in_part_the_largest_directions_stay_the_largest():
+    latents = torch.randn(4, 3, 16, 8, 8) * torch.logspace(-2, 0, 16)[:, None, None]
+    mean, matrix = whitening(latents, power=0.5)
+    deviations = ((latents.movedim(2, -1) - mean) @ matrix.mT).flatten(0, 3).std(0)
+    assert deviations.square().mean() == pytest.approx(1.0, abs=1e-3)
+    assert deviations[-1] / deviations[0] == pytest.approx(10, rel=0.1)
+
+
+def test_the_tower_says_how_unlike_two_faces_are():
+    model = nano.build(sizes=nano.TINY)
+    weights = {"gradient_weight": 1.0, "kl_weight": 0.0, "likeness_weight": 1.0}
+    objective = stage.Reconstruction(model.vae, model.encoder.tower.requires_grad_(False), weights)
+    true = (torch.rand(2, 32, 32, 3) * 255).to(torch.uint8)
+    places = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 2, indexing="xy"), -1).expand(2, -1, -1, -1)
+    same = true.float() / 127.5 - 1
+    assert objective._unlike(same, true, places) < 1e-4
+    other = same.flip(0).requires_grad_()
+    unlike = objective._unlike(other, true, places)
+    assert unlike > 0.01
+    unlike.backward()
+    assert other.grad.abs().max() > 0

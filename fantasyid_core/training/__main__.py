@@ -12,7 +12,7 @@ from ..optional import require
 from . import settings as configuration
 from .settings import PoolSettings, Settings
 
-STAGES = ("vae", "face", "judge", "text", "base", "identity")
+STAGES = ("face", "vae", "judge", "text", "base", "identity")
 NEEDED = ("vae", "face", "base")  # by the stages after them
 STOPPED = 143  # exit code: asked to end, and able to go on with --resume
 

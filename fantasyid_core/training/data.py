@@ -29,13 +29,18 @@ def aligned(pictures: Tensor, landmarks: Tensor, size: int, shifts: Tensor) -> T
     Args:
         shifts: (B, 4) as `people.camera.face_crop` takes them.
     """
+    return sampled(pictures, crop_places(landmarks, size, shifts))
+
+
+def crop_places(landmarks: Tensor, size: int, shifts: Tensor) -> Tensor:
+    """Where the pixels of such crops lie in the pictures: (B, size, size, 2) px."""
     matrix = face_crop(landmarks[:, :5], shifts, size)
     inverse = torch.linalg.inv_ex(matrix[..., :2])[0]  # does not wait for the device
-    grid = torch.arange(size, device=pictures.device, dtype=torch.float32)
+    grid = torch.arange(size, device=landmarks.device, dtype=torch.float32)
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     places = torch.stack([x, y], -1).flatten(0, 1)  # crop px
     places = (places - matrix[:, None, :, 2]) @ inverse.mT
-    return _sampled(pictures, places.unflatten(1, (size, size)))
+    return places.unflatten(1, (size, size))
 
 
 def jitter(generator: torch.Generator, count: int, amount: float = 1.0) -> Tensor:
@@ -60,11 +65,11 @@ def framed(pictures: Tensor, landmarks: Tensor, generator: torch.Generator, size
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     places = torch.stack([x, y], -1) / scale[:, None, None] + focus[:, None, None]
     moved = (landmarks - focus[:, None]) * scale[:, None] + (size - 1) / 2
-    return _sampled(pictures, places), moved
+    return sampled(pictures, places), moved
 
 
-def _sampled(pictures: Tensor, places: Tensor) -> Tensor:
-    """Bilinear samples of (B, H, W, 3) uint8 at px (B, h, w, 2), grey beyond the border; (B, h, w, 3) float 0…1."""
+def sampled(pictures: Tensor, places: Tensor) -> Tensor:
+    """Bilinear samples of (B, H, W, 3) in 0…255 at px (B, h, w, 2), grey beyond the border; (B, h, w, 3) float 0…1."""
     height, width = pictures.shape[1:3]
     grey = torch.tensor(BORDER_GREY, device=pictures.device)
     x = (pictures.float() / 255 - grey).movedim(-1, 1)

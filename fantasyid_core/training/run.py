@@ -26,8 +26,8 @@ from .vae import VaeStage
 
 log = logging.getLogger(__name__)
 STAGES: dict[str, type[Stage]] = {
-    "vae": VaeStage,
     "face": FaceStage,
+    "vae": VaeStage,
     "judge": JudgeStage,
     "text": TextStage,
     "base": BaseStage,

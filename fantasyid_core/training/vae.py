@@ -3,7 +3,8 @@
 Options: `window` (frames of most batches; the autoencoder's first chunk has 9) and `crop` (their side in px; most are
 cut out around the face, which is what is hard), `long_every` (every how many steps a batch of whole clips at full size,
 with `long_share` of the samples), `face_weight` (of pixels of the face against others), `detail_weight` (what pixels
-near eyes, brows, nose and mouth count on top), `gradient_weight`, `kl_weight`.
+near eyes, brows, nose and mouth count on top), `gradient_weight`, `kl_weight`, `likeness_weight` (of what the image
+tower sees otherwise in the face, in one frame of each sample).
 """
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from .. import nano
 from . import data, fast_vae, sheets
+from .face import CROP
 from .pool import MASK_SCALE, Pool
 from .stage import Batch, Context, Stage, evaluating, trainable
+from .whitening import fold, whitening
 
 ELSEWHERE = 0.2  # share of crops that may lie anywhere
 REACH = 3.5  # px, how far a landmark makes pixels count
@@ -43,15 +46,22 @@ def decode(vae: nn.Module, latents: Tensor) -> Tensor:
 
 
 class Reconstruction(nn.Module):
-    """L1 of pixels and of their differences to neighbours, and the divergence of the latents from a normal."""
+    """L1 of pixels and of their differences to neighbours, what the tower sees otherwise in faces, and the latents'
+    divergence from a normal.
 
-    def __init__(self, vae: nn.Module, gradient_weight: float, kl_weight: float):
+    Args:
+        tower: the image tower, frozen; `None` where it is not asked.
+    """
+
+    def __init__(self, vae: nn.Module, tower: nn.Module | None, options: dict):
         super().__init__()
-        self.vae = vae
-        self.gradient_weight, self.kl_weight = gradient_weight, kl_weight
+        self.vae, self.tower, self.options = vae, tower, options
 
-    def forward(self, frames: Tensor, weight: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Frames (B, T, H, W, 3) uint8, what their pixels count (B, T, H / 4, W / 4), noise (B, t, h, w, 16)."""
+    def forward(
+        self, frames: Tensor, weight: Tensor, noise: Tensor, which: Tensor | None = None, places: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Frames (B, T, H, W, 3) uint8, what their pixels count (B, T, H / 4, W / 4), noise (B, t, h, w, 16); the
+        frame (B,) whose face the tower looks at, and where its crop's pixels lie in it (B, S, S, 2) px."""
         pixels = to_model(frames)
         mean, spread = fast_vae.encode(self.vae, pixels)
         made = fast_vae.decode(self.vae, mean + spread * noise)
@@ -61,8 +71,19 @@ class Reconstruction(nn.Module):
         l1 = (error.abs() * weight).mean()
         gradient = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (2, 3))
         kl = 0.5 * (mean.square() + spread.square() - 1 - 2 * spread.clamp(min=1e-12).log()).mean()
-        loss = l1 + self.gradient_weight * gradient + self.kl_weight * kl
-        return {"loss": loss, "l1": l1, "gradient": gradient, "kl": kl}
+        loss = l1 + self.options["gradient_weight"] * gradient + self.options["kl_weight"] * kl
+        found = {"l1": l1, "gradient": gradient, "kl": kl}
+        if self.tower is not None:
+            rows = torch.arange(len(frames), device=frames.device)
+            unlike = self._unlike(made[rows, which], frames[rows, which], places)
+            loss, found = loss + self.options["likeness_weight"] * unlike, found | {"unlike": unlike}
+        return {"loss": loss} | found
+
+    def _unlike(self, made: Tensor, true: Tensor, places: Tensor) -> Tensor:
+        """One less the cosine of the tower's hidden states, mean over states and tokens; made in −1…1, true uint8."""
+        crops = data.sampled(torch.cat([made.float() * 127.5 + 127.5, true.float()]), places.repeat(2, 1, 1, 1))
+        hidden, _ = self.tower(self.tower.preprocess(crops))
+        return torch.stack([1 - F.cosine_similarity(*x.float().chunk(2), dim=-1).mean() for x in hidden]).mean()
 
 
 class VaeStage(Stage):
@@ -79,9 +100,10 @@ class VaeStage(Stage):
             "detail_weight": 4.0,
             "gradient_weight": 1.0,
             "kl_weight": 1e-4,
+            "likeness_weight": 0.0,
         } | dict(self.settings.options)
-        vae = trainable(context.model.vae)
-        self.objective = Reconstruction(vae, self.options["gradient_weight"], self.options["kl_weight"])
+        tower = context.model.encoder.tower.eval().requires_grad_(False) if self.options["likeness_weight"] else None
+        self.objective = Reconstruction(trainable(context.model.vae), tower, self.options)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool, options = self.context.pool, self.options
@@ -92,17 +114,20 @@ class VaeStage(Stage):
         count = max(1, int(self.settings.batch * options["long_share"])) if whole else self.settings.batch
         rows = data.randint(generator, pool.clips, count)
         times = data.randint(generator, length - window + 1, count, 1) + torch.arange(window, device=rows.device)
-        landmarks = pool.landmarks[rows[:, None], times]
+        landmarks = pool.landmarks[rows[:, None], times]  # (B, T, 68, 2)
         corner = self._corner(landmarks, size - crop, crop, generator)  # (B, 2) in pixels of the masks: x, y
         frames = _cut(pool.frames, rows, times, corner * MASK_SCALE, crop)
         face = _cut(pool.face, rows, times, corner, crop // MASK_SCALE)
         weight = 1 + (options["face_weight"] - 1) * face.float() / 255
-        weight = weight + options["detail_weight"] * near(landmarks - corner[:, None, None] * MASK_SCALE, crop)
-        flip = data.rand(generator, count, 1, 1, 1) < 0.5
-        frames = torch.where(flip[..., None], frames.flip(3), frames)
-        weight = torch.where(flip, weight.flip(3), weight)
+        landmarks = landmarks - corner[:, None, None] * MASK_SCALE
+        weight = weight + options["detail_weight"] * near(landmarks, crop)
         noise = data.randn(generator, count, (window - 1) // 4 + 1, crop // 8, crop // 8, 16)
-        return {"frames": frames, "weight": weight, "noise": noise}
+        batch = {"frames": frames, "weight": weight, "noise": noise}
+        if self.objective.tower is None:
+            return batch
+        which = data.randint(generator, window, count)
+        shown = landmarks[torch.arange(count, device=which.device), which]
+        return batch | {"which": which, "places": data.crop_places(shown, CROP, data.jitter(generator, count))}
 
     def _corner(self, landmarks: Tensor, room: int, crop: int, generator: torch.Generator) -> Tensor:
         """Where crops begin: (B, 2), in units of `MASK_SCALE`, most with the face in the middle."""
@@ -133,13 +158,14 @@ class VaeStage(Stage):
         return sheets.grid(torch.stack(pairs, 1))
 
     def export(self) -> None:
-        """Weights, and the factor that brings the latents to unit variance."""
+        """Weights, such that the latents have no mean, a variance of 1, and all directions something of it."""
         model, pool = self.context.model, self.context.pool
         vae = model.vae
         vae.register_to_config(scaling_factor=1.0)
         with evaluating(vae), torch.no_grad(), self.context.autocast():
-            latents = encode(vae, pool.frames[: min(64, pool.clips)])
-        vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+            pairs = [fast_vae.encode(vae, to_model(part)) for part in pool.frames[: min(64, pool.clips)].split(16)]
+        mean, spread = (torch.cat(x).float().movedim(-1, 2) for x in zip(*pairs, strict=True))
+        fold(vae, *whitening(mean), spread.mean((0, 1, 3, 4)))
         nano.write(model, self.context.model_folder, ["vae"])
 
 
