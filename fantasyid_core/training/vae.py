@@ -163,7 +163,7 @@ class VaeStage(Stage):
         vae = model.vae
         vae.register_to_config(scaling_factor=1.0)
         with evaluating(vae), torch.no_grad(), self.context.autocast():
-            pairs = [fast_vae.encode(vae, to_model(part)) for part in pool.frames[: min(64, pool.clips)].split(16)]
+            pairs = [fast_vae.encode(vae, to_model(part)) for part in pool.frames[: min(256, pool.clips)].split(16)]
         mean, spread = (torch.cat(x).float().movedim(-1, 2) for x in zip(*pairs, strict=True))
         fold(vae, *whitening(mean), spread.mean((0, 1, 3, 4)))
         nano.write(model, self.context.model_folder, ["vae"])
