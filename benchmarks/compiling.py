@@ -23,7 +23,7 @@ def rows(bench: "Bench", name: str) -> Iterator[Row]:
     before = _graphs()
     try:
         model = host.compiled(add_injection(plain, Injection(host.tokens)))
-        row, _ = host.run(name, model, exact)
+        row, _ = host.run(name, model, exact, tell_first=True)
         made, before = _graphs() - before, _graphs()
         host.noise, host.text = noise.flip(0, 2), text.flip(1)
         other = Injection(torch.cat([host.tokens, host.tokens[:9]]), 0.7, 0.1, 0.9)

@@ -41,12 +41,13 @@ def time_step(name: str, step: Callable[[], Tensor], repeats: int = 3, warm_up: 
     for _ in range(warm_up - 1):
         step()
     milliseconds = 1000 * statistics.median(_timed(step) for _ in range(repeats))
-    return Row(name, milliseconds, peak(), note=slow_start(first, milliseconds))
+    return Row(name, milliseconds, peak(), note=first_step(first, milliseconds))
 
 
-def slow_start(first: float, milliseconds: float) -> str:
-    """A note on a first step of `first` seconds, where it took much longer than the later ones."""
-    return f"first step {first:.0f} s" if first > 5 and first > 0.005 * milliseconds else ""
+def first_step(first: float, milliseconds: float, always: bool = False) -> str:
+    """A note on a first step of `first` seconds: always, or where it took five times as long as the later ones."""
+    slow = first > 5 and first > 5 * milliseconds / 1000
+    return f"first step {first:.0f} s" if always or slow else ""
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fantasyid_core.weights import Published
 
-from .measure import GIB, Row, peak, relative_error, reset_peak, slow_start, synchronize
+from .measure import GIB, Row, first_step, peak, relative_error, reset_peak, synchronize
 from .workload import Inputs, Workload
 
 STEPS = 5
@@ -58,6 +58,7 @@ class Host:
         note: str = "",
         steps: int = STEPS,
         amortised: bool = False,
+        tell_first: bool = False,
     ) -> tuple[Row, Tensor]:
         """Sample with the stock DDIM sampler: median of the steps after the first two, peak, latents.
 
@@ -66,6 +67,7 @@ class Host:
             occupied: bytes on the card that the benchmark itself takes.
             steps: few, from the first to the last timestep.
             amortised: the mean of the steps after the first instead.
+            tell_first: name the seconds of the first step, whatever they are.
         """
         import comfy.samplers
         from pack.nodes.sampling import trailing_sigmas
@@ -92,7 +94,8 @@ class Host:
         else:
             milliseconds = 1000 * statistics.median(b - a for a, b in pairwise(ends[1:]))
         error = None if exact is None else relative_error(latents, exact)
-        note = "; ".join(filter(None, (note, slow_start(ends[0] - start, milliseconds))))
+        first = first_step(ends[0] - start, milliseconds, tell_first)
+        note = "; ".join(filter(None, (note, first)))
         return Row(name, milliseconds, peak(occupied), error, note), latents
 
     def forget(self) -> None:

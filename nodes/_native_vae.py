@@ -150,11 +150,13 @@ class _FirstStage(nn.Module):
         return pixels[:, :, TEMPORAL:] if even else pixels
 
 
-# Peak memory in units of (pixels × width of the first block): at once, for each frame, and how many frames count, since
-# diffusers works on some 8 at a time. At 480 × 720 in bf16 decoding 1 frame takes 3.3 GiB and 49 frames 6.8, counted on
-# tensors without values, and some 15 % more are asked for, which convolutions need for themselves. Encoding, as it was
-# measured on an H100 with diffusers' own blocks: 1, 5, 9, 13 and 49 frames 1.9, 4.2, 6.5, 8.9 and 7.7 GiB.
-ENCODE, DECODE = (16, 7, 13), (41, 6, 9)
+# Peak memory in units of (pixels × width of the first block): at once, for each frame, and how many frames count,
+# since diffusers works on some 8 at a time. At 480 × 720 in bf16 decoding 49 frames takes 7.5 GiB (on an H100; 6.8 by
+# a count of tensors without values, the rest is what convolutions take for themselves). 15 % more are asked for: when
+# it was 7.8, the host tried all at once where 8 were free, ran out of memory and went on in its smallest tiles, 10.9
+# s instead of 4. 1 frame: 3.3 by count. Encoding, as measured on an H100 with diffusers' own blocks: 1, 5, 9, 13 and
+# 49 frames 1.9, 4.2, 6.5, 8.9 and 7.7 GiB.
+ENCODE, DECODE = (16, 7, 13), (41, 7, 9)
 
 
 def _memory(values: tuple[int, int, int], width: int, shape: tuple[int, ...], dtype: torch.dtype) -> float:

@@ -115,4 +115,6 @@ found["errors"] = errors
 GIB = 128 / widths[0] / 2**30  # the published VAE's first block is 128 wide
 found["decode_gib"] = [vae.memory_used_decode((1, 16, t, 60, 90), torch.bfloat16) * GIB for t in (1, 5, 13)]
 found["encode_gib"] = [vae.memory_used_encode((1, 3, t, 480, 720), torch.bfloat16) * GIB for t in (1, 5, 9, 13, 49)]
+bf16 = 2 / vae.vae_dtype.itemsize
+found["tile_where_8_gib_are_free"] = vae._tile((13, 60, 90), 8 / GIB / bf16)
 host.report(**found)
