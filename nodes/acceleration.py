@@ -80,8 +80,8 @@ class FantasyIDFaster(FantasyIDNode):
             ],
             outputs=[
                 io.Model.Output(
-                    tooltip="The same MODEL, faster. TorchCompileModel after it gains next to nothing where the model "
-                    "fits the card, and costs time where ComfyUI streams the weights: leave it out there."
+                    tooltip="The same MODEL, faster. TorchCompileModel after it gains next to nothing: leave it "
+                    "out, above all where the model does not fit the card and ComfyUI streams the weights."
                 )
             ],
         )

@@ -32,6 +32,15 @@ def test_nothing_is_compiled_again(made, what):
     assert difference < 1e-5
 
 
+def test_streamed_blocks_are_not_compiled(found, made):
+    assert found["elsewhere"]
+    assert not found["on the device"]
+    for what, most in (("some streamed", 1), ("all streamed", 0)):
+        difference, graphs = made[what]
+        assert graphs == most
+        assert difference < 1e-5
+
+
 def test_8_bit_products_are_refused_where_the_hardware_has_none(found):
     assert found["refused"].startswith("HardwareError: fp8_products needs an NVIDIA card")
     assert "Switch it off" in found["refused"]

@@ -15,6 +15,7 @@ from pack.fantasyid_core import fp8  # noqa: E402
 from pack.fantasyid_core.injection import Injection  # noqa: E402
 from pack.fantasyid_core.step_cache import CacheSettings  # noqa: E402
 from pack.fantasyid_core.weights import read, read_config, split_published  # noqa: E402
+from pack.nodes import _native_model  # noqa: E402
 from pack.nodes._native_model import add_injection, load_model, set_fp8_products, set_step_cache  # noqa: E402
 from pack.nodes.sampling import trailing_sigmas  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -77,6 +78,22 @@ for name, keys in KEYS.items():
         "no identity": graphs_of(plain, keys),
         "steps skipped": graphs_of(set_step_cache(first, CacheSettings(1e9, start=0.0)), keys),
     }
+
+# on a CPU nothing is ever elsewhere: some blocks, then all, are said to be
+is_streamed = _native_model._is_streamed
+block = plain.model.diffusion_model.transformer_blocks[0]
+weight = next(block.parameters())
+found["on the device"] = is_streamed(block, torch.device("cpu"))
+found["elsewhere"] = is_streamed(block, torch.device("meta"))
+for name, keys in KEYS.items():
+    for what, said in (
+        ("some streamed", lambda block, _: next(block.parameters()) is not weight),
+        ("all streamed", lambda *_: True),
+    ):
+        torch.compiler.reset()
+        _native_model._is_streamed = said
+        found[name][what] = graphs_of(first, keys)
+_native_model._is_streamed = is_streamed
 
 # 8-bit products, by their plain twin here
 found["refused"] = ""
