@@ -160,7 +160,7 @@ def half_of_the_steps(**switches) -> Callable[[Host, object], object]:
 
 
 def padded_attention(_: Host, model):
-    """Attention over a multiple of 256 tokens in every block; no node sets it yet."""
+    """Attention over a multiple of 256 tokens in every block; no node sets it."""
     from pack.fantasyid_core.padded_attention import padded_attention
     from pack.nodes._native_model import transformer_of
 

@@ -1,7 +1,8 @@
 """Attention over a length that cuDNN's kernel prefers, without approximation.
 
-On an H100 it takes 16.3 ms for 17,920 tokens and 18.0 ms for 17,776. Padded keys and values are zeros: such a key has
-the score 0 for every query and adds exp(0) to the sum that attention divides by, which is taken out again.
+On an H100 it takes 16.3 ms for 17,920 tokens and 18.0 ms for 17,776. Copies and correction eat most of that: a step
+gains 1 %, and no node sets it. Padded keys and values are zeros: such a key has the score 0 for every query and adds
+exp(0) to the sum that attention divides by, which is taken out again.
 """
 
 import torch

@@ -179,7 +179,9 @@ class FantasyIDConfig(comfy.supported_models_base.BASE):
         "zsnr": True,
     }
     latent_format = CogVideoXLatents
-    memory_usage_factor = 1.6  # 4.4 GiB for 49 × 480 × 720 with both guidance branches; 3.4 were measured on an H100
+    # 4.4 GiB for 49 × 480 × 720 with both guidance branches. On an H100 2.2 were measured, and 3.4 before blocks were
+    # fused, which they are not on every machine.
+    memory_usage_factor = 1.6
 
 
 class FantasyIDModel(comfy.model_base.QwenImage):
