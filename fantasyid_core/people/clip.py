@@ -13,6 +13,8 @@ from .scene import Scene, draw_scene
 OTHER_HAIR = 0.35
 """Share of clips in which a person wears other hair than usual."""
 MAX_STILL_YAW = 40.0
+CLOSER = 0.75
+"""What a clip shows of a person, by what a photo does: a face is some 70 of 160 px wide, enough to be told apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,7 @@ def clip(person: Person, seed: int, frames: int = 25) -> Clip:
     scene = _scene(rng, person)
     labels = draw_labels(rng, scene.shirt_name, scene.background_name)
     motion = draw_motion(rng, labels, frames)
-    camera = _camera(rng, frames)
+    camera = _camera(rng, frames, CLOSER)
     return Clip(
         person, seed, motion.pose, motion.expression, camera, scene, caption(rng, person, scene, labels), labels
     )
@@ -95,8 +97,8 @@ def _scene(rng: np.random.Generator, person: Person) -> Scene:
     return draw_scene(rng, hair)
 
 
-def _camera(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """Head and shoulders; drifts a little and slowly, or hardly."""
+def _camera(rng: np.random.Generator, frames: int, height: float = 1.0) -> np.ndarray:
+    """Head and shoulders, `height` times as much of them; drifts a little and slowly, or hardly."""
     size = rng.uniform(0.2, 1.0)
     time = np.linspace(0, 1, frames) if frames > 1 else np.zeros(1)
     start = np.array([rng.normal(0, 0.010), rng.normal(-0.035, 0.010), rng.uniform(0.36, 0.46), 0, rng.normal(0, 1.5)])
@@ -105,5 +107,7 @@ def _camera(rng: np.random.Generator, frames: int) -> np.ndarray:
     camera = (
         start + drift * (time * time * (3 - 2 * time))[:, None] + wobble * np.array([2e-3, 2e-3, 2e-3, 0, 0.3]) * size
     )
+    camera[:, 1] += 0.034 * (1 - height)  # the nearer, the higher: what is left out is shoulders
+    camera[:, 2] *= height
     camera[:, 3] = rng.uniform(0.7, 1.6)
     return camera.astype(np.float32)
