@@ -18,6 +18,7 @@ from fantasyid_core.training import data, loop, settings
 from fantasyid_core.training.captions import Captions
 from fantasyid_core.training.identity import IdentityStage
 from fantasyid_core.training.pool import Pool
+from fantasyid_core.training.references import RENEWAL
 from fantasyid_core.training.stage import Context
 
 SIZES = settings.PoolSettings(
@@ -112,6 +113,63 @@ def test_that_share_of_samples_has_no_identity(stage: Callable[..., IdentityStag
     present = torch.cat([made.batch(i, made.context.generator(i))["present"] for i in range(25)])
     assert 0.6 < present.mean() < 0.9
     assert "present" not in stage().batch(0, made.context.generator(0))
+
+
+def test_photos_are_looked_at_anew_in_few_of_the_batches(stage: Callable[..., IdentityStage]):
+    source = stage().source
+    references, people = source.references, torch.tensor([1, 2])
+    seen, looked = source.seen, []
+
+    def see(*arguments) -> dict[str, torch.Tensor]:
+        looked.append(len(arguments[0]))
+        return seen(*arguments)
+
+    source.seen = see
+    batches = [references.of(people, people - 1)["hidden"] for _ in range(RENEWAL + 1)]
+    first_sight, renewals = looked[:-2], looked[-2:]
+    assert sum(first_sight) == source.context.pool.people * SIZES.stills
+    assert renewals == [2, 2]
+    assert all(torch.equal(batches[0], x) for x in batches[1:RENEWAL])
+    assert not torch.equal(batches[0], batches[RENEWAL])
+
+
+def test_the_depth_of_a_face_survives_bfloat16(stage: Callable[..., IdentityStage]):
+    """Depths differ by millimetres; what they do to the tokens is the same in half the bytes."""
+    made = stage()
+    batch = made.batch(0, made.context.generator(0))
+    deeper = batch["vertices"] * torch.tensor([1.0, 1.0, 1.05])
+    moved = []
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            tokens = [made.objective.tokens(batch["hidden"], x).float() for x in (batch["vertices"], deeper)]
+        moved.append((tokens[1] - tokens[0]).flatten())
+    assert moved[0].any()
+    assert torch.cosine_similarity(*moved, dim=0) > 0.9
+
+
+def test_the_encoder_learns_at_a_rate_of_its_own(stage: Callable[..., IdentityStage]):
+    made = stage(unfreeze=[""], encoder_rate=0.0, steps=2)
+    encoder = made.context.model.encoder
+    before = {name: x.clone() for name, x in encoder.state_dict().items()}
+    blocks = {name: x.clone() for name, x in made.context.model.transformer.transformer_blocks.named_parameters()}
+    loop.train(made, Accelerator(cpu=True), resume=False)
+    for name, x in encoder.state_dict().items():
+        torch.testing.assert_close(x, before[name], msg=name)
+    for name, x in made.context.model.transformer.transformer_blocks.named_parameters():
+        assert not torch.equal(x, blocks[name]), name
+
+
+def test_who_it_is_is_asked_in_training_and_not_exported(stage: Callable[..., IdentityStage]):
+    made = stage(unfreeze=[""], who_weight=0.5, steps=2)
+    batch = made.batch(0, made.context.generator(0))
+    losses = made.objective(**batch)
+    torch.testing.assert_close(losses["loss"], losses["velocity"] + 0.5 * losses["who"])
+    losses["who"].backward()
+    assert made.context.model.encoder.abstractor.proj_out.grad.any()  # through the injection of the blocks before
+    made.objective.zero_grad()
+    loop.train(made, Accelerator(cpu=True), resume=False)
+    nano.read(made.context.model_folder)
+    assert made.validate().keys() >= {"loss", "loss_of_a_wrong_identity"}
 
 
 def test_captions_are_read_once_and_again_when_their_clips_make_room(stage: Callable[..., IdentityStage]):

@@ -40,7 +40,7 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
     trained = [p for p in objective.parameters() if p.requires_grad]
     if settings.compile and context.device.type == "cuda":
         _compile(stage)
-    module, *stepping = accelerator.prepare(objective, *optimizers(trained, stage.hidden(), settings))
+    module, *stepping = accelerator.prepare(objective, *optimizers(trained, stage.hidden(), settings, stage.rates()))
     ema = Ema(objective, settings.ema)
     checkpoint = Checkpoint(context.out / "checkpoints" / settings.stage, accelerator, objective, ema)
     progress = (checkpoint.load() if resume else None) or {"step": 0, "elapsed": 0.0, "chunks": 0}
@@ -66,7 +66,7 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
             while (done := _done(step, elapsed(), settings)) < 1:
                 rate = settings.learning_rate * _rate(step, done, settings.warmup)
                 for group in (group for optimizer in stepping for group in optimizer.param_groups):
-                    group["lr"] = rate
+                    group["lr"] = rate * group["factor"]
                 if pool is not None:
                     pool.grow(step, settings.pool.every, rendered_before + settings.pool.share * elapsed())
                 try:

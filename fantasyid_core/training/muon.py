@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, Keller Jordan's
 ITERATIONS, TINY = 5, 1e-7
@@ -14,11 +14,11 @@ class Muon(torch.optim.Optimizer):
     matrix by matrix: on a GPU thousands of small kernels a step. Here matrices of one shape are stacked.
 
     Args:
-        params: matrices.
+        params: matrices, or groups of them.
         lr: as AdamW's would be.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.01, momentum: float = 0.95):
+    def __init__(self, params: Iterable, lr: float, weight_decay: float = 0.01, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()

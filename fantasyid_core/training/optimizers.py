@@ -1,6 +1,6 @@
 """How trained parameters step: AdamW, and Muon (Jordan et al. 2024) for the hidden matrices that a stage names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -11,12 +11,19 @@ from .settings import Settings
 SMALLEST = 32  # rows and columns of a matrix that is worth orthogonalising
 
 
-def optimizers(trained: Iterable[nn.Parameter], hidden: Iterable[nn.Module], settings: Settings) -> list:
-    """One or two optimisers; a Muon step is scaled to AdamW's usual size, so that both share a learning rate.
+def optimizers(
+    trained: Iterable[nn.Parameter],
+    hidden: Iterable[nn.Module],
+    settings: Settings,
+    rates: Mapping[nn.Module, float] | None = None,
+) -> list:
+    """One or two optimisers; a Muon step is scaled to AdamW's usual size, so that both share a learning rate. Every
+    group of parameters has a `factor` on it.
 
     Args:
         trained: all parameters that shall step.
         hidden: modules whose matrices Muon takes where `settings.muon` asks for it.
+        rates: factors on the learning rate of some modules' parameters; 1 for what is not among them.
     """
     trained = list(trained)
     wanted = {id(p) for module in hidden for p in module.parameters() if p.ndim == 2 and min(p.shape) >= SMALLEST}
@@ -24,8 +31,18 @@ def optimizers(trained: Iterable[nn.Parameter], hidden: Iterable[nn.Module], set
     taken = {id(p) for p in matrices}
     rest = [p for p in trained if id(p) not in taken]
     rate, decay = settings.learning_rate, settings.weight_decay
+    factors = {id(p): factor for module, factor in (rates or {}).items() for p in module.parameters()}
     fused = bool(rest) and rest[0].device.type == "cuda"
-    made: list = [torch.optim.AdamW(rest, lr=rate, betas=settings.betas, weight_decay=decay, fused=fused)]
+    adamw = torch.optim.AdamW(_groups(rest, factors), lr=rate, betas=settings.betas, weight_decay=decay, fused=fused)
+    made: list = [adamw]
     if matrices:
-        made.append(Muon(matrices, rate, decay))
+        made.append(Muon(_groups(matrices, factors), rate, decay))
     return made
+
+
+def _groups(parameters: Iterable[nn.Parameter], factors: Mapping[int, float]) -> list[dict]:
+    """Parameters of one factor (by `id`) each in a group."""
+    alike: dict[float, list[nn.Parameter]] = {}
+    for p in parameters:
+        alike.setdefault(factors.get(id(p), 1.0), []).append(p)
+    return [{"params": members, "factor": factor} for factor, members in alike.items()]

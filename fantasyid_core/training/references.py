@@ -9,7 +9,9 @@ from .pool import Pool
 from .stage import Batch
 
 PART = 128  # photos at a time
-RENEWED = 8  # one of so many photos of a batch is looked at anew, placed and damaged in another way
+RENEWAL = 16  # of so many batches one has its photos looked at anew, placed and damaged in another way
+"""A look is some 670 small kernels, however few the photos, and copies constants to the GPU, for which the CPU waits
+until all that is queued there is done: too much for every batch."""
 
 
 class References:
@@ -21,14 +23,15 @@ class References:
 
     def __init__(self, pool: Pool, see: Callable[[Tensor, Tensor], Batch]):
         self.pool, self._see = pool, see
-        self._chunks = 0
+        self._chunks = self._asked = 0
         self._kept: Batch = {}
 
     def of(self, people: Tensor, photos: Tensor) -> Batch:
         """People (B,) and which photo of each (B,) → what is seen in them, (B, …) each, float32."""
         self._catch_up()
-        renewed = slice(0, max(1, len(people) // RENEWED))
-        self._look(people[renewed], photos[renewed])
+        if self._asked % RENEWAL == 0:
+            self._look(people[:PART], photos[:PART])
+        self._asked += 1
         return {name: x[people, photos].float() for name, x in self._kept.items()}
 
     def _catch_up(self) -> None:

@@ -91,6 +91,10 @@ class Stage(ABC):
         """Modules whose matrices lie between two layers of the network, for Muon."""
         return []
 
+    def rates(self) -> dict[nn.Module, float]:
+        """Factors on the learning rate of modules that need another one."""
+        return {}
+
     def compile(self) -> list[nn.Module]:
         """Modules that gain from being compiled, each on its own."""
         return []
