@@ -66,6 +66,17 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
+def test_the_tower_is_asked_where_the_face_abstractor_reads():
+    hidden = torch.randn(2, 1 + 16, 32, generator=torch.Generator().manual_seed(0))
+    other = hidden.clone()
+    other[:, 0] += 1  # the class token
+    abstractor = nano.build(sizes=nano.TINY).encoder.abstractor
+    heads = face.Heads(32, 3)
+    for reads in (abstractor, lambda x: torch.cat(heads(x), 1)):
+        assert torch.equal(reads(hidden), reads(other))
+        assert not torch.equal(reads(hidden), reads(hidden.roll(1, 0)))
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_the_loss_of_a_fixed_batch_falls(name: str, context: Callable[..., Context]):
     stage = STAGES[name](context(name))

@@ -24,7 +24,10 @@ CROP = 128  # px of the crops that the tower's preprocessing starts from
 
 
 class Heads(nn.Module):
-    """What the tower's fifth hidden state is asked: shape code, look, and a vector that tells people apart."""
+    """What the tower's fifth hidden state is asked: shape code, look, and a vector that tells people apart.
+
+    Of its patches: the face abstractor does not read the class token, and what is asked of that stays in it.
+    """
 
     def __init__(self, width: int, looks: int):
         super().__init__()
@@ -32,7 +35,8 @@ class Heads(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2 * width, 256), nn.SiLU(), nn.Linear(256, sum(self.sizes)))
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pooled = torch.cat([hidden[:, 0], hidden[:, 1:].mean(1)], 1)
+        patches = hidden[:, 1:]
+        pooled = torch.cat([patches.mean(1), patches.amax(1)], 1)
         shape, look, who = self.layers(pooled).float().split(self.sizes, 1)
         return shape, look, F.normalize(who, dim=1)
 

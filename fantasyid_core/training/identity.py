@@ -9,10 +9,10 @@ Options, most of them rows of the ablation:
         to take it in.
     identity_dropped: share of samples without an identity: nothing is injected, the image latents are zeros.
     encoder_rate: factor on the learning rate of abstractor, spiral network and reducer. Nothing holds the scale of
-        their tokens, which are normalised where they are read: at a DiT's rate they grow without bound, and what tells
-        people apart is lost in them (`docs/training.md`).
-    unfreeze: beginnings of names of DiT parameters that are trained as well; "" for all.
-    who_weight: of the loss of `who`, 0 for none; who_block: after which block it is asked. For the pool.
+        their tokens, which are normalised where they are read: at a DiT's rate they grow without bound.
+    unfreeze: beginnings of names of DiT parameters that are trained as well, "" for all, and dit_rate: factor on their
+        learning rate. The injection layers have the full rate.
+    sameness_weight: of the loss of `sameness`, 0 for none. Wants batches of several people.
     text_dropped, face_weight: as in `base`.
     pictures, pictures_batch: as in `base`, for the pool.
     checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
@@ -36,9 +36,9 @@ from .captions import Captions
 from .diffusion import Noising, Rotary, on_pictures, spread_times, weighted
 from .face import CROP, aligned_crops, as_photos
 from .references import References
+from .sameness import sameness
 from .stage import Batch, Context, Stage, evaluating
 from .vae import encode, encode_pools
-from .who import Who
 
 ENCODER_PARTS = ("abstractor", "spiral_net", "reducer")
 OPTIONS = {
@@ -52,8 +52,8 @@ OPTIONS = {
     "identity_dropped": 0.0,
     "encoder_rate": 1.0,
     "unfreeze": [],
-    "who_weight": 0.0,
-    "who_block": 2,
+    "dit_rate": 1.0,
+    "sameness_weight": 0.0,
     "text_dropped": 0.1,
     "face_weight": 4.0,
     "pictures": 0.0,
@@ -94,23 +94,13 @@ class TokensRun:
 
 
 class IdentityObjective(nn.Module):
-    """The velocity loss again, with the identity of another picture injected.
+    """The velocity loss again, with the identity of another picture injected."""
 
-    Args:
-        looks: entries of the pool's looks, for the loss of `who`.
-    """
-
-    def __init__(self, model: nano.Nano, options: dict, device: torch.device, looks: int = 0):
+    def __init__(self, model: nano.Nano, options: dict, device: torch.device):
         super().__init__()
         self.transformer = model.transformer
         self.abstractor, self.spiral_net, self.reducer = (getattr(model.encoder, name) for name in ENCODER_PARTS)
         self.noising, self.rotary, self.options = Noising(device), Rotary(model.transformer), options
-        config = model.transformer.config
-        self.who_block = min(options["who_block"], config.num_layers - 1)
-        width = config.num_attention_heads * config.attention_head_dim
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)
-            self.who = Who(width, looks, model.face.shape_basis).to(device) if options["who_weight"] and looks else None
 
     def tokens(self, hidden: Tensor, vertices: Tensor) -> Tensor:
         """Tower's hidden state (B, 1 + N, D) and vertices (B, V, 3) → identity tokens (B, N, K)."""
@@ -129,33 +119,21 @@ class IdentityObjective(nn.Module):
         time: Tensor,
         tokens: Tensor,
         present: Tensor | None = None,
-        half_way: list[Tensor] | None = None,
     ) -> Tensor:
-        """Noisy and image latents (B, t, 16, h, w) → the velocity with the identity injected where it is `present`.
-
-        half_way: takes the visual tokens of `who_block`, before its own injection.
-        """
+        """Noisy and image latents (B, t, 16, h, w) → the velocity with the identity injected where it is `present`."""
         shared = self.transformer.layer_attention[0] if self.options["shared_layer"] else None
         if present is not None:
             image = image * present.view(-1, 1, 1, 1, 1)
         seen = torch.cat([noisy, image], 2).to(words.dtype)
         if torch.is_grad_enabled():  # the first block asks for gradients like the others, and compiles like them
             seen, words = seen.detach().requires_grad_(), words.detach().requires_grad_()
-        as_wanted = _recomputed if self.options["checkpointing"] and torch.is_grad_enabled() else run_as_is
-
-        def run_block(index: int, *arguments) -> tuple:
-            visual, text = as_wanted(index, *arguments)
-            if half_way is not None and index == self.who_block:
-                half_way.append(visual)
-            return visual, text
-
         return self.transformer(
             seen,
             words,
             time,
             rotary=self.rotary(noisy),
             run=TokensRun(tokens, shared, present),
-            run_block=run_block,
+            run_block=_recomputed if self.options["checkpointing"] and torch.is_grad_enabled() else None,
         )
 
     def forward(
@@ -169,19 +147,16 @@ class IdentityObjective(nn.Module):
         noise: Tensor,
         time: Tensor,
         present: Tensor | None = None,
-        shape: Tensor | None = None,
-        look: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Latents, image latents and noise (B, t, 16, h, w); shape (B, 100) and look (B, L) of the person, for the loss
-        of `who`; the rest as in `velocity` and `tokens`."""
+        """Latents, image latents and noise (B, t, 16, h, w); the rest as in `velocity` and `tokens`."""
         noisy, velocity = self.noising(latents, noise, time)
-        half_way: list[Tensor] = []
-        made = self.velocity(noisy, image, words, time, self.tokens(hidden, vertices), present, half_way)
+        tokens = self.tokens(hidden, vertices)
+        made = self.velocity(noisy, image, words, time, tokens, present)
         loss = weighted(made - velocity, face, self.options["face_weight"])
-        if self.who is None or shape is None:
+        if not (self.options["sameness_weight"] and self.training):
             return {"loss": loss}
-        who = self.who(half_way[0], face, shape, look, present)
-        return {"loss": loss + self.options["who_weight"] * who, "velocity": loss, "who": who}
+        same = sameness(tokens)
+        return {"loss": loss + self.options["sameness_weight"] * same, "velocity": loss, "sameness": same}
 
 
 class PoolSource:
@@ -214,8 +189,6 @@ class PoolSource:
         dropped = data.rand(generator, count, 1, 1) < self.options["text_dropped"]
         words = torch.where(dropped, self.empty, self.captions.of(rows))
         told = {"latents": drawn.latents, "face": drawn.face, "words": words}
-        if self.options["who_weight"]:
-            told |= {"shape": pool.shape[pool.owner[rows]], "look": pool.look[pool.owner[rows]]}
         if self.options["multi_view"]:
             return told | self.references.of(pool.owner[rows], data.randint(generator, pool.stills.shape[1], count))
         times = data.randint(generator, pool.frames.shape[1], count)
@@ -278,8 +251,7 @@ class IdentityStage(Stage):
         else:
             encode_pools(context)
             self.source = PoolSource(context, options, self._hidden, self._first)
-        looks = 0 if options["data"] else context.pool.look.shape[1]
-        self.objective = IdentityObjective(model, options, context.device, looks)
+        self.objective = IdentityObjective(model, options, context.device)
         for name in ENCODER_PARTS:
             getattr(model.encoder, name).train().requires_grad_(True)
         if not options["branch_3d"]:
@@ -344,7 +316,9 @@ class IdentityStage(Stage):
         return [dit.layer_attention, dit.transformer_blocks, *(getattr(model.encoder, name) for name in ENCODER_PARTS)]
 
     def rates(self) -> dict[nn.Module, float]:
-        return {getattr(self.context.model.encoder, name): self.options["encoder_rate"] for name in ENCODER_PARTS}
+        dit, encoder = self.context.model.transformer, self.context.model.encoder
+        parts = {getattr(encoder, name): self.options["encoder_rate"] for name in ENCODER_PARTS}
+        return parts | {dit: self.options["dit_rate"], dit.layer_attention: 1.0}
 
     def compile(self) -> list[nn.Module]:
         transformer = self.context.model.transformer

@@ -23,7 +23,8 @@ def optimizers(
     Args:
         trained: all parameters that shall step.
         hidden: modules whose matrices Muon takes where `settings.muon` asks for it.
-        rates: factors on the learning rate of some modules' parameters; 1 for what is not among them.
+        rates: factors on the learning rate of some modules' parameters; 1 for what is not among them. A later one
+            counts where modules lie in each other.
     """
     trained = list(trained)
     wanted = {id(p) for module in hidden for p in module.parameters() if p.ndim == 2 and min(p.shape) >= SMALLEST}

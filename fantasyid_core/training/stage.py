@@ -92,7 +92,7 @@ class Stage(ABC):
         return []
 
     def rates(self) -> dict[nn.Module, float]:
-        """Factors on the learning rate of modules that need another one."""
+        """Factors on the learning rate of modules that need another one; later ones count."""
         return {}
 
     def compile(self) -> list[nn.Module]:
