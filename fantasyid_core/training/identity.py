@@ -8,11 +8,11 @@ Options, most of them rows of the ablation:
     first_frame: the reference crop goes in as first latent frame too, as released; a model that never saw one learns
         to take it in.
     identity_dropped: share of samples without an identity: nothing is injected, the image latents are zeros.
-    encoder_rate: factor on the learning rate of abstractor, spiral network and reducer. Nothing holds the scale of
-        their tokens, which are normalised where they are read: at a DiT's rate they grow without bound.
+    encoder_rate: factor on the learning rate of the abstractor, and mesh_rate on that of spiral network and reducer; 0
+        leaves them as they are. Nothing holds the scale of their tokens, which are normalised where they are read: at a
+        DiT's rate they grow without bound.
     unfreeze: beginnings of names of DiT parameters that are trained as well, "" for all, and dit_rate: factor on their
         learning rate. The injection layers have the full rate.
-    sameness_weight: of the loss of `sameness`, 0 for none. Wants batches of several people.
     text_dropped, face_weight: as in `base`.
     pictures, pictures_batch: as in `base`, for the pool.
     checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
@@ -36,7 +36,6 @@ from .captions import Captions
 from .diffusion import Noising, Rotary, on_pictures, spread_times, weighted
 from .face import CROP, aligned_crops, as_photos
 from .references import References
-from .sameness import sameness
 from .stage import Batch, Context, Stage, evaluating
 from .vae import encode, encode_pools
 
@@ -51,9 +50,9 @@ OPTIONS = {
     "first_frame": False,
     "identity_dropped": 0.0,
     "encoder_rate": 1.0,
+    "mesh_rate": 1.0,
     "unfreeze": [],
     "dit_rate": 1.0,
-    "sameness_weight": 0.0,
     "text_dropped": 0.1,
     "face_weight": 4.0,
     "pictures": 0.0,
@@ -150,13 +149,8 @@ class IdentityObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """Latents, image latents and noise (B, t, 16, h, w); the rest as in `velocity` and `tokens`."""
         noisy, velocity = self.noising(latents, noise, time)
-        tokens = self.tokens(hidden, vertices)
-        made = self.velocity(noisy, image, words, time, tokens, present)
-        loss = weighted(made - velocity, face, self.options["face_weight"])
-        if not (self.options["sameness_weight"] and self.training):
-            return {"loss": loss}
-        same = sameness(tokens)
-        return {"loss": loss + self.options["sameness_weight"] * same, "velocity": loss, "sameness": same}
+        made = self.velocity(noisy, image, words, time, self.tokens(hidden, vertices), present)
+        return {"loss": weighted(made - velocity, face, self.options["face_weight"])}
 
 
 class PoolSource:
@@ -254,7 +248,7 @@ class IdentityStage(Stage):
         self.objective = IdentityObjective(model, options, context.device)
         for name in ENCODER_PARTS:
             getattr(model.encoder, name).train().requires_grad_(True)
-        if not options["branch_3d"]:
+        if not (options["branch_3d"] and options["mesh_rate"]):
             model.encoder.spiral_net.requires_grad_(False)
             model.encoder.reducer.requires_grad_(False)
         layers = model.transformer.layer_attention
@@ -317,8 +311,9 @@ class IdentityStage(Stage):
 
     def rates(self) -> dict[nn.Module, float]:
         dit, encoder = self.context.model.transformer, self.context.model.encoder
-        parts = {getattr(encoder, name): self.options["encoder_rate"] for name in ENCODER_PARTS}
-        return parts | {dit: self.options["dit_rate"], dit.layer_attention: 1.0}
+        mesh = dict.fromkeys((encoder.spiral_net, encoder.reducer), self.options["mesh_rate"])
+        face = {encoder.abstractor: self.options["encoder_rate"]}
+        return mesh | face | {dit: self.options["dit_rate"], dit.layer_attention: 1.0}
 
     def compile(self) -> list[nn.Module]:
         transformer = self.context.model.transformer
