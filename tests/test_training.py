@@ -217,6 +217,14 @@ def test_times_are_spread_evenly():
     assert (times // 100).tolist() == list(range(10))
 
 
+@pytest.mark.parametrize("late", [0.0, 0.2, 0.5, 0.7, 1.0])
+def test_the_share_of_late_times_can_be_chosen(late: float):
+    times = diffusion.spread_times(100, torch.Generator().manual_seed(0), late)
+    assert abs((times >= 500).float().mean() - late) <= 0.02
+    assert times.min() >= 0
+    assert times.max() < 1000
+
+
 def test_the_pool_is_the_same_however_it_was_filled(pools: tuple[Pool, Pool]):
     again = Pool(SIZES, TRAIN, 0, CPU)
     again.restore(1)

@@ -24,11 +24,14 @@ class Noising:
         return a * clean + b * noise, a * noise - b * clean
 
 
-def spread_times(count: int, generator: torch.Generator) -> Tensor:
-    """(count,) times, uniform in 0…999, one from each of `count` equal parts: less variance than independent draws."""
+def spread_times(count: int, generator: torch.Generator, late: float = 0.5) -> Tensor:
+    """(count,) times in 0…999, the share `late` of them in the noisier half, uniform within the halves; one from each of
+    `count` equal parts: less variance than independent draws."""
     parts = torch.arange(count, device=generator.device)
     parts = parts[torch.rand(count, generator=generator, device=generator.device).argsort()]
     places = (parts + torch.rand(count, generator=generator, device=generator.device)) / count
+    early = 1 - late
+    places = torch.where(places < early, places / max(early, 1e-6), 1 + (places - early) / max(late, 1e-6)) / 2
     return (places * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)
 
 

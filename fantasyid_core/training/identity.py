@@ -13,6 +13,7 @@ Options, most of them rows of the ablation:
         DiT's rate they grow without bound.
     unfreeze: beginnings of names of DiT parameters that are trained as well, "" for all, and dit_rate: factor on their
         learning rate. The injection layers have the full rate.
+    late: share of the samples with times in the noisier half, where likeness is decided.
     text_dropped, face_weight: as in `base`.
     pictures, pictures_batch: as in `base`, for the pool.
     checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
@@ -53,6 +54,7 @@ OPTIONS = {
     "mesh_rate": 1.0,
     "unfreeze": [],
     "dit_rate": 1.0,
+    "late": 0.5,
     "text_dropped": 0.1,
     "face_weight": 4.0,
     "pictures": 0.0,
@@ -272,7 +274,7 @@ class IdentityStage(Stage):
             count = len(batch["latents"])
             batch |= {
                 "noise": data.randn(generator, *batch["latents"].shape),
-                "time": spread_times(count, generator),
+                "time": spread_times(count, generator, self.options["late"]),
             }
             if self.options["identity_dropped"]:
                 batch["present"] = (data.rand(generator, count) >= self.options["identity_dropped"]).float()
