@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before torch is imported, and for the servers started here: the tests' models are so small that a second thread only
 # waits for the first, and for seconds where other programs run.
@@ -19,6 +21,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    from fantasyid_core.training.pool import Pool
+    from fantasyid_core.training.stage import Context
 
 ROOT = Path(__file__).resolve().parent.parent
 PARITY = ROOT.parent / "shared" / "parity"
@@ -177,3 +183,45 @@ def standin_nano(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         (folder / part / "config.json").write_text(json.dumps(config))
         save_file({name: x.half() for name, x in tensors.items()}, folder / part / "model.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pools() -> "tuple[Pool, Pool]":
+    """A few tiny people to train on, and some who are never trained on."""
+    pytest.importorskip("accelerate")
+    from fantasyid_core.people.person import TRAIN, VALIDATION
+    from fantasyid_core.training.pool import Pool
+    from fantasyid_core.training.settings import PoolSettings
+
+    sizes = PoolSettings(
+        clips=5, people=4, stills=2, first=5, share=0.0, frames=9, size=32, still_size=32, validation=5
+    )
+    both = tuple(Pool(sizes, split, 0, torch.device("cpu")) for split in (TRAIN, VALIDATION))
+    for pool in both:
+        pool.fill(5)
+    return both
+
+
+@pytest.fixture
+def context(pools: "tuple[Pool, Pool]", tmp_path: Path) -> "Callable[..., Context]":
+    """Makes the context of a training stage, with a model of test size."""
+    from fantasyid_core import nano
+    from fantasyid_core.training import settings
+    from fantasyid_core.training.stage import Context
+
+    small = {"steps": 6, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1}
+
+    def make(stage: str, **changes) -> Context:
+        told = settings.read(settings.HERE / f"{stage}.toml")
+        told = replace(told, **small | {"pool": pools[0].settings} | changes)
+        model = nano.build(sizes=nano.TINY)
+        if stage == "identity":  # what is zero before training is not after the stage before
+            torch.manual_seed(0)
+            for parameter in model.transformer.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        folder = tmp_path / "FantasyID-nano"
+        if not folder.exists():
+            nano.write(model, folder)
+        return Context(told, model, *pools, out=tmp_path, device=torch.device("cpu"), bf16=False)
+
+    return make

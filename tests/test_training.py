@@ -3,7 +3,6 @@
 import json
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,50 +14,13 @@ from accelerate import Accelerator
 
 from fantasyid_core import fusion, image_tower, nano, topology, weights
 from fantasyid_core.errors import TrainingError
-from fantasyid_core.people.person import TRAIN, VALIDATION
+from fantasyid_core.people.person import TRAIN
 from fantasyid_core.training import __main__ as command
 from fantasyid_core.training import diffusion, face, loop, settings, vae
 from fantasyid_core.training.pool import Pool
 from fantasyid_core.training.run import STAGES
 from fantasyid_core.training.stage import Context
 from fantasyid_core.transformer import from_published
-
-SIZES = settings.PoolSettings(
-    clips=5, people=4, stills=2, first=5, share=0.0, frames=9, size=32, still_size=32, validation=5
-)
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def pools() -> tuple[Pool, Pool]:
-    both = Pool(SIZES, TRAIN, 0, CPU), Pool(SIZES, VALIDATION, 0, CPU)
-    for pool in both:
-        pool.fill(5)
-    return both
-
-
-@pytest.fixture
-def context(pools: tuple[Pool, Pool], tmp_path: Path) -> Callable[..., Context]:
-    """Makes the context of a stage, with a model of test size."""
-
-    def make(stage: str, **changes) -> Context:
-        told = settings.read(settings.HERE / f"{stage}.toml")
-        told = replace(
-            told,
-            **{"steps": 6, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1, "pool": SIZES}
-            | changes,
-        )
-        model = nano.build(sizes=nano.TINY)
-        if stage == "identity":  # what is zero before training is not after the stage before
-            torch.manual_seed(0)
-            for parameter in model.transformer.parameters():
-                parameter.data += 0.1 * torch.randn_like(parameter)
-        folder = tmp_path / "FantasyID-nano"
-        if not folder.exists():
-            nano.write(model, folder)
-        return Context(told, model, *pools, out=tmp_path, device=CPU, bf16=False)
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +166,7 @@ def test_exports_load_as_the_published_layout(context: Callable[..., Context]):
 
 
 def test_the_schedule_is_the_release_s():
-    noising = diffusion.Noising(CPU)
+    noising = diffusion.Noising(torch.device("cpu"))
     clean, noise = torch.randn(2, 1, 1, 1, 1), torch.randn(2, 1, 1, 1, 1)
     noisy, velocity = noising(clean, noise, torch.tensor([999, 0]))
     torch.testing.assert_close(noisy[0], noise[0])  # zero terminal SNR: nothing of the clip is left
@@ -226,7 +188,7 @@ def test_the_share_of_late_times_can_be_chosen(late: float):
 
 
 def test_the_pool_is_the_same_however_it_was_filled(pools: tuple[Pool, Pool]):
-    again = Pool(SIZES, TRAIN, 0, CPU)
+    again = Pool(pools[0].settings, TRAIN, 0, pools[0].device)
     again.restore(1)
     assert torch.equal(again.frames, pools[0].frames)
     assert torch.equal(again.caption, pools[0].caption)
@@ -249,14 +211,18 @@ def test_the_camera_puts_the_face_model_where_the_photo_shows_it(pools: tuple[Po
     pool, head = pools[0], load_head()
     model = nano.build(sizes=nano.TINY)
     shape, expression, pose = pool.shape, pool.still_expression[:, 0], pool.still_pose[:, 0]
-    camera = face.Camera(model.face, CPU).fit(shape, expression, pose, pool.still_landmarks[:, 0], SIZES.still_size)
+    camera = face.Camera(model.face, pool.device).fit(
+        shape, expression, pose, pool.still_landmarks[:, 0], pool.settings.still_size
+    )
     posed = model.face.decode(shape, expression, torch.cat([face.axis_angle(pose), torch.zeros(4, 3)], 1))
     at = torch.cdist(model.face.template, head.template[head.landmarks]).amin(1) < 1e-6
     which = torch.cdist(model.face.template[at], head.template[head.landmarks]).argmin(1)
-    seen = project(posed, camera)[:, at, :2] * SIZES.still_size / 224 - 0.5
+    seen = project(posed, camera)[:, at, :2] * pool.settings.still_size / 224 - 0.5
     assert int(at.sum()) > 5
     error = (seen - pool.still_landmarks[:, 0][:, which]).norm(dim=-1)
-    assert error.mean() < 0.06 * SIZES.still_size  # a weak perspective, and a neck that takes its part of the turn
+    assert (
+        error.mean() < 0.06 * pool.settings.still_size
+    )  # a weak perspective, and a neck that takes its part of the turn
 
 
 def test_a_wrong_key_is_named(tmp_path: Path):

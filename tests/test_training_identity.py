@@ -2,8 +2,6 @@
 
 import signal
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,43 +11,21 @@ pytest.importorskip("accelerate")
 from accelerate import Accelerator
 
 from fantasyid_core import nano
-from fantasyid_core.people.person import TRAIN, VALIDATION
-from fantasyid_core.training import data, loop, settings
+from fantasyid_core.people.person import TRAIN
+from fantasyid_core.training import data, loop
 from fantasyid_core.training.captions import Captions
 from fantasyid_core.training.identity import IdentityStage
 from fantasyid_core.training.pool import Pool
 from fantasyid_core.training.references import RENEWAL
 from fantasyid_core.training.stage import Context
 
-SIZES = settings.PoolSettings(
-    clips=5, people=4, stills=2, first=5, share=0.0, frames=9, size=32, still_size=32, validation=5
-)
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def pools() -> tuple[Pool, Pool]:
-    both = Pool(SIZES, TRAIN, 0, CPU), Pool(SIZES, VALIDATION, 0, CPU)
-    for pool in both:
-        pool.fill(5)
-    return both
-
 
 @pytest.fixture
-def stage(pools: tuple[Pool, Pool], tmp_path: Path) -> Callable[..., IdentityStage]:
-    """Makes the stage with these options, on a model of test size that does not ignore its identity."""
+def stage(context: Callable[..., Context]) -> Callable[..., IdentityStage]:
+    """Makes the stage with these options."""
 
     def make(steps: int = 4, **options) -> IdentityStage:
-        told = settings.read(settings.HERE / "identity.toml")
-        small = {"steps": steps, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1, "pool": SIZES}
-        told = replace(told, **small, options={"pictures": 0.0} | options)
-        model = nano.build(sizes=nano.TINY)
-        torch.manual_seed(0)
-        for parameter in model.transformer.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        if not (tmp_path / "FantasyID-nano").exists():
-            nano.write(model, tmp_path / "FantasyID-nano")
-        return IdentityStage(Context(told, model, *pools, out=tmp_path, device=CPU, bf16=False))
+        return IdentityStage(context("identity", steps=steps, options={"pictures": 0.0} | options))
 
     return make
 
@@ -127,7 +103,7 @@ def test_photos_are_looked_at_anew_in_few_of_the_batches(stage: Callable[..., Id
     source.seen = see
     batches = [references.of(people, people - 1)["hidden"] for _ in range(RENEWAL + 1)]
     first_sight, renewals = looked[:-2], looked[-2:]
-    assert sum(first_sight) == source.context.pool.people * SIZES.stills
+    assert sum(first_sight) == source.context.pool.people * source.context.pool.settings.stills
     assert renewals == [2, 2]
     assert all(torch.equal(batches[0], x) for x in batches[1:RENEWAL])
     assert not torch.equal(batches[0], batches[RENEWAL])
@@ -167,8 +143,8 @@ def test_encoder_and_dit_learn_at_rates_of_their_own(
         assert not any(same) if rate else all(same)
 
 
-def test_captions_are_read_once_and_again_when_their_clips_make_room(stage: Callable[..., IdentityStage]):
-    pool = Pool(SIZES, TRAIN, 0, CPU)
+def test_captions_are_read_once_and_again_when_their_clips_make_room(pools: tuple[Pool, Pool]):
+    pool = Pool(pools[0].settings, TRAIN, 0, pools[0].device)
     pool.fill(5)
     read = []
 

@@ -25,7 +25,7 @@ class Noising:
 
 
 def spread_times(count: int, generator: torch.Generator, late: float = 0.5) -> Tensor:
-    """(count,) times in 0…999, the share `late` of them in the noisier half, uniform within the halves; one from each of
+    """(count,) times in 0…999, the share `late` of them in the noisier half, uniform within halves; one from each of
     `count` equal parts: less variance than independent draws."""
     parts = torch.arange(count, device=generator.device)
     parts = parts[torch.rand(count, generator=generator, device=generator.device).argsort()]
