@@ -165,8 +165,9 @@ class Generator:
         t, h, w = latent_size(frames, *size)
         count = len(requests)
         shape = (t, LATENT_CHANNELS, h, w)
-        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in requests])
-        first = self._first_frames(requests, shape, size)
+        draws = [torch.Generator().manual_seed(r.seed) for r in requests]
+        first = self._first_frames(requests, draws, shape, size)
+        noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws])
         text = self.text([r.prompt for r in requests])
         tokens = torch.stack([r.identity.tokens for r in requests]).to(self.device)
         strength = torch.tensor([r.strength for r in requests], device=self.device)
@@ -204,14 +205,22 @@ class Generator:
         ids = bytes_text.encode_batch(prompts).to(self.device)
         return self.model.text(ids).last_hidden_state
 
-    def _first_frames(self, requests: Sequence[Request], shape: tuple[int, ...], size: tuple[int, int]) -> Tensor:
-        """Image latents (B, T, 16, h, w): the reference crops first where the model was trained so, or zeros."""
+    def _first_frames(
+        self,
+        requests: Sequence[Request],
+        draws: Sequence[torch.Generator],
+        shape: tuple[int, ...],
+        size: tuple[int, int],
+    ) -> Tensor:
+        """Image latents (B, T, 16, h, w): the reference crops first where the model was trained so, drawn from the
+        encoder's distribution as FantasyID Sampler does, or zeros."""
         if not self.model.config.get("first_frame_condition", True):
             return torch.zeros(len(requests), *shape, device=self.device)
         vae = self.model.vae
         crops = torch.cat([squeeze_to_frame(r.identity.image, *size) for r in requests]).to(self.device)
-        pixels = crops.movedim(-1, 1)[:, :, None] * 2 - 1
-        first = vae.encode(pixels.to(self.dtype)).latent_dist.mode().float() * vae.config.scaling_factor
+        pixels = (crops.movedim(-1, 1)[:, :, None] * 2 - 1).to(self.dtype)
+        encoded = [vae.encode(one[None]).latent_dist.sample(draw) for one, draw in zip(pixels, draws, strict=True)]
+        first = torch.cat(encoded).float() * vae.config.scaling_factor
         left_out = torch.tensor([r.strength == 0 for r in requests], device=self.device)
         first = first.masked_fill(left_out.view(-1, 1, 1, 1, 1), 0)
         return first_frame_condition(first, shape[0]).transpose(1, 2)
