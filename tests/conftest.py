@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,8 +24,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from fantasyid_core.training.pool import Pool
-    from fantasyid_core.training.stage import Context
+    from fantasyid_core.training.stage import Context, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 PARITY = ROOT.parent / "shared" / "parity"
@@ -225,3 +228,31 @@ def context(pools: "tuple[Pool, Pool]", tmp_path: Path) -> "Callable[..., Contex
         return Context(told, model, *pools, out=tmp_path, device=torch.device("cpu"), bf16=False)
 
     return make
+
+
+@pytest.fixture
+def stopped_and_resumed() -> "Callable[[Callable[[], Stage], Accelerator], None]":
+    """Trains a stage through, and another one stopped after its first step and resumed: both end with the same bits."""
+    from fantasyid_core.training import loop
+
+    def check(make: "Callable[[], Stage]", accelerator: "Accelerator") -> None:
+        through = make()
+        loop.train(through, accelerator, resume=False)
+
+        stopped = make()
+        draw = stopped.batch
+
+        def ask_to_stop(step: int, generator: torch.Generator) -> dict:
+            if step == 1:
+                signal.raise_signal(signal.SIGTERM)
+            return draw(step, generator)
+
+        stopped.batch = ask_to_stop
+        with pytest.raises(loop.Stopped):
+            loop.train(stopped, accelerator, resume=False)
+        resumed = make()
+        loop.train(resumed, accelerator, resume=True)
+        for name, wanted in through.objective.state_dict().items():
+            torch.testing.assert_close(resumed.objective.state_dict()[name], wanted, rtol=0, atol=0)
+
+    return check

@@ -1,6 +1,5 @@
 """Stage identity: what is kept of reference photos, samples without an identity."""
 
-import signal
 from collections.abc import Callable
 
 import pytest
@@ -220,27 +219,11 @@ def test_muon_takes_the_matrices_of_an_unfrozen_dit(stage: Callable[..., Identit
     assert all(id(p) in taken for block in blocks for p in (block.attn1.to_q.weight, block.ff.net[2].weight))
 
 
-def test_an_unfrozen_dit_goes_on_from_a_checkpoint_bit_for_bit(stage: Callable[..., IdentityStage]):
+def test_an_unfrozen_dit_goes_on_from_a_checkpoint_bit_for_bit(
+    stage: Callable[..., IdentityStage], stopped_and_resumed: Callable
+):
     options = {"unfreeze": [""], "first_frame": True, "identity_dropped": 0.25, "multi_view": False}
-    accelerator = Accelerator(cpu=True)
-    through = stage(**options)
-    loop.train(through, accelerator, resume=False)
-
-    stopped = stage(**options)
-    draw = stopped.batch
-
-    def ask_to_stop(step: int, generator: torch.Generator) -> dict:
-        if step == 1:
-            signal.raise_signal(signal.SIGTERM)
-        return draw(step, generator)
-
-    stopped.batch = ask_to_stop
-    with pytest.raises(loop.Stopped):
-        loop.train(stopped, accelerator, resume=False)
-    resumed = stage(**options)
-    loop.train(resumed, accelerator, resume=True)
-    for name, wanted in through.objective.state_dict().items():
-        torch.testing.assert_close(resumed.objective.state_dict()[name], wanted, rtol=0, atol=0)
+    stopped_and_resumed(lambda: stage(**options), Accelerator(cpu=True))
 
 
 def test_tokens_of_a_single_frame_lie_in_memory_like_those_of_a_video(stage: Callable[..., IdentityStage]):

@@ -48,7 +48,7 @@ class BaseObjective(nn.Module):
         """Latents and noise (B, t, 16, h, w), face (B, t, h, w), text as ids (B, L) or embeddings (B, L, D), times
         (B,); landmarks (B, T, 68, 2) in latents, for the loss of structure."""
         noisy, velocity = self.noising(latents, noise, time)
-        words = text if text.is_floating_point() else self.read(text)
+        words = text if text.is_floating_point() else self.text(input_ids=text).last_hidden_state.float()
         seen = torch.cat([noisy, torch.zeros_like(noisy)], 2)
         half_way: list[Tensor] = []
 
@@ -66,10 +66,6 @@ class BaseObjective(nn.Module):
         cells = (latents.shape[1], latents.shape[-2] // patch, latents.shape[-1] // patch)
         where = self.structure(half_way[0], (landmarks + 0.5) / patch - 0.5, cells)
         return {"loss": loss + self.options["structure_weight"] * where, "velocity": loss, "structure": where}
-
-    def read(self, ids: Tensor) -> Tensor:
-        """Ids (B, L) → embeddings (B, L, D) float32."""
-        return self.text(input_ids=ids).last_hidden_state.float()
 
 
 class BaseStage(Stage):
@@ -94,8 +90,8 @@ class BaseStage(Stage):
         text = trainable(model.text) if self.options["train_text"] else model.text.eval().requires_grad_(False)
         self.objective = BaseObjective(trainable(model.transformer), text, self.options, context.device)
         model.transformer.layer_attention.requires_grad_(False)
-        self.captions = None if self.options["train_text"] else Captions(context.pool, self._words)
-        self.empty_words = None if self.options["train_text"] else self._words(self.empty)
+        self.captions = None if self.options["train_text"] else Captions(context.pool, context.words)
+        self.empty_words = None if self.options["train_text"] else context.words(self.empty)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool, count = self.context.pool, self.settings.batch
@@ -115,11 +111,6 @@ class BaseStage(Stage):
             "time": spread_times(count, generator),
             "landmarks": (drawn.landmarks + 0.5) / 8 - 0.5,
         }
-
-    @torch.no_grad()
-    def _words(self, ids: Tensor) -> Tensor:
-        with self.context.autocast():
-            return self.objective.read(ids)
 
     def hidden(self) -> list[nn.Module]:
         return [*self.context.model.transformer.transformer_blocks, self.context.model.text.encoder.block]
@@ -142,7 +133,7 @@ class BaseStage(Stage):
         """Six validation captions: five generated frames, the middle one of the true clip."""
         context, pool = self.context, self.context.validation
         rows = slice(0, min(6, pool.clips))
-        words, empty = (self._words(ids) for ids in (pool.caption[rows].long(), self.empty))
+        words, empty = (context.words(ids) for ids in (pool.caption[rows].long(), self.empty))
 
         def velocity(latents: Tensor, time: Tensor, both: Tensor) -> Tensor:
             seen = torch.cat([latents, torch.zeros_like(latents)], 2)

@@ -23,9 +23,8 @@ class Captions:
     def of(self, rows: Tensor) -> Tensor:
         """Clips (B,) → embeddings (B, L, D) float32; those of new clips are made first."""
         pool, each = self.pool, self.pool.chunk_clips
-        for chunk in range(max(self._chunks, pool.count - pool.slots), pool.count):
-            first = (chunk % pool.slots) * each
-            self._put(slice(first, first + each))
+        for slot in pool.new_slots(self._chunks):
+            self._put(slice(slot * each, (slot + 1) * each))
         self._chunks = pool.count
         return self._kept[rows].float()
 

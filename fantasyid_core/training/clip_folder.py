@@ -97,9 +97,6 @@ class FolderSource:
                 self._kept[path] = None
         return self._kept[path]
 
-    @torch.no_grad()
     def _words(self, text: str) -> Tensor:
         """Embeddings (L, D) of a text."""
-        with self.context.autocast():
-            ids = self.ids(text).to(self.context.device)
-            return self.context.model.text(input_ids=ids).last_hidden_state[0].to("cpu", self.dtype)
+        return self.context.words(self.ids(text).to(self.context.device))[0].to("cpu", self.dtype)

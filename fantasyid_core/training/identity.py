@@ -173,9 +173,8 @@ class PoolSource:
         self.context, self.options, self._hidden, self._first = context, options, hidden, first
         generator = context.generator(-1)
         self.references = References(context.pool, lambda *photos: self.seen(*photos, generator))
-        self.captions = Captions(context.pool, self.words)
-        with torch.no_grad():
-            self.empty = self.words(bytes_text.encode_batch([""]).to(context.device))
+        self.captions = Captions(context.pool, context.words)
+        self.empty = context.words(bytes_text.encode_batch([""]).to(context.device))
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
         pool = self.context.pool
@@ -201,11 +200,6 @@ class PoolSource:
             seen["first"] = self._first(sharp, size).to(kept)
         return seen
 
-    def words(self, ids: Tensor) -> Tensor:
-        """Ids (B, L) → text embeddings."""
-        with self.context.autocast():
-            return self.context.model.text(input_ids=ids).last_hidden_state.float()
-
     def vertices(self, pictures: Tensor) -> Tensor:
         """Pictures (B, H, W, 3) uint8 → the faces that the regressor sees in them, shape alone, (B, V, 3)."""
         with self.context.autocast():
@@ -222,7 +216,7 @@ class PoolSource:
         return {
             "latents": pool.latents[rows].float(),
             "face": pool.face_latent[rows],
-            "words": self.words(pool.caption[rows].long()),
+            "words": self.context.words(pool.caption[rows].long()),
             "empty": self.empty,
             "crops": data.aligned(pictures, landmarks, CROP, exact),
             "vertices": self.vertices(pictures),

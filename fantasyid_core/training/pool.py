@@ -85,6 +85,10 @@ class Pool:
         """Rows of people that are filled."""
         return min(self.count, self.slots) * self.settings.people
 
+    def new_slots(self, since: int) -> list[int]:
+        """Places of the chunks that came after the `since`-th and are still there."""
+        return [chunk % self.slots for chunk in range(max(since, self.count - self.slots), self.count)]
+
     def fill(self, clips: int) -> None:
         """Render until there are `clips`, or the pool is full."""
         while self.clips < min(clips, self.slots * self.chunk_clips):

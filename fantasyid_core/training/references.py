@@ -37,8 +37,8 @@ class References:
     def _catch_up(self) -> None:
         """Look at the photos of people who came into the pool since the last time."""
         pool, each = self.pool, self.pool.settings.people
-        for chunk in range(max(self._chunks, pool.count - pool.slots), pool.count):
-            people = (chunk % pool.slots) * each + torch.arange(each, device=pool.device)
+        for slot in pool.new_slots(self._chunks):
+            people = slot * each + torch.arange(each, device=pool.device)
             photos = torch.arange(pool.stills.shape[1], device=pool.device)
             who, which = people.repeat_interleave(len(photos)), photos.repeat(each)
             for part in torch.arange(len(who), device=pool.device).split(PART):

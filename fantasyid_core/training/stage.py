@@ -51,6 +51,12 @@ class Context:
         """For what is computed outside of the objective."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
+    @torch.no_grad()
+    def words(self, ids: Tensor) -> Tensor:
+        """Ids (B, L) → the text encoder's embeddings (B, L, D) float32, without gradients."""
+        with self.autocast():
+            return self.model.text(input_ids=ids).last_hidden_state.float()
+
     @property
     def model_folder(self) -> Path:
         """Where the model is written to."""
