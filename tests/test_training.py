@@ -27,15 +27,35 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def test_the_tower_is_asked_where_the_face_abstractor_reads():
-    hidden = torch.randn(2, 1 + 16, 32, generator=torch.Generator().manual_seed(0))
-    other = hidden.clone()
-    other[:, 0] += 1  # the class token
-    abstractor = nano.build(sizes=nano.TINY).encoder.abstractor
-    heads = face.Heads(32, 3)
-    for reads in (abstractor, lambda x: torch.cat(heads(x), 1)):
-        assert torch.equal(reads(hidden), reads(other))
-        assert not torch.equal(reads(hidden), reads(hidden.roll(1, 0)))
+def test_the_tower_is_asked_where_the_face_abstractor_reads(context: Callable[..., Context]):
+    objective = STAGES["face"](context("face")).objective
+    crops = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        hidden = objective.tower.last_hidden_state(objective.tower.preprocess(crops))
+        other = hidden.clone()
+        other[:, 0] += 1  # the class token
+        tokens = objective.tokens(crops)
+        assert torch.equal(tokens["patches"], hidden[:, 1:])
+        assert torch.equal(tokens["face"], objective.abstractor(other))
+        assert not torch.equal(tokens["face"], objective.abstractor(hidden.roll(1, 0)))
+
+
+def test_every_part_of_the_encoder_learns_who_it_is(context: Callable[..., Context]):
+    stage = STAGES["face"](context("face"))
+    stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"].backward()
+    encoder = stage.context.model.encoder
+    for part in (encoder.tower.blocks[0], encoder.abstractor, encoder.spiral_net, encoder.reducer):
+        silent = [name for name, p in part.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not silent
+
+
+def test_what_an_encoder_has_learned_is_found_in_the_export(context: Callable[..., Context], accelerator: Accelerator):
+    stage = STAGES["face"](context("face", steps=2, ema=0.0))
+    loop.train(stage, accelerator, resume=False)
+    learned, read = stage.context.model.encoder, nano.read(stage.context.model_folder).encoder
+    for part in ("abstractor", "spiral_net", "reducer"):
+        for mine, its in zip(getattr(learned, part).parameters(), getattr(read, part).parameters(), strict=True):
+            torch.testing.assert_close(its, mine, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", STAGES)

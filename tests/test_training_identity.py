@@ -65,7 +65,13 @@ def test_the_first_frame_is_the_one_that_the_sampler_makes_of_the_crop(stage: Ca
     blobs = torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     crops = torch.nn.functional.interpolate(blobs, (512, 512), mode="bilinear").movedim(1, -1)
     with torch.no_grad():
-        batch = made._seen({"latents": torch.zeros(4, 3, 16, 4, 4), "crops": crops})
+        batch = made._seen(
+            {
+                "latents": torch.zeros(4, 3, 16, 4, 4),
+                "crops": crops,
+                "vertices": made.context.model.face.template.expand(4, -1, -1),
+            }
+        )
         frames = torch.cat([squeeze_to_frame(crop, 32, 32) for crop in crops]).movedim(-1, 1)[:, :, None]
         first = vae.encode(frames * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
     assert not batch["image"][:, 1:].any()

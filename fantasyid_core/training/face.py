@@ -1,7 +1,9 @@
-"""Stage face: the image tower and the shape regressor, from photos of people whose truth is known.
+"""Stage face: the identity encoder and the shape regressor, from photos of people whose truth is known.
 
-The tower learns who is in a crop: shape code and look by regression, and two photos of a person to be alike (InfoNCE);
-the heads that it learns with are thrown away. The regressor learns DECA's code of photos in many framings.
+The tower's patches, the face abstractor's tokens and the vertex tokens are each asked who it is: shape code and look by
+regression, and the first two that two photos of a person be alike (InfoNCE). The heads that ask are thrown away. The
+diffusion loss alone does not teach the encoder: it was tried (docs/training.md). The regressor learns DECA's code of
+photos in many framings.
 
 Options: `temperature` of InfoNCE; `regressor_photos`, how many of the batch's photos it sees.
 """
@@ -13,146 +15,104 @@ from torch import Tensor, nn
 from .. import deca, nano
 from ..evaluation.judge import degrade
 from ..flame import Flame
-from ..people.head import load as load_head
-from ..people.head import rotation
+from ..fusion import IdentityEncoder
 from . import data, sheets
-from .pool import Pool
+from .face_truth import Camera, axis_angle, moves, squared_mm
 from .stage import Batch, Context, Stage, evaluating, trainable
 
 CAMERA_SPREAD = (2.0, 0.02, 0.02)  # of scale and shift, about a standard deviation
+APART = ("patches", "face")  # what two photos of a person are told to be alike in
 CROP = 128  # px of the crops that the tower's preprocessing starts from
 
 
-class Heads(nn.Module):
-    """What the tower's fifth hidden state is asked: shape code, look, and a vector that tells people apart.
+class Head(nn.Module):
+    """What tokens (B, N, C) are asked: shape code, look, and a vector that tells people apart.
 
-    Of its patches: the face abstractor does not read the class token, and what is asked of that stays in it.
+    They are normalised and their mean is taken, as an injection layer reads them that does not look at any of them in
+    particular yet: what a line through that mean can tell, every injection layer can.
     """
 
     def __init__(self, width: int, looks: int):
         super().__init__()
         self.sizes = (100, looks, 64)
-        self.layers = nn.Sequential(nn.Linear(2 * width, 256), nn.SiLU(), nn.Linear(256, sum(self.sizes)))
+        self.layer = nn.Linear(width, sum(self.sizes))
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        patches = hidden[:, 1:]
-        pooled = torch.cat([patches.mean(1), patches.amax(1)], 1)
-        shape, look, who = self.layers(pooled).float().split(self.sizes, 1)
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen = F.layer_norm(tokens.float(), tokens.shape[-1:]).mean(1)
+        shape, look, who = self.layer(seen).float().split(self.sizes, 1)
         return shape, look, F.normalize(who, dim=1)
 
 
 class FaceObjective(nn.Module):
-    """Losses of tower and regressor; shape errors are squared millimetres over the face model's vertices."""
+    """Losses of encoder and regressor; shape errors are squared millimetres over the face model's vertices."""
 
-    def __init__(self, tower: nn.Module, regressor: nn.Module, heads: Heads, face: Flame, temperature: float):
+    def __init__(self, encoder: IdentityEncoder, regressor: nn.Module, looks: int, face: Flame, temperature: float):
         super().__init__()
-        self.tower, self.regressor, self.heads = tower, regressor, heads
-        self.temperature = temperature
+        self.tower, self.abstractor = encoder.tower, encoder.abstractor
+        self.spiral_net, self.reducer = encoder.spiral_net, encoder.reducer
+        self.regressor, self.face, self.temperature = regressor, face, temperature
+        width, token = encoder.tower.cls_token.shape[-1], encoder.abstractor.proj_out.shape[-1]
+        widths = {"patches": width, "face": token, "mesh": token}
+        self.heads = nn.ModuleDict({name: Head(width, looks) for name, width in widths.items()})
         self.register_buffer("shape_moves", moves(face.shape_basis[..., :100]), persistent=False)
         self.register_buffer("expression_moves", moves(face.expression_basis[..., :50]), persistent=False)
+
+    def tokens(self, crops: Tensor) -> dict[str, Tensor]:
+        """Crops (B, S, S, 3) → the tower's patches (B, G², D), the face tokens (B, N, K)."""
+        # Without the class token: the abstractor does not read it, and what is asked of that stays in it.
+        hidden = self.tower.last_hidden_state(self.tower.preprocess(crops))
+        return {"patches": hidden[:, 1:], "face": self.abstractor(hidden)}
+
+    def vertex_tokens(self, shape: Tensor, face_tokens: Tensor) -> Tensor:
+        """Shape codes (B, 100) and face tokens (B, N, K) → vertex tokens (B, M, K)."""
+        return self.reducer(self.spiral_net(self.face.decode(shape), face_tokens))
 
     def forward(
         self,
         crops: Tensor,
         photos: Tensor,
+        crop: Tensor,
         shape: Tensor,
         look: Tensor,
-        photo_shape: Tensor,
         expression: Tensor,
         pose: Tensor,
         camera: Tensor,
     ) -> dict[str, Tensor]:
-        """Crops (2 P, S, S, 3), two of each of P people in a row; photos (B, 3, 224, 224); their truths (P or B, …)."""
-        told_shape, told_look, who = self.heads(self.tower.last_hidden_state(self.tower.preprocess(crops)))
-        twice = shape.repeat_interleave(2, 0)
-        tower_shape = squared_mm(told_shape - twice, self.shape_moves)
-        tower_look = (told_look - look.repeat_interleave(2, 0)).square().mean()
-        first, second = who[0::2], who[1::2]
-        alike = first @ second.T / self.temperature
-        right = torch.arange(len(alike), device=alike.device)
-        contrast = (F.cross_entropy(alike, right) + F.cross_entropy(alike.T, right)) / 2
+        """Crops (2 P, S, S, 3), two of each of P people in a row, and what is true of these people (P, …).
 
+        Photos (B, 3, 224, 224): `crop` (B,) says of which crops they are, and the rest what is true of them.
+        """
+        shape, look = (x.repeat_interleave(2, 0) for x in (shape, look))
         code = deca.split(self.regressor(photos).float())
-        regressor_shape = squared_mm(code.shape - photo_shape, self.shape_moves)
-        regressor_expression = squared_mm(code.expression - expression, self.expression_moves)
-        regressor_pose = (code.pose - pose).square().sum(1).mean()
-        regressor_camera = ((code.camera - camera) / code.camera.new_tensor(CAMERA_SPREAD)).square().mean()
-        unused = code.texture.square().mean() + code.light.square().mean()
-        plain = (told_shape - twice).square().mean() + (code.shape - photo_shape).square().mean()
-        loss = (
-            0.1 * tower_shape
-            + tower_look
-            + contrast
-            + 0.1 * regressor_shape
-            + 0.1 * regressor_expression
-            + 5 * regressor_pose
-            + regressor_camera
-            + 0.1 * plain
-            + 0.1 * unused
-        )
+        tokens = self.tokens(crops)
+        told = {name: self.heads[name](x) for name, x in tokens.items()}
+        losses = {}
+        for name, (told_shape, told_look, who) in told.items():
+            losses |= self._asked(name, told_shape, told_look, shape, look)
+            losses[f"{name}_apart"] = self._apart(who)
+        mesh = self.heads["mesh"](self.vertex_tokens(code.shape.detach(), tokens["face"][crop]))
+        losses |= self._asked("mesh", *mesh[:2], shape[crop], look[crop])
+        losses |= {
+            "shape": 0.1 * squared_mm(code.shape - shape[crop], self.shape_moves),
+            "expression": 0.1 * squared_mm(code.expression - expression, self.expression_moves),
+            "pose": 5 * (code.pose - pose).square().sum(1).mean(),
+            "camera": ((code.camera - camera) / code.camera.new_tensor(CAMERA_SPREAD)).square().mean(),
+            "code": 0.1 * (code.shape - shape[crop]).square().mean(),
+            "unused": 0.1 * (code.texture.square().mean() + code.light.square().mean()),
+        }
+        return {"loss": sum(losses.values())} | losses
+
+    def _asked(self, name: str, told_shape: Tensor, told_look: Tensor, shape: Tensor, look: Tensor) -> Batch:
         return {
-            "loss": loss,
-            "tower_shape": tower_shape,
-            "tower_look": tower_look,
-            "contrast": contrast,
-            "shape": regressor_shape,
-            "expression": regressor_expression,
-            "pose": regressor_pose,
-            "camera": regressor_camera,
+            f"{name}_shape": 0.1 * squared_mm(told_shape - shape, self.shape_moves),
+            f"{name}_code": 0.1 * (told_shape - shape).square().mean(),
+            f"{name}_look": (told_look - look).square().mean(),
         }
 
-
-def moves(basis: Tensor) -> Tensor:
-    """Basis (V, 3, K), metres → (K, K): c · moves · c is the mean square of how far a vertex moves, mm²."""
-    flat = basis.flatten(0, 1) * 1000
-    return flat.T @ flat / len(basis)
-
-
-def squared_mm(difference: Tensor, moved: Tensor) -> Tensor:
-    """Codes (B, K) → mean square of the vertices' distances, mm²."""
-    return ((difference @ moved) * difference).sum(1).mean()
-
-
-def axis_angle(turn: Tensor) -> Tensor:
-    """Degrees of yaw, pitch and roll (B, 3), as `people` has them → axis-angle (B, 3), radians."""
-    matrix = rotation(turn)
-    cosine = ((matrix.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2).clamp(-1, 1)
-    angle = torch.acos(cosine)
-    axis = torch.stack(
-        [
-            matrix[:, 2, 1] - matrix[:, 1, 2],
-            matrix[:, 0, 2] - matrix[:, 2, 0],
-            matrix[:, 1, 0] - matrix[:, 0, 1],
-        ],
-        1,
-    )
-    return axis / (2 * torch.sin(angle).clamp(min=1e-4))[:, None] * angle[:, None]  # no turn: axis is zero
-
-
-class Camera:
-    """True weak perspective cameras of photos, in DECA's convention, for the face model's pose about its root joint."""
-
-    def __init__(self, face: Flame, device: torch.device):
-        head = load_head(str(device))
-        root = face.joint_regressor[0].to(device)
-        self._template = head.template[head.landmarks]
-        self._shape, self._expression = (b[head.landmarks] for b in (head.shape_basis, head.expression_basis))
-        self._root = root @ face.template.to(device)
-        self._root_moves = torch.einsum("v,vdk->dk", root, face.shape_basis[..., :100].to(device))
-
-    def fit(self, shape: Tensor, expression: Tensor, pose: Tensor, landmarks: Tensor, size: int) -> Tensor:
-        """Codes (B, …), pose (B, 3) degrees and landmarks (B, 68, 2) px → scale s and shift t (B, 3): least squares of
-        s · (x + t) against the landmarks in −1…1 of the picture, y up."""
-        points = self._template + torch.einsum("vdk,bk->bvd", self._shape, shape)
-        points = points + torch.einsum("vdk,bk->bvd", self._expression, expression)
-        root = (self._root + shape @ self._root_moves.T)[:, None]
-        turned = ((points - root) @ rotation(pose).mT + root)[..., :2]
-        seen = (2 * landmarks + 1) / size - 1
-        seen = torch.stack([seen[..., 0], -seen[..., 1]], -1)
-        middle, seen_middle = turned.mean(1, keepdim=True), seen.mean(1, keepdim=True)
-        scale = ((turned - middle) * (seen - seen_middle)).sum((1, 2)) / (turned - middle).square().sum((1, 2))
-        shift = (seen_middle / scale[:, None, None] - middle)[:, 0]
-        return torch.cat([scale[:, None], shift], 1)
+    def _apart(self, who: Tensor) -> Tensor:
+        alike = who[0::2] @ who[1::2].T / self.temperature
+        right = torch.arange(len(alike), device=alike.device)
+        return (F.cross_entropy(alike, right) + F.cross_entropy(alike.T, right)) / 2
 
 
 class FaceStage(Stage):
@@ -161,21 +121,20 @@ class FaceStage(Stage):
     def __init__(self, context: Context):
         super().__init__(context)
         options = {"temperature": 0.07, "regressor_photos": 1.0} | dict(self.settings.options)
-        model, width = context.model, context.model.encoder.tower.cls_token.shape[-1]
+        encoder, model = context.model.encoder, context.model
         self.photos = options["regressor_photos"]
         self.camera = Camera(model.face, context.device)
-        trainable(model.encoder.tower)
-        tower = model.encoder.tower
+        trainable(encoder)
+        tower = encoder.tower
         for unused in (*tower.blocks[tower.taps[-1] :], *_after_blocks(tower)):
             unused.requires_grad_(False)
-        self.heads = Heads(width, context.validation.look.shape[1]).to(context.device)
-        self.objective = FaceObjective(
-            model.encoder.tower,
-            trainable(model.regressor),
-            self.heads,
-            model.face.to(context.device),
-            options["temperature"],
-        ).to(context.device)
+        looks = context.validation.look.shape[1]
+        regressor, face = trainable(model.regressor), model.face.to(context.device)
+        self.objective = FaceObjective(encoder, regressor, looks, face, options["temperature"]).to(context.device)
+
+    def hidden(self) -> list[nn.Module]:
+        encoder = self.context.model.encoder
+        return [encoder.tower.blocks, encoder.abstractor, encoder.spiral_net]
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool = self.context.pool
@@ -191,6 +150,7 @@ class FaceStage(Stage):
 
         count = max(1, int(self.photos * len(rows)))
         chosen = slice(None, None, max(1, len(rows) // count))
+        crop = torch.arange(len(rows), device=rows.device)[chosen]
         rows, which = rows[chosen], which[chosen]
         photos, moved = data.framed(pictures[chosen], landmarks[chosen], generator, deca.SIZE)
         photos = degrade(photos.movedim(-1, 1), generator)
@@ -201,41 +161,44 @@ class FaceStage(Stage):
         return {
             "crops": crops,
             "photos": photos,
+            "crop": crop,
             "shape": pool.shape[people],
             "look": pool.look[people],
-            "photo_shape": shape,
             "expression": expression,
             "pose": torch.cat([axis_angle(pose), no_jaw], 1),
             "camera": camera,
         }
 
     def validate(self) -> dict[str, float]:
-        pool, objective = self.context.validation, self.objective
+        """What is known of people by their patches, face tokens and vertex tokens: how many are found again in another
+        photo, the share of the variance of looks that is told, and how much of the tokens' own, as normalised, lies
+        between people. And how far off the regressor's shapes are.
+        """
+        pool, objective, found = self.context.validation, self.objective, {}
         people = min(100, pool.people)
+        shape, look = pool.shape[:people], pool.look[:people]
         with evaluating(objective), self.context.autocast():
-            who = [self.heads(self._hidden(pool, people, k))[2] for k in (0, 1)]
-            codes = [
-                deca.split(objective.regressor(as_photos(pool.stills[:people, k])).float()).shape for k in range(2)
-            ]
-            errors = [squared_mm(code - pool.shape[:people], objective.shape_moves).sqrt().item() for code in codes]
-            mean = pool.shape[:people].mean(0, keepdim=True)
-            of_mean = squared_mm(mean - pool.shape[:people], objective.shape_moves).sqrt().item()
-        found = (who[0] @ who[1].T).argmax(1) == torch.arange(people, device=who[0].device)
-        return {
-            "shape_mm": sum(errors) / 2,
-            "shape_mm_of_the_mean_person": of_mean,
-            f"top1_of_{people}": found.float().mean().item(),
-        }
+            codes = [deca.split(objective.regressor(as_photos(pool.stills[:people, k])).float()).shape for k in (0, 1)]
+            seen = [self._seen(code, k) for k, code in enumerate(codes)]
+            for name, tokens in seen[0].items():
+                (_, told, who), (_, _, again) = (objective.heads[name](photos[name]) for photos in seen)
+                if name in APART:
+                    right = (who @ again.T).argmax(1) == torch.arange(people, device=who.device)
+                    found[f"{name}_top1_of_{people}"] = right.float().mean().item()
+                found[f"{name}_look"] = (1 - (told - look).square().mean() / look.var(0, correction=0).mean()).item()
+                normalised = F.layer_norm(tokens.float(), tokens.shape[-1:])
+                found[f"{name}_between"] = (normalised.var(0).sum() / normalised.square().mean(0).sum()).item()
+        errors = [squared_mm(code - shape, objective.shape_moves).sqrt().item() for code in codes]
+        of_mean = squared_mm(shape.mean(0, keepdim=True) - shape, objective.shape_moves).sqrt().item()
+        return {"shape_mm": sum(errors) / 2, "shape_mm_of_the_mean_person": of_mean} | found
 
-    def _hidden(self, pool: Pool, people: int, k: int) -> Tensor:
-        crops = data.aligned(
-            pool.stills[:people, k],
-            pool.still_landmarks[:people, k],
-            CROP,
-            torch.zeros(people, 4, device=self.context.device),
-        )
-        tower = self.context.model.encoder.tower
-        return tower.last_hidden_state(tower.preprocess(crops))
+    def _seen(self, shape: Tensor, k: int) -> dict[str, Tensor]:
+        """Patches, face and vertex tokens of the k-th photos of as many people as there are shape codes (B, 100)."""
+        pool = self.context.validation
+        pictures, landmarks = pool.stills[: len(shape), k], pool.still_landmarks[: len(shape), k]
+        exact = torch.zeros(len(shape), 4, device=shape.device)
+        tokens = self.objective.tokens(data.aligned(pictures, landmarks, CROP, exact))
+        return tokens | {"mesh": self.objective.vertex_tokens(shape, tokens["face"])}
 
     def sheet(self) -> Tensor:
         """Crops as the tower sees them, and photos as the regressor does."""
@@ -248,7 +211,7 @@ class FaceStage(Stage):
         return sheets.grid(torch.cat([crops, photos]))
 
     def export(self) -> None:
-        nano.write(self.context.model, self.context.model_folder, ["face_encoder", "face_model"])
+        nano.write(self.context.model, self.context.model_folder, ["face_encoder", "face_model", "transformer"])
 
 
 def _after_blocks(tower: nn.Module) -> list[nn.Module]:

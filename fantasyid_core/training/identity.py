@@ -1,4 +1,4 @@
-"""Stage identity: face abstractor, spiral network, reducer and injection layers, everything else frozen.
+"""Stage identity: injection layers and, as the options say, the encoder of the tokens and the DiT.
 
 Options, most of them rows of the ablation:
     data: "" for the pool of synthetic people, or a folder of real clips (`clip_folder`), read at `fps`.
@@ -9,8 +9,8 @@ Options, most of them rows of the ablation:
         to take it in.
     identity_dropped: share of samples without an identity: nothing is injected, the image latents are zeros.
     encoder_rate: factor on the learning rate of the abstractor, and mesh_rate on that of spiral network and reducer; 0
-        leaves them as they are. Nothing holds the scale of their tokens, which are normalised where they are read: at a
-        DiT's rate they grow without bound.
+        leaves them as stage `face` taught them. Nothing in this stage holds the scale of their tokens, which are
+        normalised where they are read: at a DiT's rate they grow without bound.
     unfreeze: beginnings of names of DiT parameters that are trained as well, "" for all, and dit_rate: factor on their
         learning rate. The injection layers have the full rate.
     late: share of the samples with times in the noisier half, where likeness is decided.
@@ -37,10 +37,11 @@ from .captions import Captions
 from .diffusion import Noising, Rotary, on_pictures, spread_times, weighted
 from .face import CROP, aligned_crops, as_photos
 from .references import References
-from .stage import Batch, Context, Stage, evaluating
+from .stage import Batch, Context, Stage, evaluating, trainable
 from .vae import encode, encode_pools
 
 ENCODER_PARTS = ("abstractor", "spiral_net", "reducer")
+WHO = ("tokens", "hidden", "vertices")  # what tells a batch's people apart
 OPTIONS = {
     "data": "",
     "fps": 8,
@@ -67,8 +68,8 @@ class Source(Protocol):
     """Where an identity batch comes from: the pool, or a folder of clips."""
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
-        """`latents`, `face`, `words` (text embeddings), `vertices` (B, V, 3), and `crops` (B, S, S, 3) or what is made
-        of them: the tower's `hidden` states and, with `first_frame`, their latents `first` (B, 16, h, w)."""
+        """`latents`, `face`, `words` (text embeddings) and the reference: `crops` (B, S, S, 3), `vertices` (B, V, 3) or
+        what `IdentityStage.known` makes of them and, with `first_frame`, latents `first` (B, 16, h, w)."""
 
     def validation(self) -> Batch:
         """Likewise, always the same, with `crops`; `empty` (1, L, D), embeddings of no text; and `truth`, frames
@@ -142,16 +143,20 @@ class IdentityObjective(nn.Module):
         latents: Tensor,
         face: Tensor,
         words: Tensor,
-        hidden: Tensor,
-        vertices: Tensor,
         image: Tensor,
         noise: Tensor,
         time: Tensor,
+        tokens: Tensor | None = None,
+        hidden: Tensor | None = None,
+        vertices: Tensor | None = None,
         present: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Latents, image latents and noise (B, t, 16, h, w); the rest as in `velocity` and `tokens`."""
+        """Latents, image latents and noise (B, t, 16, h, w); identity tokens, or what they are made of; the rest as in
+        `velocity` and `tokens`."""
         noisy, velocity = self.noising(latents, noise, time)
-        made = self.velocity(noisy, image, words, time, self.tokens(hidden, vertices), present)
+        if tokens is None:
+            tokens = self.tokens(hidden, vertices)
+        made = self.velocity(noisy, image, words, time, tokens, present)
         return {"loss": weighted(made - velocity, face, self.options["face_weight"])}
 
 
@@ -159,7 +164,7 @@ class PoolSource:
     """Identity batches from the pool of synthetic people.
 
     Args:
-        hidden: crops (B, S, S, 3) → the tower's hidden states.
+        known: crops (B, S, S, 3) and vertices (B, V, 3) → what is known of the person, as the objective takes it.
         first: crops, and the size (h, w) of latents → their latents (B, 16, h, w).
     """
 
@@ -167,10 +172,10 @@ class PoolSource:
         self,
         context: Context,
         options: dict,
-        hidden: Callable[[Tensor], Tensor],
+        known: Callable[[Tensor, Tensor], Batch],
         first: Callable[[Tensor, tuple[int, int]], Tensor],
     ):
-        self.context, self.options, self._hidden, self._first = context, options, hidden, first
+        self.context, self.options, self._known, self._first = context, options, known, first
         generator = context.generator(-1)
         self.references = References(context.pool, lambda *photos: self.seen(*photos, generator))
         self.captions = Captions(context.pool, context.words)
@@ -190,10 +195,11 @@ class PoolSource:
         return told | self.seen(pool.frames[rows, times], pool.landmarks[rows, times], generator)
 
     def seen(self, pictures: Tensor, landmarks: Tensor, generator: torch.Generator) -> Batch:
-        """Pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → `hidden`, `vertices` and, where wanted, `first`."""
+        """Pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → what is known and, where wanted, `first`."""
         kept = torch.bfloat16 if pictures.is_cuda else torch.float32
         crops = aligned_crops(pictures, landmarks, generator)
-        seen = {"hidden": self._hidden(crops).to(kept), "vertices": self.vertices(pictures)}
+        known = self._known(crops, self.vertices(pictures))
+        seen = {name: x if name == "vertices" else x.to(kept) for name, x in known.items()}  # millimetres count
         if self.options["first_frame"]:  # undamaged, as the video's first frame is at inference
             size = self.context.pool.latents.shape[-2:]
             sharp = data.aligned(pictures, landmarks, 8 * max(size), data.jitter(generator, len(pictures)))
@@ -234,19 +240,21 @@ class IdentityStage(Stage):
         for module in model.modules.values():
             module.eval().requires_grad_(False)
         model.face = model.face.to(context.device)
+        self.objective = IdentityObjective(model, options, context.device)
+        mesh_learns = bool(options["branch_3d"] and options["mesh_rate"])
+        self.encoder_learns = bool(options["encoder_rate"]) or mesh_learns
+        if options["encoder_rate"]:
+            trainable(model.encoder.abstractor)
+        if mesh_learns:
+            trainable(model.encoder.spiral_net)
+            trainable(model.encoder.reducer)
         if options["data"]:
             from .clip_folder import FolderSource
 
             self.source = FolderSource(context, options)
         else:
             encode_pools(context)
-            self.source = PoolSource(context, options, self._hidden, self._first)
-        self.objective = IdentityObjective(model, options, context.device)
-        for name in ENCODER_PARTS:
-            getattr(model.encoder, name).train().requires_grad_(True)
-        if not (options["branch_3d"] and options["mesh_rate"]):
-            model.encoder.spiral_net.requires_grad_(False)
-            model.encoder.reducer.requires_grad_(False)
+            self.source = PoolSource(context, options, self.known, self._first)
         layers = model.transformer.layer_attention
         (layers[0] if options["shared_layer"] else layers).requires_grad_(True)
         sees_first_frame = model.config.get("first_frame_condition", True)  # as in the release, which does not say so
@@ -275,11 +283,11 @@ class IdentityStage(Stage):
             return batch
 
     def _seen(self, batch: Batch) -> Batch:
-        """A source's batch with `hidden` and `image` in place of `crops` and `first`."""
+        """A source's batch with what is known of the person and `image` in place of `crops`, `vertices` and `first`."""
         batch = dict(batch)
         crops, first, latents = batch.pop("crops", None), batch.pop("first", None), batch["latents"]
-        if "hidden" not in batch:
-            batch["hidden"] = self._hidden(crops)
+        if crops is not None:
+            batch |= self.known(crops, batch.pop("vertices"))
         if not self.options["first_frame"]:
             return batch | {"image": torch.zeros_like(latents)}
         if first is None:
@@ -287,10 +295,16 @@ class IdentityStage(Stage):
         image = first_frame_condition(first[:, :, None], latents.shape[1]).transpose(1, 2)
         return batch | {"image": image.to(latents)}
 
-    def _hidden(self, crops: Tensor) -> Tensor:
+    @torch.no_grad()
+    def known(self, crops: Tensor, vertices: Tensor) -> Batch:
+        """Crops (B, S, S, 3) and vertices (B, V, 3) → `tokens`, or `hidden` and `vertices` where the tokens' encoder is
+        trained as well."""
         tower = self.context.model.encoder.tower
         with self.context.autocast():
-            return tower.last_hidden_state(tower.preprocess(crops))
+            hidden = tower.last_hidden_state(tower.preprocess(crops))
+            if self.encoder_learns:
+                return {"hidden": hidden, "vertices": vertices}
+            return {"tokens": self.objective.tokens(hidden, vertices)}
 
     def _first(self, crops: Tensor, size: tuple[int, int]) -> Tensor:
         """Crops (B, S, S, 3) squeezed to one frame with latents of size (h, w) → its latents (B, 16, h, w)."""
@@ -323,7 +337,7 @@ class IdentityStage(Stage):
         def loss(shift: int) -> Callable[[slice, Tensor, Tensor], Tensor]:
             def of(rows: slice, noise: Tensor, time: Tensor) -> Tensor:
                 names = ("latents", "face", "words", "image")
-                who = {name: batch[name].roll(shift, 0)[rows] for name in ("hidden", "vertices")}
+                who = {name: batch[name].roll(shift, 0)[rows] for name in WHO if name in batch}
                 return self.objective(**{name: batch[name][rows] for name in names}, **who, noise=noise, time=time)[
                     "loss"
                 ]
@@ -342,7 +356,8 @@ class IdentityStage(Stage):
         every = max(1, len(batch["latents"]) // 8)
         batch = {name: x[::every][:8] if name != "empty" else x for name, x in batch.items()}
         with evaluating(self.objective), self.context.autocast():
-            tokens = self.objective.tokens(batch["hidden"], batch["vertices"]).repeat(2, 1, 1)
+            tokens = batch["tokens"] if "tokens" in batch else self.objective.tokens(batch["hidden"], batch["vertices"])
+            tokens = tokens.repeat(2, 1, 1)
 
             def velocity(latents: Tensor, time: Tensor, words: Tensor) -> Tensor:
                 return self.objective.velocity(latents, batch["image"].repeat(2, 1, 1, 1, 1), words, time, tokens)
