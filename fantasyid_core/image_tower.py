@@ -142,7 +142,9 @@ class ImageTower(nn.Module):
 
     def preprocess(self, crops: Tensor) -> Tensor:
         """Crops (N, H, W, 3) in 0…1 → (N, 3, S, S), resized (bicubic, antialiased), normalised as for CLIP."""
-        x = F.interpolate(crops.movedim(-1, 1), (self.image_size,) * 2, mode="bicubic", antialias=True)
+        x, size = crops.movedim(-1, 1), (self.image_size,) * 2
+        if x.shape[2:] != size:
+            x = F.interpolate(x, size, mode="bicubic", antialias=True)
         return (x - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(STD)[:, None, None]
 
     def _embed(self, images: Tensor) -> Tensor:

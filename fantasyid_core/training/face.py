@@ -22,7 +22,8 @@ from .stage import Batch, Context, Stage, evaluating, trainable
 
 CAMERA_SPREAD = (2.0, 0.02, 0.02)  # of scale and shift, about a standard deviation
 APART = ("patches", "face")  # what two photos of a person are told to be alike in
-CROP = 128  # px of the crops that the tower's preprocessing starts from
+CROP = 112  # px of the crops: as nano's tower reads them, which leaves nothing to resize
+MESH_RATE = 0.1  # at the full rate the vertex tokens become a constant (docs/training.md)
 
 
 class Head(nn.Module):
@@ -133,8 +134,11 @@ class FaceStage(Stage):
         self.objective = FaceObjective(encoder, regressor, looks, face, options["temperature"]).to(context.device)
 
     def hidden(self) -> list[nn.Module]:
+        return [self.context.model.encoder.tower.blocks, self.context.model.encoder.abstractor]
+
+    def rates(self) -> dict[nn.Module, float]:
         encoder = self.context.model.encoder
-        return [encoder.tower.blocks, encoder.abstractor, encoder.spiral_net]
+        return dict.fromkeys((encoder.spiral_net, encoder.reducer), MESH_RATE)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool = self.context.pool
