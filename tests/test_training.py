@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,25 @@ def test_times_are_spread_evenly():
     assert (times // 100).tolist() == list(range(10))
 
 
+def test_all_times_can_count_alike():
+    losses = [0.15, 0.1, 0.1, 0.2, 0.6]
+    counts = diffusion.balance(losses)
+    assert counts.shape == (1000,)
+    assert counts.mean() == pytest.approx(1)
+    weighed = [counts[t].item() * loss for t, loss in zip(diffusion.FIXED_TIMES, losses, strict=True)]
+    assert weighed == pytest.approx([weighed[0]] * 5)
+    assert counts[0] == counts[100]
+    assert counts[999] == counts[900]
+    assert counts[600].item() == pytest.approx(2 / (1 / counts[500].item() + 1 / counts[700].item()))
+
+
+def test_samples_count_as_often_as_told():
+    error, face = torch.randn(2, 3, 16, 4, 4), torch.rand(2, 3, 4, 4)
+    each = [diffusion.weighted(error[[i]], face, 1.0) for i in range(2)]
+    both = diffusion.weighted(error, face, 1.0, torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(both, (0.5 * each[0] + 2 * each[1]) / 2)
+
+
 @pytest.mark.parametrize("late", [0.0, 0.2, 0.5, 0.7, 1.0])
 def test_the_share_of_late_times_can_be_chosen(late: float):
     times = diffusion.spread_times(100, torch.Generator().manual_seed(0), late)
@@ -198,6 +218,15 @@ def test_the_pool_is_the_same_however_it_was_filled(pools: tuple[Pool, Pool]):
     assert torch.equal(again.caption, pools[0].caption)
     assert again.clips == 5
     assert set(again.owner.tolist()) == {0, 1, 2, 3}
+
+
+def test_people_can_be_photographed_alone(pools: tuple[Pool, Pool]):
+    settings = replace(pools[0].settings, frames=0)
+    photographed = Pool(settings, TRAIN, 0, torch.device("cpu"))
+    photographed.fill(settings.first)
+    assert photographed.people == pools[0].people
+    assert torch.equal(photographed.stills, pools[0].stills)
+    assert torch.equal(photographed.shape, pools[0].shape)
 
 
 def test_axis_angle_is_the_rotation_of_the_pose():

@@ -239,3 +239,27 @@ def test_tokens_of_a_single_frame_lie_in_memory_like_those_of_a_video(stage: Cal
         words, visual = transformer.embed(torch.rand(2, frames, 32, 4, 4), torch.rand(2, 226, 16))
         assert visual.is_contiguous()
         assert words.is_contiguous()
+
+
+def test_where_the_encoder_is_not_trained_its_tokens_are_kept(stage: Callable[..., IdentityStage]):
+    still, learning = stage(encoder_rate=0.0, mesh_rate=0.0), stage(encoder_rate=0.1, mesh_rate=0.0)
+    batches = [made.batch(0, made.context.generator(0)) for made in (still, learning)]
+    assert "hidden" not in batches[0]
+    assert "tokens" not in batches[1]
+    with torch.no_grad():
+        tokens = learning.objective.tokens(batches[1]["hidden"], batches[1]["vertices"])
+        torch.testing.assert_close(batches[0]["tokens"], tokens, atol=1e-5, rtol=1e-4)
+        losses = [made.objective(**batch)["loss"] for made, batch in zip((still, learning), batches, strict=True)]
+    torch.testing.assert_close(*losses)
+
+
+def test_balanced_times_change_what_is_trained_not_what_is_measured(stage: Callable[..., IdentityStage]):
+    plain, balanced = (stage(balanced=which, face_weight=1.0) for which in (False, True))
+    assert plain.validate() == balanced.validate()
+    batch = balanced.batch(0, balanced.context.generator(0))
+    counts = balanced.objective.balance[batch["time"]]
+    samples = [{name: x[[i]] for name, x in batch.items()} for i in range(len(counts))]
+    with torch.no_grad():
+        alone = torch.stack([plain.objective(**sample)["loss"] for sample in samples])
+        torch.testing.assert_close(balanced.objective(**batch)["loss"], (counts * alone).mean())
+    assert counts.std() > 0

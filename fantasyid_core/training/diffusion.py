@@ -1,5 +1,8 @@
 """The diffusion loss that base and identity share: velocity prediction on the release's schedule."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,10 +38,22 @@ def spread_times(count: int, generator: torch.Generator, late: float = 0.5) -> T
     return (places * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)
 
 
-def weighted(error: Tensor, face: Tensor, face_weight: float) -> Tensor:
-    """Mean square of (B, t, C, h, w), latents of the face (B, t, h, w) 0…1 counting `face_weight` times."""
+def weighted(error: Tensor, face: Tensor, face_weight: float, samples: Tensor | None = None) -> Tensor:
+    """Mean square of (B, t, C, h, w), latents of the face (B, t, h, w) 0…1 counting `face_weight` times, and samples as
+    often as told (B,)."""
     weight = 1 + (face_weight - 1) * face[:, :, None]
-    return (error.float().square() * weight / weight.mean()).mean()
+    square = error.float().square() * weight / weight.mean()
+    return square.mean() if samples is None else (square.flatten(1).mean(1) * samples).mean()
+
+
+def balance(losses: Sequence[float]) -> Tensor:
+    """Losses at `FIXED_TIMES` → (1000,) what a sample of each time has to count for all times to count alike; mean 1.
+
+    Else what is left to learn at high noise, most of which nobody can foresee, drowns the rest (Karras et al. 2024,
+    section 2.3 and appendix B.2).
+    """
+    weight = 1 / np.interp(np.arange(TRAIN_STEPS), FIXED_TIMES, losses)
+    return torch.from_numpy(weight / weight.mean()).float()
 
 
 def on_pictures(step: int, share: float) -> bool:

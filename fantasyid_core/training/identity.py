@@ -13,7 +13,8 @@ Options, most of them rows of the ablation:
         normalised where they are read: at a DiT's rate they grow without bound.
     unfreeze: beginnings of names of DiT parameters that are trained as well, "" for all, and dit_rate: factor on their
         learning rate. The injection layers have the full rate.
-    late: share of the samples with times in the noisier half, where likeness is decided.
+    late: share of the samples with times in the noisier half, where likeness is decided; balanced: count samples by
+        their times so that all noise levels weigh alike in the loss at the start.
     text_dropped, face_weight: as in `base`.
     pictures, pictures_batch: as in `base`, for the pool.
     checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
@@ -34,7 +35,7 @@ from ..video import first_frame_condition
 from . import data, sheets
 from .base import five_frames, generate, losses_at_fixed_times
 from .captions import Captions
-from .diffusion import Noising, Rotary, on_pictures, spread_times, weighted
+from .diffusion import FIXED_TIMES, Noising, Rotary, balance, on_pictures, spread_times, weighted
 from .face import CROP, aligned_crops, as_photos
 from .references import References
 from .stage import Batch, Context, Stage, evaluating, trainable
@@ -56,6 +57,7 @@ OPTIONS = {
     "unfreeze": [],
     "dit_rate": 1.0,
     "late": 0.5,
+    "balanced": False,
     "text_dropped": 0.1,
     "face_weight": 4.0,
     "pictures": 0.0,
@@ -103,6 +105,7 @@ class IdentityObjective(nn.Module):
         self.transformer = model.transformer
         self.abstractor, self.spiral_net, self.reducer = (getattr(model.encoder, name) for name in ENCODER_PARTS)
         self.noising, self.rotary, self.options = Noising(device), Rotary(model.transformer), options
+        self.balance: Tensor | None = None  # (1000,) what samples of each time count in training
 
     def tokens(self, hidden: Tensor, vertices: Tensor) -> Tensor:
         """Tower's hidden state (B, 1 + N, D) and vertices (B, V, 3) → identity tokens (B, N, K)."""
@@ -157,7 +160,8 @@ class IdentityObjective(nn.Module):
         if tokens is None:
             tokens = self.tokens(hidden, vertices)
         made = self.velocity(noisy, image, words, time, tokens, present)
-        return {"loss": weighted(made - velocity, face, self.options["face_weight"])}
+        counts = self.balance[time] if self.training and self.balance is not None else None
+        return {"loss": weighted(made - velocity, face, self.options["face_weight"], counts)}
 
 
 class PoolSource:
@@ -269,6 +273,9 @@ class IdentityStage(Stage):
         if any(p.requires_grad for p in model.transformer.transformer_blocks.parameters()):
             model.transformer.train()  # blocks are compiled to the very graphs of stage base, which may be there still
         self._validation: Batch | None = None
+        if options["balanced"]:
+            at_start = self._losses_of(0)
+            self.objective.balance = balance([at_start[f"loss_at_{time}"] for time in FIXED_TIMES]).to(context.device)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         with torch.no_grad():
@@ -331,23 +338,25 @@ class IdentityStage(Stage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Losses at fixed times with the right identity, and how much more a wrong one makes it."""
+        """Losses at fixed times with the right identity, and by how much a wrong one makes each of them worse."""
+        right, wrong = self._losses_of(0), self._losses_of(len(self._prepared()["latents"]) // 2)
+        worse = {
+            f"a_wrong_identity_at_{time}": wrong[f"loss_at_{time}"] / right[f"loss_at_{time}"] for time in FIXED_TIMES
+        }
+        return right | {"loss_of_a_wrong_identity": wrong["loss"]} | worse
+
+    @torch.no_grad()
+    def _losses_of(self, shift: int) -> dict[str, float]:
+        """Losses at fixed times with the identity of the validation sample `shift` places on."""
         batch = self._prepared()
 
-        def loss(shift: int) -> Callable[[slice, Tensor, Tensor], Tensor]:
-            def of(rows: slice, noise: Tensor, time: Tensor) -> Tensor:
-                names = ("latents", "face", "words", "image")
-                who = {name: batch[name].roll(shift, 0)[rows] for name in WHO if name in batch}
-                return self.objective(**{name: batch[name][rows] for name in names}, **who, noise=noise, time=time)[
-                    "loss"
-                ]
-
-            return of
+        def loss(rows: slice, noise: Tensor, time: Tensor) -> Tensor:
+            what = {name: batch[name][rows] for name in ("latents", "face", "words", "image")}
+            who = {name: batch[name].roll(shift, 0)[rows] for name in WHO if name in batch}
+            return self.objective(**what, **who, noise=noise, time=time)["loss"]
 
         with evaluating(self.objective):
-            right = losses_at_fixed_times(self.context, loss(0), batch["latents"])
-            wrong = losses_at_fixed_times(self.context, loss(len(batch["latents"]) // 2), batch["latents"])
-        return right | {"loss_of_a_wrong_identity": wrong["loss"]}
+            return losses_at_fixed_times(self.context, loss, batch["latents"])
 
     @torch.no_grad()
     def sheet(self) -> Tensor:

@@ -118,14 +118,15 @@ class Pool:
         s, n = self.settings, self.settings.people
         seeds = [self.split[(self.start + self.count * n + i) % len(self.split)] for i in range(n)]
         members = [person(seed) for seed in seeds]
-        owners = [*range(n), *range(0, n, 4)]
-        second = n  # clips from here on are their owners' second
-        clips = [clip(members[i], int(k >= second), s.frames) for k, i in enumerate(owners)]
         slot = self.count % self.slots
         self._put_people(members, slot * n)
-        rows = slice(slot * self.chunk_clips, (slot + 1) * self.chunk_clips)
-        self.owner[rows] = torch.tensor(owners, device=self.device) + slot * n
-        self._put_clips(clips, rows)
+        if s.frames:
+            owners = [*range(n), *range(0, n, 4)]
+            second = n  # clips from here on are their owners' second
+            clips = [clip(members[i], int(k >= second), s.frames) for k, i in enumerate(owners)]
+            rows = slice(slot * self.chunk_clips, (slot + 1) * self.chunk_clips)
+            self.owner[rows] = torch.tensor(owners, device=self.device) + slot * n
+            self._put_clips(clips, rows)
         self.count += 1
 
     def videos(self, rows: Tensor) -> "Latents":

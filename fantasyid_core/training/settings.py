@@ -24,7 +24,7 @@ class PoolSettings:
         every: steps between two renderings.
         share: of the time that rendering may take.
         singles: frames of every clip that are encoded alone as well, to train on as pictures.
-        frames, size: of a clip; still_size: of a photo, px.
+        frames, size: of a clip, no frames: photos alone; still_size: of a photo, px.
         validation: clips of people who are never trained on.
     """
 
