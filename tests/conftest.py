@@ -197,11 +197,11 @@ def pools() -> "tuple[Pool, Pool]":
     from fantasyid_core.training.settings import PoolSettings
 
     sizes = PoolSettings(
-        clips=5, people=4, stills=2, first=5, share=0.0, frames=9, size=32, still_size=32, validation=5
+        holds=4, people=4, filmed=4, stills=2, first=4, share=0.0, frames=9, size=32, still_size=32, validation=4
     )
     both = tuple(Pool(sizes, split, 0, torch.device("cpu")) for split in (TRAIN, VALIDATION))
     for pool in both:
-        pool.fill(5)
+        pool.fill(4)
     return both
 
 

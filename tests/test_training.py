@@ -12,9 +12,10 @@ pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
 
-from fantasyid_core import fusion, image_tower, nano, topology, weights
+from fantasyid_core import bytes_text, fusion, image_tower, nano, topology, weights
 from fantasyid_core.errors import TrainingError
-from fantasyid_core.people.person import TRAIN
+from fantasyid_core.people.clip import still
+from fantasyid_core.people.person import TRAIN, person
 from fantasyid_core.training import __main__ as command
 from fantasyid_core.training import diffusion, face, loop, settings, vae
 from fantasyid_core.training.pool import Pool
@@ -221,10 +222,9 @@ def test_the_pool_is_the_same_however_it_was_filled(pools: tuple[Pool, Pool]):
 
 
 def test_people_can_be_photographed_alone(pools: tuple[Pool, Pool]):
-    settings = replace(pools[0].settings, frames=0)
-    photographed = Pool(settings, TRAIN, 0, torch.device("cpu"))
-    photographed.fill(settings.first)
-    assert photographed.people == pools[0].people
+    photographed = Pool(replace(pools[0].settings, filmed=0), TRAIN, 0, torch.device("cpu"))
+    photographed.fill(4)
+    assert (photographed.people, photographed.clips) == (4, 0)
     assert torch.equal(photographed.stills, pools[0].stills)
     assert torch.equal(photographed.shape, pools[0].shape)
 
@@ -263,7 +263,7 @@ def test_a_wrong_key_is_named(tmp_path: Path):
     file.write_text('stage = "base"\nbatchsize = 3\n')
     with pytest.raises(TrainingError, match="unknown key 'batchsize'"):
         settings.read(file)
-    assert settings.read(settings.HERE / "base.toml", ["batch=3", "pool.clips=7"]).pool.clips == 7
+    assert settings.read(settings.HERE / "base.toml", ["batch=3", "pool.holds=7"]).pool.holds == 7
 
 
 def test_the_command_trains_one_stage(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -275,21 +275,45 @@ def test_the_command_trains_one_stage(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "not of the form" in capsys.readouterr().err
 
 
-def test_single_frames_are_encoded_alone(context: Callable[..., Context]):
+def test_photos_are_pictures_to_train_on(context: Callable[..., Context]):
     made = context("base")
     STAGES["base"](made)  # gives the pool latents
-    rows, which = torch.tensor([1, 3]), torch.tensor([0, 2])
-    drawn = made.pool.pictures(rows, which)
-    times = made.pool.singles[which]
-    frames = made.pool.frames[rows, times][:, None]
+    pool, people, photos = made.pool, torch.tensor([1, 3]), torch.tensor([0, 1])
+    drawn = pool.pictures(people, photos)
+    frames = pool._as_pictures(pool.stills[people, photos])
     torch.testing.assert_close(drawn.latents, vae.encode(made.model.vae.eval(), frames), atol=1e-5, rtol=1e-4)
     assert drawn.face.shape == (2, 1, *drawn.latents.shape[-2:])
-    assert torch.equal(drawn.landmarks[:, 0], made.pool.landmarks[rows, times])
-    assert made.pool.singles[0] > 0  # in the first frame heads look ahead
+    told = still(person(TRAIN[1]), 0).caption
+    assert torch.equal(pool.caption[drawn.captions[0]].long(), bytes_text.encode_batch([told])[0])
+
+
+def test_photos_as_pictures_are_framed_as_clips_are():
+    sizes = settings.PoolSettings(holds=12, people=12, filmed=12, stills=2, frames=1, size=48, still_size=64)
+    pool = Pool(sizes, TRAIN, 0, torch.device("cpu"))
+    pool.fill(12)
+    clips, pictures = pool.landmarks[:, 0], pool.picture_landmarks.flatten(0, 1)
+    sizes, middles = ([f(x) for x in (clips, pictures)] for f in (spread, lambda x: x.mean((0, 1))))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+    assert (middles[1] - middles[0]).abs().max() < 2.5
+    offsets = [
+        middle_of(mask) - x.mean(1) for mask, x in ((pool.face[:, 0], clips), (pool.picture_mask[:, 0], pictures[::2]))
+    ]
+    assert (offsets[0].mean(0) - offsets[1].mean(0)).abs().max() < 1
+
+
+def middle_of(masks: torch.Tensor) -> torch.Tensor:
+    """Where masks (B, H / 4, W / 4) have their middles, (B, 2) px."""
+    y, x = torch.meshgrid(*(torch.arange(float(n)) for n in masks.shape[1:]), indexing="ij")
+    return torch.stack([(masks * at).sum((1, 2)) / masks.sum((1, 2)) for at in (x, y)], 1) * 4 + 1.5
+
+
+def spread(landmarks: torch.Tensor) -> float:
+    """How large faces are: the root mean square of the landmarks' distances from their middle, px."""
+    return (landmarks - landmarks.mean(1, keepdim=True)).square().sum(-1).mean().sqrt().item()
 
 
 @pytest.mark.parametrize("name", ["base", "identity"])
-def test_a_share_of_the_steps_trains_on_single_frames(name: str, context: Callable[..., Context]):
+def test_a_share_of_the_steps_trains_on_photos(name: str, context: Callable[..., Context]):
     options = {"pictures": 0.5, "pictures_batch": 2} | ({"structure_weight": 0.1} if name == "base" else {})
     stage = STAGES[name](context(name, options=options))
     for step, frames, count in ((0, 3, 4), (1, 1, 8)):

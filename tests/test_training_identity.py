@@ -150,17 +150,17 @@ def test_encoder_and_dit_learn_at_rates_of_their_own(
 
 def test_captions_are_read_once_and_again_when_their_clips_make_room(pools: tuple[Pool, Pool]):
     pool = Pool(pools[0].settings, TRAIN, 0, pools[0].device)
-    pool.fill(5)
+    pool.fill(4)
     read = []
 
     def lengths(ids: torch.Tensor) -> torch.Tensor:
         read.append(len(ids))
         return (ids != 0).sum(1, keepdim=True)[..., None].float()
 
-    captions, rows = Captions(pool, lengths), torch.tensor([4, 0])
+    captions, rows = Captions(pool, lengths), torch.tensor([4, 0, 5 + 7])
     first = captions.of(rows)
     captions.of(rows)
-    assert read == [5]
+    assert read == [5, 8]  # of clips, of photos
     pool.add()
     torch.testing.assert_close(captions.of(rows), lengths(pool.caption[rows]))
     assert not torch.equal(captions.of(rows), first)
@@ -263,3 +263,18 @@ def test_balanced_times_change_what_is_trained_not_what_is_measured(stage: Calla
         alone = torch.stack([plain.objective(**sample)["loss"] for sample in samples])
         torch.testing.assert_close(balanced.objective(**batch)["loss"], (counts * alone).mean())
     assert counts.std() > 0
+
+
+@pytest.mark.parametrize("multi_view", [True, False])
+def test_a_photo_to_train_on_is_its_own_reference_only_in_that_ablation(
+    multi_view: bool, stage: Callable[..., IdentityStage], monkeypatch: pytest.MonkeyPatch
+):
+    source = stage(pictures=1.0, multi_view=multi_view).source
+    pool, of, shown, looked = source.context.pool, source.references.of, [], []
+    pictures = pool.pictures
+    monkeypatch.setattr(pool, "pictures", lambda *which: shown.append(torch.stack(which)) or pictures(*which))
+    monkeypatch.setattr(source.references, "of", lambda *which: looked.append(torch.stack(which)) or of(*which))
+    source.batch(0, 8, source.context.generator(0))
+    assert torch.equal(shown[0][0], looked[0][0])
+    assert (shown[0][1] == looked[0][1]).all() != multi_view
+    assert (shown[0][1] == looked[0][1]).any() != multi_view

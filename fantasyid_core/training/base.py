@@ -1,7 +1,7 @@
 """Stage base: text to video without identity.
 
 Options: `train_text` (the text encoder too, or only the DiT), `text_dropped` (share of samples whose text is empty, for
-guidance), `face_weight` (of latents of the face), `pictures` (share of the steps that train on single frames, of which
+guidance), `face_weight` (of latents of the face), `pictures` (share of the steps that train on photos, of which
 `pictures_batch` times as many fit), `structure_weight` (of the loss of `structure`, 0 for none), `structure_block`
 (after which block it is asked).
 """
@@ -97,12 +97,12 @@ class BaseStage(Stage):
         pool, count = self.context.pool, self.settings.batch
         if pictures := on_pictures(step, self.options["pictures"]):
             count *= self.options["pictures_batch"]
-        rows, drawn = pool.draw(count, generator, pictures)
+        drawn = pool.draw(count, generator, pictures)
         dropped = data.rand(generator, count, 1) < self.options["text_dropped"]
         if self.captions is None:
-            text = torch.where(dropped, self.empty, pool.caption[rows].long())
+            text = torch.where(dropped, self.empty, pool.caption[drawn.captions].long())
         else:
-            text = torch.where(dropped[..., None], self.empty_words, self.captions.of(rows))
+            text = torch.where(dropped[..., None], self.empty_words, self.captions.of(drawn.captions))
         return {
             "latents": drawn.latents,
             "face": drawn.face,

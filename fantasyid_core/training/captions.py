@@ -9,7 +9,7 @@ from .pool import Pool
 
 
 class Captions:
-    """Text embeddings of every clip of a pool.
+    """Text embeddings of a pool's captions.
 
     Args:
         read: ids (B, L) → embeddings (B, L, D).
@@ -21,10 +21,11 @@ class Captions:
         self._kept: Tensor | None = None
 
     def of(self, rows: Tensor) -> Tensor:
-        """Clips (B,) → embeddings (B, L, D) float32; those of new clips are made first."""
-        pool, each = self.pool, self.pool.chunk_clips
+        """Rows (B,) of the pool's `caption` → embeddings (B, L, D) float32; those of new ones are made first."""
+        pool = self.pool
         for slot in pool.new_slots(self._chunks):
-            self._put(slice(slot * each, (slot + 1) * each))
+            for captions in pool.captions_of(slot):
+                self._put(captions)
         self._chunks = pool.count
         return self._kept[rows].float()
 

@@ -189,13 +189,17 @@ class PoolSource:
         pool = self.context.pool
         if pictures := on_pictures(step, self.options["pictures"]):
             count *= self.options["pictures_batch"]
-        rows, drawn = pool.draw(count, generator, pictures)
+        drawn = pool.draw(count, generator, pictures)
         dropped = data.rand(generator, count, 1, 1) < self.options["text_dropped"]
-        words = torch.where(dropped, self.empty, self.captions.of(rows))
+        words = torch.where(dropped, self.empty, self.captions.of(drawn.captions))
         told = {"latents": drawn.latents, "face": drawn.face, "words": words}
+        photos = pool.settings.stills
+        if drawn.photos is not None:
+            others = data.randint(generator, photos - 1, count) + 1 if self.options["multi_view"] else 0
+            return told | self.references.of(drawn.people, (drawn.photos + others) % photos)
         if self.options["multi_view"]:
-            return told | self.references.of(pool.owner[rows], data.randint(generator, pool.stills.shape[1], count))
-        times = data.randint(generator, pool.frames.shape[1], count)
+            return told | self.references.of(drawn.people, data.randint(generator, photos, count))
+        rows, times = drawn.captions, data.randint(generator, pool.frames.shape[1], count)
         return told | self.seen(pool.frames[rows, times], pool.landmarks[rows, times], generator)
 
     def seen(self, pictures: Tensor, landmarks: Tensor, generator: torch.Generator) -> Batch:

@@ -109,11 +109,10 @@ class Run:
         return numbers
 
     def _rendered(self, settings: Settings) -> tuple[Pool, Pool]:
-        """The pools, kept from stage to stage: people rendered for one serve the next, unless there are photos of them
-        alone and that wants clips."""
-        sizes = settings.pool
-        if self._pools is None or bool(self._pools[0].settings.frames) != bool(sizes.frames):
-            few = replace(sizes, clips=sizes.validation)
+        """The pools, kept from stage to stage: people rendered for one serve the next."""
+        if self._pools is None:
+            sizes = settings.pool
+            few = replace(sizes, holds=sizes.validation, filmed=sizes.people)
             rank = self.accelerator.process_index
             self._pools = (
                 Pool(sizes, TRAIN, settings.seed + 17 * rank, self.device),

@@ -17,28 +17,27 @@ class PoolSettings:
     """The pool of rendered people, see `pool.Pool`.
 
     Attributes:
-        clips: how many it holds; the oldest make room. Five for every four people.
-        people: that are rendered at a time, a multiple of 4.
-        stills: reference photos of each.
-        first: clips that are there before the first step.
+        holds: how many people; the oldest make room.
+        people: that are rendered at a time, and of these `filmed`, a multiple of 4: five clips of four people.
+        stills: photos of each, references and pictures to train on.
+        first: people who are there before the first step.
         every: steps between two renderings.
         share: of the time that rendering may take.
-        singles: frames of every clip that are encoded alone as well, to train on as pictures.
-        frames, size: of a clip, no frames: photos alone; still_size: of a photo, px.
-        validation: clips of people who are never trained on.
+        frames, size: of a clip; still_size: of a photo, px.
+        validation: people, all of them filmed, who are never trained on.
     """
 
-    clips: int = 6000
-    people: int = 8
+    holds: int = 16000
+    people: int = 32
+    filmed: int = 8
     stills: int = 4
-    first: int = 400
+    first: int = 640
     every: int = 4
     share: float = 0.3
-    singles: int = 3
     frames: int = 25
     size: int = 160
     still_size: int = 224
-    validation: int = 130
+    validation: int = 104
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Settings:
 
 
 def read(path: Path, changes: Sequence[str] = ()) -> Settings:
-    """Settings of a TOML file with `key=value` changes, such as `batch=8` or `pool.clips=100`.
+    """Settings of a TOML file with `key=value` changes, such as `batch=8` or `pool.holds=100`.
 
     Raises:
         TrainingError: no such file, not TOML, or a key that does not exist.
