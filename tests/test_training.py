@@ -358,3 +358,15 @@ def test_the_share_of_single_frames_is_spread_evenly():
     assert [diffusion.on_pictures(step, 0.4) for step in range(5)] == [False, False, True, False, True]
     assert not any(diffusion.on_pictures(step, 0.0) for step in range(100))
     assert all(diffusion.on_pictures(step, 1.0) for step in range(100))
+
+
+def test_a_decoder_can_be_trained_alone(context: Callable[..., Context], accelerator: Accelerator):
+    stage = STAGES["vae"](context("vae", steps=2, ema=0.0, options={"encoder": False}))
+    model, clips = stage.context.model, stage.context.pool.frames[:2]
+    with torch.no_grad():
+        latents, made = vae.encode(model.vae, clips), vae.decode(model.vae, vae.encode(model.vae, clips))
+    loop.train(stage, accelerator, resume=False)
+    written = nano.read(stage.context.model_folder).vae
+    with torch.no_grad():
+        torch.testing.assert_close(vae.encode(written, clips), latents, atol=2e-2, rtol=2e-2)  # written in float16
+        assert (vae.decode(written, latents) - made).abs().mean() > 1e-4

@@ -4,7 +4,8 @@ Options: `window` (frames of most batches; the autoencoder's first chunk has 9) 
 cut out around the face, which is what is hard), `long_every` (every how many steps a batch of whole clips at full size,
 with `long_share` of the samples), `face_weight` (of pixels of the face against others), `detail_weight` (what pixels
 near eyes, brows, nose and mouth count on top), `gradient_weight`, `kl_weight`, `likeness_weight` (of what the image
-tower sees otherwise in the face, in one frame of each sample).
+tower sees otherwise in the face, in one frame of each sample), `encoder` (false: the decoder alone is trained, so that
+a DiT that knows the latents stays of use).
 """
 
 import torch
@@ -63,7 +64,8 @@ class Reconstruction(nn.Module):
         """Frames (B, T, H, W, 3) uint8, what their pixels count (B, T, H / 4, W / 4), noise (B, t, h, w, 16); the
         frame (B,) whose face the tower looks at, and where its crop's pixels lie in it (B, S, S, 2) px."""
         pixels = to_model(frames)
-        mean, spread = fast_vae.encode(self.vae, pixels)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.options["encoder"]):
+            mean, spread = fast_vae.encode(self.vae, pixels)
         made = fast_vae.decode(self.vae, mean + spread * noise)
         weight = F.interpolate(weight, scale_factor=MASK_SCALE, mode="bilinear")[..., None]
         weight = weight / weight.mean()
@@ -101,9 +103,11 @@ class VaeStage(Stage):
             "gradient_weight": 1.0,
             "kl_weight": 1e-4,
             "likeness_weight": 0.0,
+            "encoder": True,
         } | dict(self.settings.options)
         tower = context.model.encoder.tower.eval().requires_grad_(False) if self.options["likeness_weight"] else None
         self.objective = Reconstruction(trainable(context.model.vae), tower, self.options)
+        context.model.vae.encoder.requires_grad_(self.options["encoder"])
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool, options = self.context.pool, self.options
@@ -158,9 +162,13 @@ class VaeStage(Stage):
         return sheets.grid(torch.stack(pairs, 1))
 
     def export(self) -> None:
-        """Weights, such that the latents have no mean, a variance of 1, and all directions something of it."""
+        """Weights, such that the latents have no mean, a variance of 1, and all directions something of it; where the
+        decoder alone was trained, as they are."""
         model, pool = self.context.model, self.context.pool
         vae = model.vae
+        if not self.options["encoder"]:
+            nano.write(model, self.context.model_folder, ["vae"])
+            return
         vae.register_to_config(scaling_factor=1.0)
         with evaluating(vae), torch.no_grad(), self.context.autocast():
             pairs = [fast_vae.encode(vae, to_model(part)) for part in pool.frames[: min(256, pool.clips)].split(16)]
