@@ -64,6 +64,8 @@ class Injection:
         strength: factor on what every layer adds; 1 as trained, 0 off.
         start, end: part of the sampling run in which it acts, 0 first step … 1 last, both ends included.
         layer_weights: one factor per injection layer, or empty for 1 everywhere.
+        guided: whether the unconditional branch goes without it, so that guidance leads to the person as it leads to
+            the prompt; in the release both branches have it.
     """
 
     tokens: Tensor
@@ -71,6 +73,7 @@ class Injection:
     start: float = 0.0
     end: float = 1.0
     layer_weights: tuple[float, ...] = ()
+    guided: bool = False
 
     def acts(self, progress: float) -> bool:
         """Whether `progress` lies in its part of the run."""
@@ -90,10 +93,15 @@ class InjectionRun:
 
     Args:
         keep: False where a host changes weights in the middle of a run; keys and values are then computed every time.
+
+    Attributes:
+        unconditional: for each of the equal parts that the next batch is made of, whether it is an unconditional
+            branch; empty: none is.
     """
 
     def __init__(self, injections: Sequence[Injection], keep: bool = True):
         self.injections = tuple(injections)
+        self.unconditional: tuple[bool, ...] = ()
         self._keep = keep
         self._keys_values: dict[tuple, tuple[Tensor, Tensor]] = {}
 
@@ -107,8 +115,13 @@ class InjectionRun:
         added = hidden
         for i, injection in enumerate(self.injections):
             weight = injection.weight(layer, progress)
-            if weight != 0.0:
-                added = torch.add(added, attention(hidden, self._layer(i, layer, attention, hidden)), alpha=weight)
+            if weight == 0.0:
+                continue
+            identity = self._layer(i, layer, attention, hidden)
+            left_out = self.unconditional if injection.guided and any(self.unconditional) else (False,)
+            parts = zip(added.chunk(len(left_out)), hidden.chunk(len(left_out)), left_out, strict=True)
+            summed = [x if out else torch.add(x, attention(seen, identity), alpha=weight) for x, seen, out in parts]
+            added = summed[0] if len(summed) == 1 else torch.cat(summed)
         return added
 
     def _layer(self, i: int, layer: int, attention: LayerAttention, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import comfy.latent_formats
@@ -39,6 +39,7 @@ DTYPES = {
 SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
 INJECTIONS, RUN, FP8 = "fantasyid_injections", "fantasyid_run", "fantasyid_fp8"
 CACHE, CACHES = "fantasyid_step_cache", "fantasyid_step_caches"
+UNCONDITIONAL = 1  # the host's number for that branch
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
 
 
@@ -66,6 +67,7 @@ class NativeTransformer(FantasyIDTransformer):
     @torch.compiler.disable(recursive=False)
     def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, control, options: Mapping, **extra) -> Tensor:
         run = options.get(RUN) or InjectionRun(options.get(INJECTIONS, ()))
+        run.unconditional = tuple(branch == UNCONDITIONAL for branch in options.get("cond_or_uncond", ()))
         caches: StepCaches | None = options.get(CACHES)
         # reading a timestep back from the GPU waits for it, so only where something acts on a part of the run
         wanted = run.depends_on_progress or caches is not None
@@ -316,8 +318,9 @@ def add_injection(model: comfy.model_patcher.ModelPatcher, injection: Injection)
     return model
 
 
-def has_injection(model: comfy.model_patcher.ModelPatcher) -> bool:
-    return bool(model.model_options["transformer_options"].get(INJECTIONS))
+def injections_of(model: comfy.model_patcher.ModelPatcher) -> Sequence[Injection]:
+    """The identities that `model` injects."""
+    return model.model_options["transformer_options"].get(INJECTIONS, ())
 
 
 def set_fp8_products(model: comfy.model_patcher.ModelPatcher, on: bool) -> comfy.model_patcher.ModelPatcher:

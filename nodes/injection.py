@@ -8,6 +8,19 @@ from ._base import CATEGORY, FantasyIDNode
 from ._sockets import Identity
 
 
+def guide_identity_input() -> io.Boolean.Input:
+    """The widget of every node that says what guidance leads to."""
+    return io.Boolean.Input(
+        "guide_identity",
+        default=False,
+        optional=True,
+        tooltip=(
+            "On: the negative prompt's branch goes without the identity, so that guidance leads to the person as it "
+            "leads to the prompt. Off: both have it, as released."
+        ),
+    )
+
+
 class FantasyIDApply(FantasyIDNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -54,20 +67,30 @@ class FantasyIDApply(FantasyIDNode):
                         "layers and joined by straight lines. Empty: 1 everywhere, as trained."
                     ),
                 ),
+                guide_identity_input(),
             ],
             outputs=[io.Model.Output(tooltip="The same MODEL, following the identity.")],
         )
 
     @classmethod
     def run(
-        cls, model, identity, strength: float, start_percent: float, end_percent: float, layer_weights: str
+        cls,
+        model,
+        identity,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        layer_weights: str,
+        guide_identity: bool = False,
     ) -> io.NodeOutput:
         require("diffusers", "The video transformer", "'diffusers>=0.35'")
         from ._native_model import add_injection, transformer_of
 
         curve = parse_curve(layer_weights, len(transformer_of(model).layer_attention))
         return io.NodeOutput(
-            add_injection(model, Injection(identity.tokens, strength, start_percent, end_percent, curve))
+            add_injection(
+                model, Injection(identity.tokens, strength, start_percent, end_percent, curve, guide_identity)
+            )
         )
 
 

@@ -16,6 +16,7 @@ from ..fantasyid_core.sampling import GUIDANCE, SCHEDULERS, STEPS, TRAIN_STEPS, 
 from ..fantasyid_core.video import squeeze_to_frame
 from ._base import CATEGORY, FantasyIDNode
 from ._sockets import Identity
+from .injection import guide_identity_input
 from .video import empty_latent, size_inputs
 
 
@@ -69,6 +70,7 @@ class FantasyIDSampler(FantasyIDNode):
                 io.Noise.Input(
                     "noise", optional=True, tooltip="From RandomNoise: replaces the first noise that seed would give."
                 ),
+                guide_identity_input(),
             ],
             outputs=[io.Latent.Output(tooltip="The video's latents, for VAE Decode.")],
         )
@@ -89,9 +91,10 @@ class FantasyIDSampler(FantasyIDNode):
         height,
         frames,
         noise=None,
+        guide_identity: bool = False,
     ) -> io.NodeOutput:
         require("diffusers", "The FantasyID Sampler", "'diffusers>=0.35'")
-        from ._native_model import add_injection, at_once, has_injection, transformer_of
+        from ._native_model import add_injection, at_once, injections_of, transformer_of
         from ._native_sampler import ReleaseSampler
         from ._native_vae import encode_sample
 
@@ -101,15 +104,17 @@ class FantasyIDSampler(FantasyIDNode):
         zeros = latent["samples"]
         transformer = transformer_of(model)
         transformer.check_sizes(*at_once(model.model_options, zeros))
-        if not has_injection(model):
-            model = add_injection(model, Injection(identity.tokens))
+        if not injections_of(model):
+            model = add_injection(model, Injection(identity.tokens, guided=guide_identity))
         generator = torch.Generator().manual_seed(seed)
         given = any("concat_latent_image" in values for _, values in [*positive, *negative])
         if transformer.first_frame_condition and not given:
             first = {
                 "concat_latent_image": encode_sample(vae, squeeze_to_frame(identity.image, height, width), generator)
             }
-            positive, negative = (node_helpers.conditioning_set_values(c, first) for c in (positive, negative))
+            positive = node_helpers.conditioning_set_values(positive, first)
+            if not any(injection.guided for injection in injections_of(model)):
+                negative = node_helpers.conditioning_set_values(negative, first)
         if noise is None:
             start = torch.randn(zeros.transpose(1, 2).shape, generator=generator).transpose(1, 2)
         else:

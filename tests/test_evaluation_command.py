@@ -13,7 +13,7 @@ from fantasyid_core.evaluation import cases, generate, kept, measure
 from fantasyid_core.evaluation.__main__ import main
 from fantasyid_core.evaluation.generate import Generator, Request
 from fantasyid_core.evaluation.judge import Judge
-from fantasyid_core.evaluation.modes import parse
+from fantasyid_core.evaluation.modes import EXACT, parse
 from fantasyid_core.fusion import Identity
 from fantasyid_core.people.colours import COLOURS
 
@@ -64,6 +64,21 @@ def test_at_strength_0_the_identity_does_not_matter(
     a, b = (latents(generator, requests) for requests in both)
     assert torch.equal(a[0], b[0])
     assert not torch.equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("first_frame", [False, True])
+def test_guidance_can_lead_to_the_identity_as_to_the_prompt(
+    first_frame: bool, generator: Generator, identities: list[Identity], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(generator.model.config, "first_frame_condition", first_frame)
+
+    def one_step(prompt: str, strength: float, guidance: float, guide_identity: bool = False) -> torch.Tensor:
+        request = Request(prompt, identities[0], 1, strength)
+        return generator.latents([request], 1, 1, guidance, "ddim", (32, 32), EXACT, guide_identity)
+
+    with_both, with_none = one_step("one", 1.0, 1.0), one_step("", 0.0, 1.0)
+    torch.testing.assert_close(one_step("one", 1.0, 6.0, True), with_none + 6 * (with_both - with_none))
+    assert not torch.allclose(one_step("one", 1.0, 6.0, False), one_step("one", 1.0, 6.0, True))
 
 
 def test_a_video_has_the_size_asked_for(generator: Generator, identities: list[Identity]):

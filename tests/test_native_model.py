@@ -46,6 +46,12 @@ def test_start_percent_bounds_when_the_identity_acts(found):
     assert found["after the last step"] == 0
 
 
+def test_guidance_leads_to_an_identity_that_the_negative_branch_goes_without(found):
+    assert found["guided difference"] < 1e-4
+    assert found["guided acts"] > 1e-3
+    assert found["guided without guidance"] == 0
+
+
 def test_keys_and_values_are_computed_once_per_layer_and_run(found):
     assert found["keys and values computed"] == 2
 

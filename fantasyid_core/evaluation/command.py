@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--frames", type=int, default=cases.FRAMES, help="frames of a video, 4 k + 1 (25)")
     add("--steps", type=int, default=20, help="denoising steps (20)")
     add("--guidance", type=float, default=6.0, help="guidance scale (6)")
+    add("--guide-identity", action="store_true", help="guidance leads to the identity as to the prompt")
     add("--scheduler", default="ddim", choices=("ddim", "dpm"), help="ddim repeats whatever the batch (ddim)")
     add("--batch", type=int, default=8, help="videos at a time (8)")
     add("--dtype", choices=DTYPES, help="of transformer and autoencoder (bf16 on a GPU, else fp32)")
@@ -72,6 +73,7 @@ def settings_of(options: argparse.Namespace, model: Path, controls: int) -> Sett
         model=model.name,
         dtype=options.dtype or ("bf16" if device == "cuda" else "fp32"),
         device=torch.cuda.get_device_name() if device == "cuda" else device,
+        guide_identity=options.guide_identity,
     )
 
 
@@ -91,9 +93,10 @@ def tables_of(options: argparse.Namespace, runs: Sequence[Run], judge_folder: Pa
 
 def heading(made: Settings, judged_by: str) -> str:
     """How videos were made and judged, in a line above a table."""
+    guided = " to the identity too" if made.guide_identity else ""
     return (
         f"{made.model}: {made.people} people, seed {made.seed}, {made.frames} frames, {made.steps} steps of "
-        f"{made.scheduler}, guidance {made.guidance:g}, {made.dtype}, made on {made.device}; faces judged by "
+        f"{made.scheduler}, guidance {made.guidance:g}{guided}, {made.dtype}, made on {made.device}; faces judged by "
         f"{judged_by}.\n"
     )
 

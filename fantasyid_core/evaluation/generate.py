@@ -117,10 +117,12 @@ class Generator:
         size: tuple[int, int] = (nano.HEIGHT, nano.WIDTH),
         progress: Callable[[int, int], None] = lambda done, of: None,
         mode: Mode = EXACT,
+        guide_identity: bool = False,
     ) -> Tensor:
         """Latents of videos, `batch` at a time. With ddim a video does not depend on what else is in its batch.
 
-        A step cache, where the mode has one, decides for a batch as a whole.
+        A step cache, where the mode has one, decides for a batch as a whole. With `guide_identity` the unconditional
+        branch goes without the identity (`injection.Injection.guided`), its image latents included.
 
         Returns:
             (B, T, 16, h, w) on the CPU.
@@ -128,7 +130,7 @@ class Generator:
         made = []
         for start in range(0, len(requests), batch):
             some = requests[start : start + batch]
-            made.append(self.latents(some, frames, steps, guidance, scheduler, size, mode).cpu())
+            made.append(self.latents(some, frames, steps, guidance, scheduler, size, mode, guide_identity).cpu())
             progress(min(start + batch, len(requests)), len(requests))
         return torch.cat(made)
 
@@ -157,6 +159,7 @@ class Generator:
         scheduler: str,
         size: tuple[int, int],
         mode: Mode = EXACT,
+        guide_identity: bool = False,
     ) -> Tensor:
         """One batch of videos as latents (B, T, 16, h, w) on the generator's device, arguments as for `videos`."""
         from ..transformer import run_as_is
@@ -172,12 +175,14 @@ class Generator:
         tokens = torch.stack([r.identity.tokens for r in requests]).to(self.device)
         strength = torch.tensor([r.strength for r in requests], device=self.device)
         guided = guidance != 1
-        if guided:  # the identity is in both branches, as released
+        if guided:
             text = torch.cat([self.text([""]).expand(count, -1, -1), text])
-            tokens, strength, first = (torch.cat([x, x]) for x in (tokens, strength, first))
+            kept = 0.0 if guide_identity else 1.0  # of the identity in the unconditional branch; as released, all
+            tokens = torch.cat([tokens, tokens])
+            strength, first = (torch.cat([kept * x, x]) for x in (strength, first))
         rows = Rows(tokens, strength)
         rotary = transformer.rotary_embedding(t, h, w, self.device)
-        kept = StepCache(mode.cache) if mode.cache else None
+        cache = StepCache(mode.cache) if mode.cache else None
         run_block = partial(run_as_is, fp8=True) if mode.fp8 else None
 
         def velocity(latents: Tensor, timestep: int) -> Tensor:
@@ -192,7 +197,7 @@ class Generator:
                 rotary=rotary,
                 run=rows,
                 progress=done,
-                cache=kept,
+                cache=cache,
                 run_block=run_block,
             ).float()
             return guide(*v.chunk(2), guidance) if guided else v

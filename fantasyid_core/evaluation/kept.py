@@ -25,7 +25,7 @@ class Settings:
     """How frames were made: what `cases.draw` and `Generator.videos` were asked for; `model` is the folder's name.
 
     `mode` is the way of computing, `seconds` the time of denoising by video, and `error` the latents' relative distance
-    from the exact ones.
+    from the exact ones. With `guide_identity` the unconditional branch went without the identity.
     """
 
     people: int
@@ -41,6 +41,7 @@ class Settings:
     mode: str = "exact"
     seconds: float = 0.0
     error: float = 0.0
+    guide_identity: bool = False
 
 
 def save(folder: Path, settings: Settings, outputs: Outputs) -> None:

@@ -75,6 +75,7 @@ def make(
             batch=batch,
             progress=progress,
             mode=mode,
+            guide_identity=settings.guide_identity,
         )
         seconds = (time.perf_counter() - start) / len(requests)
         exact = latents[: len(asked)] if exact is None else exact

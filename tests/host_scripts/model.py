@@ -105,6 +105,23 @@ LayerAttention.keys_values = lambda self, tokens: calls.append(1) or original(se
 sample(applied)
 LayerAttention.keys_values = original
 found["keys and values computed"] = len(calls)
+# an identity that guidance leads to: one prediction, put together by hand from what either branch predicts alone
+
+
+def predicted(model, positive: Tensor, scale: float, negative: Tensor = NEGATIVE) -> Tensor:
+    once = comfy.samplers.KSAMPLER(lambda model, x, sigmas, extra_args, **_: model(x, sigmas[:1], **extra_args))
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds([[positive, {}]], [[negative, {}]])
+    guider.set_cfg(scale)
+    return guider.sample(NOISE, torch.zeros_like(NOISE), once, trailing_sigmas(model, STEPS)[2:], seed=0)
+
+
+with_it, without = predicted(applied, TEXT, 1.0), predicted(model, NEGATIVE, 1.0)
+guided = add_injection(model, Injection(TOKENS, guided=True))
+found["guided difference"] = difference(predicted(guided, TEXT, 6.0), without + 6 * (with_it - without))
+found["guided without guidance"] = difference(predicted(guided, TEXT, 1.0), with_it)
+found["guided acts"] = difference(predicted(guided, TEXT, 6.0), predicted(applied, TEXT, 6.0))
+
 both = add_injection(applied, Injection(TOKENS.flip(0)))
 found["two identities"] = difference(sample(both), identity)
 
