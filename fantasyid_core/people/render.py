@@ -26,8 +26,8 @@ GAMMA = 2.2
 _SHOULDER = 0.7
 SAMPLES = 2  # per pixel and direction
 _GLINT = 0.011  # m from the eyeball's middle to the mirrored lamp when that is at the side
-# Frames of 160 × 160 at a time; about 30 MB each, several times that while they are painted.
-_FRAMES = {"cpu": 4, "cuda": 64, "mps": 16}
+_FRAMES = {"cpu": 4, "mps": 16}  # of 160 × 160 at a time
+_CUDA_FRAMES, _CUDA_BYTES = 256, 300 << 20  # at most, and of the card's memory for each; 28 MB is what one takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ def render(
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         model = _Model(clips, device)
         crop = None if crop is None else crop.to(model.pose).flatten(0, 1)
-        step = max(1, _FRAMES.get(device.type, 4) * 160**2 // size**2)
+        step = max(1, _at_once(device) * 160**2 // size**2)
         drawn = [
             model.draw(part, size, None if crop is None else crop[part])
             for part in torch.arange(count * length, device=device).split(step)
@@ -82,6 +82,14 @@ def render(
         torch.cat(piece).unflatten(0, (count, length)) for piece in zip(*drawn, strict=True)
     )
     return RenderedClips(frames, parts, landmarks, pose, model.expression.unflatten(0, (count, length)))
+
+
+def _at_once(device: torch.device) -> int:
+    """Frames of 160 × 160 that are drawn together. A GPU takes as many as its memory allows: drawing starts some 2,000
+    kernels, however few the frames."""
+    if device.type != "cuda":
+        return _FRAMES.get(device.type, 4)
+    return max(1, min(_CUDA_FRAMES, torch.cuda.get_device_properties(device).total_memory // _CUDA_BYTES))
 
 
 class _Model:
