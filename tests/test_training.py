@@ -187,7 +187,7 @@ def test_times_are_spread_evenly():
 
 def test_all_times_can_count_alike():
     losses = [0.15, 0.1, 0.1, 0.2, 0.6]
-    counts = diffusion.balance(losses)
+    counts = diffusion.balance(losses, 1.0)
     assert counts.shape == (1000,)
     assert counts.mean() == pytest.approx(1)
     weighed = [counts[t].item() * loss for t, loss in zip(diffusion.FIXED_TIMES, losses, strict=True)]
@@ -195,6 +195,9 @@ def test_all_times_can_count_alike():
     assert counts[0] == counts[100]
     assert counts[999] == counts[900]
     assert counts[600].item() == pytest.approx(2 / (1 / counts[500].item() + 1 / counts[700].item()))
+    assert torch.equal(diffusion.balance(losses, 0.0), torch.ones(1000))
+    half = diffusion.balance(losses, 0.5)
+    assert (half[500] / half[900]).item() == pytest.approx((0.6 / 0.1) ** 0.5)
 
 
 def test_samples_count_as_often_as_told():

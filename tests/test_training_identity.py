@@ -254,7 +254,7 @@ def test_where_the_encoder_is_not_trained_its_tokens_are_kept(stage: Callable[..
 
 
 def test_balanced_times_change_what_is_trained_not_what_is_measured(stage: Callable[..., IdentityStage]):
-    plain, balanced = (stage(balanced=which, face_weight=1.0) for which in (False, True))
+    plain, balanced = (stage(balanced=power, face_weight=1.0) for power in (0.0, 0.5))
     assert plain.validate() == balanced.validate()
     batch = balanced.batch(0, balanced.context.generator(0))
     counts = balanced.objective.balance[batch["time"]]

@@ -46,13 +46,14 @@ def weighted(error: Tensor, face: Tensor, face_weight: float, samples: Tensor | 
     return square.mean() if samples is None else (square.flatten(1).mean(1) * samples).mean()
 
 
-def balance(losses: Sequence[float]) -> Tensor:
-    """Losses at `FIXED_TIMES` → (1000,) what a sample of each time has to count for all times to count alike; mean 1.
+def balance(losses: Sequence[float], power: float) -> Tensor:
+    """Losses at `FIXED_TIMES` → (1000,) what samples of each time count, mean 1; power 0: all alike, 1: so that all
+    times have the same part in the loss.
 
-    Else what is left to learn at high noise, most of which nobody can foresee, drowns the rest (Karras et al. 2024,
-    section 2.3 and appendix B.2).
+    At 0 what is left to learn at high noise, most of which nobody can foresee, drowns the rest (Karras et al. 2024,
+    section 2.3 and appendix B.2); at 1 what is decided there, colours, counts little.
     """
-    weight = 1 / np.interp(np.arange(TRAIN_STEPS), FIXED_TIMES, losses)
+    weight = np.interp(np.arange(TRAIN_STEPS), FIXED_TIMES, losses) ** -power
     return torch.from_numpy(weight / weight.mean()).float()
 
 

@@ -13,8 +13,8 @@ Options, most of them rows of the ablation:
         normalised where they are read: at a DiT's rate they grow without bound.
     unfreeze: beginnings of names of DiT parameters that are trained as well, "" for all, and dit_rate: factor on their
         learning rate. The injection layers have the full rate.
-    late: share of the samples with times in the noisier half, where likeness is decided; balanced: count samples by
-        their times so that all noise levels weigh alike in the loss at the start.
+    late: share of the samples with times in the noisier half, where likeness is decided; balanced: how much samples
+        count by what the loss at their times was at the start, see `diffusion.balance`.
     text_dropped, face_weight: as in `base`.
     pictures, pictures_batch: as in `base`, for the pool.
     checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
@@ -57,7 +57,7 @@ OPTIONS = {
     "unfreeze": [],
     "dit_rate": 1.0,
     "late": 0.5,
-    "balanced": False,
+    "balanced": 0.0,
     "text_dropped": 0.1,
     "face_weight": 4.0,
     "pictures": 0.0,
@@ -279,7 +279,8 @@ class IdentityStage(Stage):
         self._validation: Batch | None = None
         if options["balanced"]:
             at_start = self._losses_of(0)
-            self.objective.balance = balance([at_start[f"loss_at_{time}"] for time in FIXED_TIMES]).to(context.device)
+            losses = [at_start[f"loss_at_{time}"] for time in FIXED_TIMES]
+            self.objective.balance = balance(losses, options["balanced"]).to(context.device)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         with torch.no_grad():
