@@ -17,7 +17,7 @@ from fantasyid_core.errors import TrainingError
 from fantasyid_core.people.clip import still
 from fantasyid_core.people.person import TRAIN, person
 from fantasyid_core.training import __main__ as command
-from fantasyid_core.training import diffusion, face, loop, settings, vae
+from fantasyid_core.training import diffusion, face_truth, loop, settings, vae
 from fantasyid_core.training.pool import Pool
 from fantasyid_core.training.run import STAGES
 from fantasyid_core.training.stage import Context
@@ -237,7 +237,7 @@ def test_axis_angle_is_the_rotation_of_the_pose():
     from fantasyid_core.people.head import rotation
 
     turns = torch.tensor([[30.0, -10, 5], [0, 0, 0], [-60, 20, 15]])
-    torch.testing.assert_close(axis_angle_to_matrix(face.axis_angle(turns)), rotation(turns), atol=1e-4, rtol=0)
+    torch.testing.assert_close(axis_angle_to_matrix(face_truth.axis_angle(turns)), rotation(turns), atol=1e-4, rtol=0)
 
 
 def test_the_camera_puts_the_face_model_where_the_photo_shows_it(pools: tuple[Pool, Pool]):
@@ -247,18 +247,17 @@ def test_the_camera_puts_the_face_model_where_the_photo_shows_it(pools: tuple[Po
     pool, head = pools[0], load_head()
     model = nano.build(sizes=nano.TINY)
     shape, expression, pose = pool.shape, pool.still_expression[:, 0], pool.still_pose[:, 0]
-    camera = face.Camera(model.face, pool.device).fit(
+    camera = face_truth.Camera(model.face, pool.device).fit(
         shape, expression, pose, pool.still_landmarks[:, 0], pool.settings.still_size
     )
-    posed = model.face.decode(shape, expression, torch.cat([face.axis_angle(pose), torch.zeros(4, 3)], 1))
+    posed = model.face.decode(shape, expression, torch.cat([face_truth.axis_angle(pose), torch.zeros(4, 3)], 1))
     at = torch.cdist(model.face.template, head.template[head.landmarks]).amin(1) < 1e-6
     which = torch.cdist(model.face.template[at], head.template[head.landmarks]).argmin(1)
     seen = project(posed, camera)[:, at, :2] * pool.settings.still_size / 224 - 0.5
     assert int(at.sum()) > 5
     error = (seen - pool.still_landmarks[:, 0][:, which]).norm(dim=-1)
-    assert (
-        error.mean() < 0.06 * pool.settings.still_size
-    )  # a weak perspective, and a neck that takes its part of the turn
+    # a weak perspective, and a neck that takes its part of the turn
+    assert error.mean() < 0.06 * pool.settings.still_size
 
 
 def test_a_wrong_key_is_named(tmp_path: Path):
@@ -291,13 +290,12 @@ def test_photos_are_pictures_to_train_on(context: Callable[..., Context]):
 
 
 def test_photos_as_pictures_are_framed_as_clips_are():
-    sizes = settings.PoolSettings(holds=12, people=12, filmed=12, stills=2, frames=1, size=48, still_size=64)
-    pool = Pool(sizes, TRAIN, 0, torch.device("cpu"))
+    small = settings.PoolSettings(holds=12, people=12, filmed=12, stills=2, frames=1, size=48, still_size=64)
+    pool = Pool(small, TRAIN, 0, torch.device("cpu"))
     pool.fill(12)
     clips, pictures = pool.landmarks[:, 0], pool.picture_landmarks.flatten(0, 1)
-    sizes, middles = ([f(x) for x in (clips, pictures)] for f in (spread, lambda x: x.mean((0, 1))))
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
-    assert (middles[1] - middles[0]).abs().max() < 2.5
+    assert spread(pictures) == pytest.approx(spread(clips), rel=0.1)
+    assert (pictures.mean((0, 1)) - clips.mean((0, 1))).abs().max() < 2.5
     offsets = [
         middle_of(mask) - x.mean(1) for mask, x in ((pool.face[:, 0], clips), (pool.picture_mask[:, 0], pictures[::2]))
     ]

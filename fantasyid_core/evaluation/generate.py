@@ -178,8 +178,9 @@ class Generator:
         if guided:
             text = torch.cat([self.text([""]).expand(count, -1, -1), text])
             kept = 0.0 if guide_identity else 1.0  # of the identity in the unconditional branch; as released, all
-            tokens = torch.cat([tokens, tokens])
-            strength, first = (torch.cat([kept * x, x]) for x in (strength, first))
+            tokens, first = (torch.cat([x, x]) for x in (tokens, first))
+            strength = torch.cat([kept * strength, strength])
+        first = first.masked_fill((strength == 0).view(-1, 1, 1, 1, 1), 0)
         rows = Rows(tokens, strength)
         rotary = transformer.rotary_embedding(t, h, w, self.device)
         cache = StepCache(mode.cache) if mode.cache else None
@@ -226,8 +227,6 @@ class Generator:
         pixels = (crops.movedim(-1, 1)[:, :, None] * 2 - 1).to(self.dtype)
         encoded = [vae.encode(one[None]).latent_dist.sample(draw) for one, draw in zip(pixels, draws, strict=True)]
         first = torch.cat(encoded).float() * vae.config.scaling_factor
-        left_out = torch.tensor([r.strength == 0 for r in requests], device=self.device)
-        first = first.masked_fill(left_out.view(-1, 1, 1, 1, 1), 0)
         return first_frame_condition(first, shape[0]).transpose(1, 2)
 
 

@@ -42,7 +42,7 @@ from .stage import Batch, Context, Stage, evaluating, trainable
 from .vae import encode, encode_pools
 
 ENCODER_PARTS = ("abstractor", "spiral_net", "reducer")
-WHO = ("tokens", "hidden", "vertices")  # what tells a batch's people apart
+WHO = ("tokens", "hidden", "vertices")  # what a batch may know its people by
 OPTIONS = {
     "data": "",
     "fps": 8,
@@ -116,6 +116,12 @@ class IdentityObjective(nn.Module):
             parts.append(self.reducer(self.spiral_net(vertices.float(), face)).to(face.dtype))
         return torch.cat(parts, 1)
 
+    def descriptor(
+        self, tokens: Tensor | None = None, hidden: Tensor | None = None, vertices: Tensor | None = None
+    ) -> Tensor:
+        """Identity tokens as they are, or made of what `tokens` takes: what a batch holds of `WHO`."""
+        return self.tokens(hidden, vertices) if tokens is None else tokens
+
     def velocity(
         self,
         noisy: Tensor,
@@ -157,9 +163,7 @@ class IdentityObjective(nn.Module):
         """Latents, image latents and noise (B, t, 16, h, w); identity tokens, or what they are made of; the rest as in
         `velocity` and `tokens`."""
         noisy, velocity = self.noising(latents, noise, time)
-        if tokens is None:
-            tokens = self.tokens(hidden, vertices)
-        made = self.velocity(noisy, image, words, time, tokens, present)
+        made = self.velocity(noisy, image, words, time, self.descriptor(tokens, hidden, vertices), present)
         counts = self.balance[time] if self.training and self.balance is not None else None
         return {"loss": weighted(made - velocity, face, self.options["face_weight"], counts)}
 
@@ -199,7 +203,8 @@ class PoolSource:
             return told | self.references.of(drawn.people, (drawn.photos + others) % photos)
         if self.options["multi_view"]:
             return told | self.references.of(drawn.people, data.randint(generator, photos, count))
-        rows, times = drawn.captions, data.randint(generator, pool.frames.shape[1], count)
+        rows = drawn.captions  # of clips these are the clips' own
+        times = data.randint(generator, pool.frames.shape[1], count)
         return told | self.seen(pool.frames[rows, times], pool.landmarks[rows, times], generator)
 
     def seen(self, pictures: Tensor, landmarks: Tensor, generator: torch.Generator) -> Batch:
@@ -307,7 +312,6 @@ class IdentityStage(Stage):
         image = first_frame_condition(first[:, :, None], latents.shape[1]).transpose(1, 2)
         return batch | {"image": image.to(latents)}
 
-    @torch.no_grad()
     def known(self, crops: Tensor, vertices: Tensor) -> Batch:
         """Crops (B, S, S, 3) and vertices (B, V, 3) → `tokens`, or `hidden` and `vertices` where the tokens' encoder is
         trained as well."""
@@ -357,7 +361,7 @@ class IdentityStage(Stage):
 
         def loss(rows: slice, noise: Tensor, time: Tensor) -> Tensor:
             what = {name: batch[name][rows] for name in ("latents", "face", "words", "image")}
-            who = {name: batch[name].roll(shift, 0)[rows] for name in WHO if name in batch}
+            who = {name: x.roll(shift, 0)[rows] for name, x in _who(batch).items()}
             return self.objective(**what, **who, noise=noise, time=time)["loss"]
 
         with evaluating(self.objective):
@@ -370,8 +374,7 @@ class IdentityStage(Stage):
         every = max(1, len(batch["latents"]) // 8)
         batch = {name: x[::every][:8] if name != "empty" else x for name, x in batch.items()}
         with evaluating(self.objective), self.context.autocast():
-            tokens = batch["tokens"] if "tokens" in batch else self.objective.tokens(batch["hidden"], batch["vertices"])
-            tokens = tokens.repeat(2, 1, 1)
+            tokens = self.objective.descriptor(**_who(batch)).repeat(2, 1, 1)
 
             def velocity(latents: Tensor, time: Tensor, words: Tensor) -> Tensor:
                 return self.objective.velocity(latents, batch["image"].repeat(2, 1, 1, 1, 1), words, time, tokens)
@@ -399,6 +402,11 @@ class IdentityStage(Stage):
         if branches != list(BRANCHES):
             model.config["identity_branches"] = branches
         nano.write(model, self.context.model_folder, ["transformer"])
+
+
+def _who(batch: Batch) -> Batch:
+    """What tells a batch's people apart."""
+    return {name: batch[name] for name in WHO if name in batch}
 
 
 def _recomputed(index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary) -> tuple:

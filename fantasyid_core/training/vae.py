@@ -64,8 +64,7 @@ class Reconstruction(nn.Module):
         """Frames (B, T, H, W, 3) uint8, what their pixels count (B, T, H / 4, W / 4), noise (B, t, h, w, 16); the
         frame (B,) whose face the tower looks at, and where its crop's pixels lie in it (B, S, S, 2) px."""
         pixels = to_model(frames)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.options["encoder"]):
-            mean, spread = fast_vae.encode(self.vae, pixels)
+        mean, spread = fast_vae.encode(self.vae, pixels)
         made = fast_vae.decode(self.vae, mean + spread * noise)
         weight = F.interpolate(weight, scale_factor=MASK_SCALE, mode="bilinear")[..., None]
         weight = weight / weight.mean()

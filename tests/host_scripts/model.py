@@ -39,11 +39,13 @@ def load(weight_dtype: str = "default"):
     return load_model(config, split_published(read(folder / "transformer")), weight_dtype)
 
 
-def sample(model, sampler=None, image: bool = True, noise: Tensor = NOISE) -> Tensor:
+def sample(
+    model, sampler=None, image: bool = True, noise: Tensor = NOISE, positive: Tensor = TEXT, scale: float = 6.0
+) -> Tensor:
     extra = {"concat_latent_image": FIRST} if image else {}
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds([[TEXT, dict(extra)]], [[NEGATIVE, dict(extra)]])
-    guider.set_cfg(6.0)
+    guider.set_conds([[positive, dict(extra)]], [[NEGATIVE, dict(extra)]])
+    guider.set_cfg(scale)
     sampler = sampler or comfy.samplers.sampler_object("ddim")
     return guider.sample(noise, torch.zeros_like(noise), sampler, trailing_sigmas(model, STEPS), seed=0)
 
@@ -105,25 +107,16 @@ LayerAttention.keys_values = lambda self, tokens: calls.append(1) or original(se
 sample(applied)
 LayerAttention.keys_values = original
 found["keys and values computed"] = len(calls)
-# an identity that guidance leads to: one prediction, put together by hand from what either branch predicts alone
-
-
-def predicted(model, positive: Tensor, scale: float, negative: Tensor = NEGATIVE) -> Tensor:
-    once = comfy.samplers.KSAMPLER(lambda model, x, sigmas, extra_args, **_: model(x, sigmas[:1], **extra_args))
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds([[positive, {}]], [[negative, {}]])
-    guider.set_cfg(scale)
-    return guider.sample(NOISE, torch.zeros_like(NOISE), once, trailing_sigmas(model, STEPS)[2:], seed=0)
-
-
-with_it, without = predicted(applied, TEXT, 1.0), predicted(model, NEGATIVE, 1.0)
-guided = add_injection(model, Injection(TOKENS, guided=True))
-found["guided difference"] = difference(predicted(guided, TEXT, 6.0), without + 6 * (with_it - without))
-found["guided without guidance"] = difference(predicted(guided, TEXT, 1.0), with_it)
-found["guided acts"] = difference(predicted(guided, TEXT, 6.0), predicted(applied, TEXT, 6.0))
-
 both = add_injection(applied, Injection(TOKENS.flip(0)))
 found["two identities"] = difference(sample(both), identity)
+
+# an identity that guidance leads to: one prediction, put together by hand from what either branch predicts alone
+once = comfy.samplers.KSAMPLER(lambda model, x, sigmas, extra_args, **_: model(x, sigmas[:1], **extra_args))
+with_it, without = sample(applied, once, False, scale=1.0), sample(model, once, False, positive=NEGATIVE, scale=1.0)
+guided = add_injection(model, Injection(TOKENS, guided=True))
+found["guided difference"] = difference(sample(guided, once, False), without + 6 * (with_it - without))
+found["guided without guidance"] = difference(sample(guided, once, False, scale=1.0), with_it)
+found["guided acts"] = difference(sample(guided, once, False), sample(applied, once, False))
 
 # LoRA under the names of PEFT, of the host and of kohya; on an injection layer too
 for name, prefix, layer in (
