@@ -16,7 +16,8 @@ Options, most of them rows of the ablation:
     late: share of the samples with times in the noisier half, where likeness is decided; balanced: how much samples
         count by what the loss at their times was at the start, see `diffusion.balance`.
     text_dropped, face_weight: as in `base`.
-    pictures, pictures_batch: as in `base`, for the pool.
+    pictures, pictures_batch: as in `base`, for the pool; pictures_text: of these steps' captions, how many tokens are
+        read (226 for all): a picture has 100 tokens of its own, and photos' captions are short.
     checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
 """
 
@@ -62,6 +63,7 @@ OPTIONS = {
     "face_weight": 4.0,
     "pictures": 0.0,
     "pictures_batch": 3,
+    "pictures_text": bytes_text.TOKENS,
     "checkpointing": False,
 }
 
@@ -196,6 +198,8 @@ class PoolSource:
         drawn = pool.draw(count, generator, pictures)
         dropped = data.rand(generator, count, 1, 1) < self.options["text_dropped"]
         words = torch.where(dropped, self.empty, self.captions.of(drawn.captions))
+        if pictures:
+            words = words[:, : self.options["pictures_text"]]
         told = {"latents": drawn.latents, "face": drawn.face, "words": words}
         photos = pool.settings.stills
         if drawn.photos is not None:
