@@ -20,6 +20,7 @@ from .checkpoint import Checkpoint
 from .ema import Ema
 from .optimizers import optimizers
 from .stage import Stage
+from .together import Moment, Together
 
 log = logging.getLogger(__name__)
 
@@ -50,30 +51,34 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
         pool.restore(max(progress["chunks"], pool.count))
         pool.fill(settings.pool.first)
     writer = _Writer(context.out, settings.stage, accelerator.is_main_process)
+    together = Together(accelerator, began)
     rendered_before = pool.seconds if pool is not None else 0.0
+    step = progress["step"]
 
-    def elapsed() -> float:
-        return time.perf_counter() - began
+    def present(stop: bool = False) -> Moment:
+        return together.at(step, pool.seconds - rendered_before if pool is not None else 0.0, stop)
 
     def state() -> dict:
-        return {"step": step, "elapsed": elapsed(), "chunks": pool.count if pool is not None else 0}
+        return {"step": step, "elapsed": now.elapsed, "chunks": pool.count if pool is not None else 0}
 
-    step, saved, looked = progress["step"], elapsed(), elapsed()
-    logged_step, logged_at = step, elapsed()
+    now = present()
+    saved = looked = now.elapsed
+    logged_step, logged_at = step, time.perf_counter()
     losses: dict[str, Tensor] = {}
     try:
         with _asked_to_stop() as stop:
-            while (done := _done(step, elapsed(), settings)) < 1:
+            while (done := _done(step, now.elapsed, settings)) < 1:
                 rate = settings.learning_rate * _rate(step, done, settings.warmup)
                 for group in (group for optimizer in stepping for group in optimizer.param_groups):
                     group["lr"] = rate * group["factor"]
-                if pool is not None:
-                    pool.grow(step, settings.pool.every, rendered_before + settings.pool.share * elapsed())
+                due = step % settings.pool.every == 0 and now.rendered < settings.pool.share * now.elapsed
+                if pool is not None and due:
+                    pool.grow()
                 try:
                     losses = module(**stage.batch(step, context.generator(step)))
                     accelerator.backward(losses["loss"])
                 except torch.OutOfMemoryError:
-                    _halve(stage)
+                    _halve(stage, accelerator.num_processes)
                     _cleared(stepping)
                     continue
                 accelerator.clip_grad_norm_(trained, settings.clip_norm)
@@ -82,28 +87,29 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
                 _cleared(stepping)
                 ema.update()
                 step += 1
+                now = present(stop.asked)
                 if step % settings.log_every == 0 or step == 1:
                     values = {name: x.detach().item() for name, x in losses.items()}
                     if not all(map(math.isfinite, values.values())):
                         raise TrainingError(f"Stage {settings.stage}: the loss is not finite at step {step}: {values}.")
-                    speed = (step - logged_step) / max(elapsed() - logged_at, 1e-9)
-                    logged_step, logged_at = step, elapsed()
-                    writer.losses(step, elapsed(), rate, speed, values, pool.clips if pool is not None else 0)
-                if stop.asked:
+                    speed = (step - logged_step) / max(time.perf_counter() - logged_at, 1e-9)
+                    logged_step, logged_at = step, time.perf_counter()
+                    writer.losses(step, now.elapsed, rate, speed, values, pool.clips if pool is not None else 0)
+                if now.stop:
                     checkpoint.save(state())
                     raise Stopped
-                if elapsed() - saved > settings.checkpoint_seconds:
+                if now.elapsed - saved > settings.checkpoint_seconds:
                     checkpoint.save(state())
-                    saved = elapsed()
-                if settings.validate_minutes and elapsed() - looked > 60 * settings.validate_minutes:
-                    _look(stage, ema, writer, step, elapsed())
-                    looked = elapsed()
-        log.info("Stage %s: %d steps in %.0f s.", settings.stage, step, elapsed())
+                    saved = now.elapsed
+                if settings.validate_minutes and now.elapsed - looked > 60 * settings.validate_minutes:
+                    _look(stage, ema, writer, step, now.elapsed)
+                    looked = now.elapsed
+        log.info("Stage %s: %d steps in %.0f s.", settings.stage, step, now.elapsed)
         with ema.applied():
             if accelerator.is_main_process:
                 stage.export()
         checkpoint.save(state())
-        return _look(stage, ema, writer, step, elapsed())
+        return _look(stage, ema, writer, step, now.elapsed)
     finally:
         checkpoint.close()
         accelerator.free_memory()
@@ -114,10 +120,11 @@ def _cleared(stepping: list) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def _halve(stage: Stage) -> None:
-    """Go on with half the batch. Raises the memory error where that is nothing."""
+def _halve(stage: Stage, processes: int) -> None:
+    """Go on with half the batch. Raises the memory error where that is nothing, or where other processes wait for this
+    one's step."""
     count = stage.settings.batch // 2
-    if not count:
+    if not count or processes > 1:
         raise
     log.warning("Out of memory with a batch of %d: going on with %d.", stage.settings.batch, count)
     stage.settings = replace(stage.settings, batch=count)
@@ -149,6 +156,7 @@ def _compile(stage: Stage) -> None:
         return
     torch._dynamo.config.suppress_errors = True
     torch._dynamo.config.cache_size_limit = 64
+    torch._dynamo.config.optimize_ddp = False  # blocks are small graphs already: gradients are sent between them
     torch._dynamo.config.automatic_dynamic_shapes = False  # single frames and videos: a graph each, not a slower one
     for module in modules:
         module.compile()

@@ -103,10 +103,8 @@ class Pool:
         while self.count < count:
             self.add()
 
-    def grow(self, step: int, every: int, seconds: float) -> None:
-        """Between two steps, every so many: render a chunk, unless rendering has taken `seconds` by now."""
-        if step % every or self.seconds >= seconds:
-            return
+    def grow(self) -> None:
+        """Render a chunk between two steps; what it takes is added to `seconds`."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # else the time would be that of the steps in the queue
         began = time.perf_counter()

@@ -51,6 +51,8 @@ class Run:
         precision = "bf16" if on_gpu and not tiny and torch.cuda.is_bf16_supported() else "no"
         self.accelerator = Accelerator(mixed_precision=precision)
         self.device = self.accelerator.device
+        if not self.accelerator.is_main_process:
+            logging.getLogger(__package__).setLevel(logging.WARNING)  # once is enough
         if on_gpu:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.model_folder = out / "FantasyID-nano"
