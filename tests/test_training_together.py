@@ -4,13 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("accelerate")
 
-from fantasyid_core.training import together
+from accelerate import Accelerator
+
+from fantasyid_core.errors import TrainingError
+from fantasyid_core.training import loop, together
+from fantasyid_core.training.run import STAGES
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,3 +42,22 @@ def test_two_processes_train_as_one_run(tmp_path: Path):
     assert len(steps) % together.EVERY == 0
     state = json.loads((tmp_path / "checkpoints" / "identity" / "progress.json").read_text())
     assert state["step"] == len(steps)
+
+
+def test_where_others_wait_a_smaller_batch_is_asked_for(monkeypatch: pytest.MonkeyPatch, context: Callable):
+    stage = STAGES["base"](context("base", batch=4))
+
+    def full(**batch: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(stage.objective, "forward", full)
+    alone = Accelerator(cpu=True)
+    with pytest.raises(torch.OutOfMemoryError):  # with half the batch, and half of that, then nothing is left
+        loop.train(stage, alone, resume=False)
+    assert stage.settings.batch == 1
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(Accelerator, "reduce", lambda self, told, kind: told)
+    stage = STAGES["base"](context("base", batch=4))
+    monkeypatch.setattr(stage.objective, "forward", full)
+    with pytest.raises(TrainingError, match="--set batch=2"):
+        loop.train(stage, alone, resume=False)

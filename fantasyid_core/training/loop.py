@@ -34,7 +34,7 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
 
     Raises:
         Stopped: asked to end; a checkpoint was written.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or one of several processes is out of memory.
     """
     settings, context = stage.settings, stage.context
     objective = stage.objective
@@ -121,11 +121,16 @@ def _cleared(stepping: list) -> None:
 
 
 def _halve(stage: Stage, processes: int) -> None:
-    """Go on with half the batch. Raises the memory error where that is nothing, or where other processes wait for this
-    one's step."""
+    """Go on with half the batch. Raises the memory error where that is nothing, and a TrainingError where other
+    processes wait for this one's step."""
     count = stage.settings.batch // 2
-    if not count or processes > 1:
+    if not count:
         raise
+    if processes > 1:
+        raise TrainingError(
+            f"Out of memory with a batch of {stage.settings.batch}, and other processes wait for this one: start again "
+            f"with --set batch={count}."
+        )
     log.warning("Out of memory with a batch of %d: going on with %d.", stage.settings.batch, count)
     stage.settings = replace(stage.settings, batch=count)
     torch.cuda.empty_cache()
