@@ -70,7 +70,7 @@ def test_rows_for_a_gpu_run_here_too(host_script, tmp_path):
     error, note = found["ours, exact, compiled by the host's node"]
     assert error < 1e-3
     assert note.startswith("first step ")
-    assert "graphs, 0 more for another prompt, seed, strength, identity" in note
+    assert "1 graphs, 0 more for another prompt, seed, strength, identity" in note
     assert 1e-4 < found["ours, fp8 products"][0] < 0.2
     assert found["ours, exact, 7 GiB free"][0] == 0
     told = found["whole run, 6 GiB free"][1]
