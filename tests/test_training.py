@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from fantasyid_core.errors import TrainingError
 from fantasyid_core.people.clip import still
 from fantasyid_core.people.person import TRAIN, person
 from fantasyid_core.training import __main__ as command
-from fantasyid_core.training import diffusion, face_truth, loop, settings, vae
+from fantasyid_core.training import diffusion, face_truth, loop, settings, together, vae
 from fantasyid_core.training.pool import Pool
 from fantasyid_core.training.run import STAGES
 from fantasyid_core.training.stage import Context
@@ -371,3 +372,26 @@ def test_a_decoder_can_be_trained_alone(context: Callable[..., Context], acceler
     with torch.no_grad():
         torch.testing.assert_close(vae.encode(written, clips), latents, atol=2e-2, rtol=2e-2)  # written in float16
         assert (vae.decode(written, latents) - made).abs().mean() > 1e-4
+
+
+def test_a_look_that_takes_longer_than_the_time_between_looks_leaves_room_for_steps(
+    context: Callable[..., Context], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+):
+    stage = STAGES["base"](context("base", steps=7, validate_minutes=2.5 / 60))
+    clock, looks, draw = [0.0], [], stage.batch
+    monkeypatch.setattr(together, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def batch(step: int, generator: torch.Generator) -> dict:
+        clock[0] += 1
+        return draw(step, generator)
+
+    def validate() -> dict[str, float]:
+        clock[0] += 100
+        looks.append(1)
+        return {"loss": 0.0}
+
+    monkeypatch.setattr(stage, "batch", batch)
+    monkeypatch.setattr(stage, "validate", validate)
+    monkeypatch.setattr(stage, "sheet", lambda: None)
+    loop.train(stage, accelerator, resume=False)
+    assert len(looks) == 3  # after the third step, the sixth, and at the end

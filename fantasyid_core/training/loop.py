@@ -100,9 +100,11 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
                     raise Stopped
                 if now.elapsed - saved > settings.checkpoint_seconds:
                     checkpoint.save(state())
+                    now = present(stop.asked)
                     saved = now.elapsed
                 if settings.validate_minutes and now.elapsed - looked > 60 * settings.validate_minutes:
                     _look(stage, ema, writer, step, now.elapsed)
+                    now = present(stop.asked)
                     looked = now.elapsed
         log.info("Stage %s: %d steps in %.0f s.", settings.stage, step, now.elapsed)
         with ema.applied():
