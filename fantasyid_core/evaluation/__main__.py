@@ -77,13 +77,7 @@ def _draw_pages(options: argparse.Namespace, generator: Generator | None, drawn:
     identities = [generator.identity(face) for face in faces]
     prompt = "A video of a person in a blue shirt in front of a grey background, who smiles and turns to the left."
     requests = [Request(prompt, who, settings.seed + i) for i, who in enumerate(identities)]
-    videos = generator.videos(
-        requests,
-        frames=settings.frames,
-        steps=settings.steps,
-        guidance=settings.guidance,
-        guide_identity=settings.guide_identity,
-    )
+    videos = generator.videos(requests, **settings.sampling)
     lines = [
         pages.Line(face.crop, video, None, path.stem)
         for face, video, path in zip(faces, videos, options.photos, strict=True)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,12 @@ class Settings:
     seconds: float = 0.0
     error: float = 0.0
     guide_identity: bool = False
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How to sample, as `Generator.sample` takes it."""
+        names = ("frames", "steps", "guidance", "scheduler", "guide_identity")
+        return {name: getattr(self, name) for name in names}
 
 
 def save(folder: Path, settings: Settings, outputs: Outputs) -> None:

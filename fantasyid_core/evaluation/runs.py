@@ -66,17 +66,7 @@ def make(
             say(f"{mode.name}: {done} of {of} videos, {time.perf_counter() - start:.0f} s")
 
         requests = asked if runs else [*asked, *off, *swapped]
-        latents = generator.sample(
-            requests,
-            frames=settings.frames,
-            steps=settings.steps,
-            guidance=settings.guidance,
-            scheduler=settings.scheduler,
-            batch=batch,
-            progress=progress,
-            mode=mode,
-            guide_identity=settings.guide_identity,
-        )
+        latents = generator.sample(requests, batch=batch, progress=progress, mode=mode, **settings.sampling)
         seconds = (time.perf_counter() - start) / len(requests)
         exact = latents[: len(asked)] if exact is None else exact
         error = float(((latents[: len(asked)] - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).mean())
