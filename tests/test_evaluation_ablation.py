@@ -21,7 +21,7 @@ def models(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     written = {"judge": folder / "judge"}
     for name, branches in (("full", None), ("no_3d", ["2d"]), ("no_2d", ["3d"])):
         model = nano.build(standin / "face_model", nano.TINY)
-        model.config |= {"identity_branches": branches} if branches else {}
+        model.config |= {"identity_branches": branches} if branches else {"first_frame_condition": True}
         written[name] = nano.write(model, folder / name)
     return written
 
@@ -60,7 +60,7 @@ def test_the_table_has_a_line_per_variant_and_its_seeds(
     assert by_variant["no_3d"][-1] == ablation.VARIANTS["no_3d"].predicted
 
 
-@pytest.mark.parametrize("named", ["no_3d={full}", "full={no_2d}", "first_frame={full}", "{full}", "full="])
+@pytest.mark.parametrize("named", ["no_3d={full}", "full={no_2d}", "no_first_frame={full}", "{full}", "full="])
 def test_a_model_under_the_wrong_name_is_refused(models: dict[str, Path], named: str, capsys: pytest.CaptureFixture):
     assert ablation.main([named.format(**models), "--people", "2", "--device", "cpu"]) == 1
     assert capsys.readouterr().err.startswith("FantasyIDError: ")

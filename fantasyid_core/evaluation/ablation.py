@@ -38,8 +38,8 @@ VARIANTS = {
     "no_2d": Variant("options.branch_2d=false", "much less alike: shape says nothing of skin, brows and hair"),
     "one_view": Variant("options.multi_view=false", "copy-paste index up, face and head move less"),
     "shared_layer": Variant("options.shared_layer=true", "identity and motion balanced worse"),
-    "first_frame": Variant("options.first_frame=true", "as released: more alike, copy-paste index up"),
-    "unfreeze": Variant('options.unfreeze=["…"]', "more alike than the frozen DiT; the paper freezes it"),
+    "no_first_frame": Variant("options.first_frame=false", "less alike, copy-paste index down; released with it"),
+    "frozen": Variant("options.unfreeze=[]", "as the paper trains: prompts followed as by the base, less alike"),
 }
 """The 2-D branch alone is `no_3d`."""
 
@@ -91,7 +91,7 @@ def _check(variant: str, folder: Path) -> None:
     branches = config.get("identity_branches", list(BRANCHES))
     expected = {"no_3d": ["2d"], "no_2d": ["3d"]}.get(variant, list(BRANCHES))
     first = bool(config.get("first_frame_condition", True))
-    if variant in VARIANTS and (branches != expected or (variant == "first_frame" and not first)):
+    if variant in VARIANTS and (branches != expected or (variant == "no_first_frame" and first)):
         raise FantasyIDError(
             f"{folder} is no model of '{variant}': it was trained on the branches {' and '.join(branches)}"
             f"{', with' if first else ', without'} the reference as first frame. Train it with: "

@@ -22,6 +22,7 @@ from .whitening import fold, whitening
 ELSEWHERE = 0.2  # share of crops that may lie anywhere
 REACH = 3.5  # px, how far a landmark makes pixels count
 OUTLINE = 17  # landmarks of the jaw, which come first
+ENCODED_FRAMES = 400  # together: one part starts some 330 kernels, however few the frames
 
 
 def to_model(frames: Tensor) -> Tensor:
@@ -36,7 +37,8 @@ def to_frames(pixels: Tensor) -> Tensor:
 
 def encode(vae: nn.Module, frames: Tensor) -> Tensor:
     """Frames (B, T, H, W, 3) uint8 → scaled latents (B, t, 16, h, w), the posterior's mean."""
-    parts = [fast_vae.encode(vae, to_model(part))[0] for part in frames.split(16)]
+    at_once = max(1, ENCODED_FRAMES // frames.shape[1])
+    parts = [fast_vae.encode(vae, to_model(part))[0] for part in frames.split(at_once)]
     return torch.cat(parts).float().movedim(-1, 2) * vae.config.scaling_factor
 
 
