@@ -55,6 +55,20 @@ def test_every_video_follows_its_own_identity_prompt_and_seed(generator: Generat
         assert (latents(generator, [other]) - alone).abs().max() > 1e-4
 
 
+def test_several_photos_of_a_person_make_one_identity(generator: Generator):
+    case = cases.draw(2)[0]
+    clips = cases.photos(case, 3)
+    assert clips[0] is case.reference
+    assert len({clip.caption for clip in clips}) == 3
+    assert {clip.person.seed for clip in clips} == {case.asked.person.seed}
+    faces = [generate.reference(photo) for photo in cases.show(clips).frames[:, 0]]
+    alone = [generator.identity(face) for face in faces]
+    together = generator.identity(faces[0], faces[1:])
+    torch.testing.assert_close(together.face_tokens, torch.stack([one.face_tokens for one in alone]).mean(0))
+    assert torch.equal(together.image, alone[0].image)
+    assert not torch.equal(together.vertex_tokens, alone[0].vertex_tokens)
+
+
 @pytest.mark.parametrize("first_frame", [False, True])
 def test_at_strength_0_the_identity_does_not_matter(
     first_frame: bool, generator: Generator, identities: list[Identity], monkeypatch: pytest.MonkeyPatch

@@ -50,12 +50,19 @@ def draw(people: int, seed: int = 0, frames: int = FRAMES) -> list[Case]:
     return cases
 
 
-def show(clips: list[Clip], device: torch.device | str = "cpu", batch: int = 8, every: int = 1) -> RenderedClips:
-    """Render clips at 160 px, `batch` at a time, every so many frames of each; results on the CPU."""
+def photos(case: Case, count: int) -> list[Clip]:
+    """The reference and further photos of the person, `count` in all."""
+    return [case.reference, *(still(case.reference.person, 1 + k) for k in range(1, count))]
+
+
+def show(
+    clips: list[Clip], device: torch.device | str = "cpu", batch: int = 8, every: int = 1, size: int = SIZE
+) -> RenderedClips:
+    """Render clips at `size` px, `batch` at a time, every so many frames of each; results on the CPU."""
     parts = []
     for start in range(0, len(clips), batch):
         chosen = [thinned(one, every) for one in clips[start : start + batch]]
-        parts.append(render(chosen, SIZE, device=device))
+        parts.append(render(chosen, size, device=device))
     names = [field.name for field in fields(RenderedClips)]
     return RenderedClips(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in names))
 

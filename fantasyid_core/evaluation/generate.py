@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import bytes_text, nano, reconstruction
 from ..detection import DetectedFace, detect
 from ..errors import FaceNotFoundError
-from ..fusion import Identity, fuse
+from ..fusion import MEAN, Identity, fuse
 from ..injection import LayerAttention
 from ..sampling import TRAIN_STEPS, denoise, guide
 from ..step_cache import StepCache
@@ -88,13 +88,16 @@ class Generator:
         self._face_model = model.face.to(self.device)
 
     @torch.no_grad()
-    def identity(self, face: DetectedFace) -> Identity:
-        """The identity of a face, from its photo alone."""
-        photo = face.image.to(self.device)
-        on_device = replace(face, image=photo, crop=face.crop.to(self.device))
-        mesh = reconstruction.reconstruct(on_device, self.model.regressor, self._face_model, reconstruction.SHAPE_ONLY)
-        views = FaceViews(on_device.crop[None], torch.ones(1))
-        return fuse(self.model.encoder, views, mesh, device=self.device)
+    def identity(self, face: DetectedFace, others: Sequence[DetectedFace] = ()) -> Identity:
+        """The identity of a face, from its photo alone or with others of the same person: their mean, all alike."""
+        faces = [
+            replace(each, image=each.image.to(self.device), crop=each.crop.to(self.device)) for each in (face, *others)
+        ]
+        mesh = reconstruction.reconstruct(
+            faces[0], self.model.regressor, self._face_model, reconstruction.SHAPE_ONLY, others=faces[1:]
+        )
+        views = FaceViews(torch.stack([each.crop for each in faces]), torch.ones(len(faces)))
+        return fuse(self.model.encoder, views, mesh, MEAN, device=self.device)
 
     def videos(self, requests: Sequence[Request], **sampling) -> Tensor:
         """Make videos; arguments as for `sample`.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import FantasyIDError, SaveError
 from ..optional import require
+from .cases import SIZE
 from .measure import Outputs
 
 FILE_BYTES = 14 << 20
@@ -26,7 +27,8 @@ class Settings:
     """How frames were made: what `cases.draw` and `Generator.videos` were asked for; `model` is the folder's name.
 
     `mode` is the way of computing, `seconds` the time of denoising by video, and `error` the latents' relative distance
-    from the exact ones. With `guide_identity` the unconditional branch went without the identity.
+    from the exact ones. With `guide_identity` the unconditional branch went without the identity; `references` is from
+    how many photos of a person an identity was made, `reference_size` their side in px.
     """
 
     people: int
@@ -43,6 +45,8 @@ class Settings:
     seconds: float = 0.0
     error: float = 0.0
     guide_identity: bool = False
+    references: int = 1
+    reference_size: int = SIZE
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FantasyIDError
+from ..fusion import Identity
 from . import cases, generate, kept, measure
 from .cases import Case
 from .embedding import Embedding
@@ -49,8 +50,7 @@ def make(
     The first mode's latents are what the others' errors are measured from: ‖z − z₀‖ / ‖z₀‖, mean over the videos.
     """
     say("Making identities from the reference photos")
-    photos = cases.show([case.reference for case in drawn], generator.device).frames[:, 0]
-    identities = [generator.identity(generate.reference(photo, generator.device)) for photo in photos]
+    identities = [_identity(generator, case, settings) for case in drawn]
     controls = range(settings.controls)
     prompts = [case.asked.caption for case in drawn]
     seeds = [1000 * settings.seed + i for i in range(len(drawn))]
@@ -76,6 +76,13 @@ def make(
         made = replace(settings, mode=mode.name, seconds=seconds, error=error, controls=len(rest[0]))
         runs.append(Run(mode.name, made, outputs))
     return runs
+
+
+def _identity(generator: Generator, case: Case, settings: Settings) -> Identity:
+    clips = cases.photos(case, settings.references)
+    photos = cases.show(clips, generator.device, size=settings.reference_size).frames[:, 0]
+    face, *others = (generate.reference(photo, generator.device) for photo in photos)
+    return generator.identity(face, others)
 
 
 def save(folder: Path, runs: Iterable[Run], first: int = 0) -> None:

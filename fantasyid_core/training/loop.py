@@ -40,7 +40,7 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
     objective = stage.objective
     trained = [p for p in objective.parameters() if p.requires_grad]
     if settings.compile and context.device.type == "cuda":
-        _compile(stage)
+        compile_parts(stage)
     module, *stepping = accelerator.prepare(objective, *optimizers(trained, stage.hidden(), settings, stage.rates()))
     ema = Ema(objective, settings.ema)
     checkpoint = Checkpoint(context.out / "checkpoints" / settings.stage, accelerator, objective, ema)
@@ -156,7 +156,7 @@ def _rate(step: int, done: float, warmup: int) -> float:
     return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def _compile(stage: Stage) -> None:
+def compile_parts(stage: Stage) -> None:
     """Compile what the stage names, where that works; a failure costs speed, not the run."""
     modules = stage.compile()
     if not modules:

@@ -1,0 +1,230 @@
+"""`python -m fantasyid_core.training.ceilings`: how near to a person any DiT could come.
+
+Two parts stand around it. The autoencoder: true clips of the evaluation's cases go through it. The identity encoder:
+ridge regressions learn, on people of the training split, to read shape code and paint in the tokens; the cases' people
+are then drawn again as the tokens of their references tell. All are judged as outputs are.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import nano
+from ..evaluation import cases, embedding, likeness
+from ..evaluation.cases import Case
+from ..evaluation.command import guarded, say
+from ..evaluation.processes import shared_out
+from ..evaluation.truth import EMBED_EVERY, vectors
+from ..people.clip import Clip, still
+from ..people.person import TRAIN, Paint, Person, person
+from ..people.render import render
+from . import data
+from .face import CROP, as_photos
+from .vae import decode, encode
+
+FIRST = len(TRAIN) * 7 // 10  # whom no pool reaches: they begin elsewhere and take some 60,000
+PENALTIES = (1.0, 10.0, 100.0, 1000.0)
+SHAPE = 100
+AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """N people: shape codes (N, 100) and paint (N, P), the numbers of `Paint` one after the other."""
+
+    shape: Tensor
+    paint: Tensor
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What cases come to, drawn or decoded in some way: share of the way and top-1 re-identification."""
+
+    name: str
+    share: float
+    found: float
+
+
+def described(people: Sequence[Person]) -> Described:
+    """What is true of people."""
+    paint = [np.concatenate([np.atleast_1d(value) for value in vars(one.paint).values()]) for one in people]
+    return Described(torch.stack([one.shape_code for one in people]), torch.from_numpy(np.stack(paint)).float())
+
+
+def as_told(one: Person, shape: Tensor, paint: Tensor) -> Person:
+    """The person with another shape code (100,) and paint (P,)."""
+    rest, values = paint.numpy(), {}
+    for field in fields(Paint):
+        size = np.atleast_1d(getattr(one.paint, field.name)).size
+        values[field.name] = rest[:size] if size > 1 else float(rest[0])
+        rest = rest[size:]
+    return replace(one, shape_code=shape, paint=Paint(**values))
+
+
+@torch.no_grad()
+def seen(
+    model: nano.Nano, photos: Sequence[Clip], device: torch.device, size: int = cases.SIZE
+) -> tuple[Tensor, Tensor]:
+    """Photos of one frame, drawn at `size` px → the means of their face tokens and of their vertex tokens, each
+    normalised as injection layers read them, side by side (N, 2 K); and the regressor's shape codes (N, 100). Faces lie
+    by true landmarks."""
+    encoder, found = model.encoder, []
+    for start in range(0, len(photos), AT_ONCE):
+        drawn = render(photos[start : start + AT_ONCE], size, device)
+        pictures = cases.as_bytes(drawn.frames[:, 0])
+        crops = data.aligned(pictures, drawn.landmarks[:, 0], CROP, torch.zeros(len(pictures), 4, device=device))
+        face = encoder.abstractor(encoder.tower.last_hidden_state(encoder.tower.preprocess(crops)))
+        code = model.regressor(as_photos(pictures))[:, :SHAPE]
+        mesh = encoder.reducer(encoder.spiral_net(model.face.decode(code), face))
+        means = [F.layer_norm(tokens, tokens.shape[-1:]).mean(1) for tokens in (face, mesh)]
+        found.append((torch.cat(means, 1).cpu(), code.cpu()))
+    tokens, codes = (torch.cat(part) for part in zip(*found, strict=True))
+    return tokens, codes
+
+
+def ridge(known: Tensor, wanted: Tensor, new: Tensor) -> Tensor:
+    """What a linear regression from `known` (N, A) to `wanted` (N, B) makes of `new` (M, A): (M, B), never beyond what
+    it saw. Of `PENALTIES` it takes the best on the last fifth."""
+    mean, scale = known.mean(0), known.std(0) + 1e-6
+    middle, spread = wanted.mean(0), wanted.std(0) + 1e-6
+    a, b, targets = (known - mean) / scale, (new - mean) / scale, (wanted - middle) / spread
+
+    def weights(rows: Tensor, goals: Tensor, penalty: float) -> Tensor:
+        return torch.linalg.solve(rows.T @ rows + penalty * torch.eye(rows.shape[1]), rows.T @ goals)
+
+    most = len(a) * 4 // 5
+    errors = [(a[most:] @ weights(a[:most], targets[:most], p) - targets[most:]).square().mean() for p in PENALTIES]
+    told = b @ weights(a, targets, PENALTIES[int(torch.stack(errors).argmin())]) * spread + middle
+    return told.clamp(wanted.amin(0), wanted.amax(0))
+
+
+def variance_told(model: nano.Nano, told: Tensor, true: Tensor) -> float:
+    """Share of the variance of vertices that shape codes (N, 100) tell of the true ones."""
+    moved = model.face.shape_basis[..., :SHAPE].flatten(0, 1).cpu().square().sum(0)
+    off, whole = ((x.square() * moved).sum() for x in (told - true, true - true.mean(0)))
+    return float(1 - off / whole)
+
+
+def measure(
+    model: nano.Nano,
+    drawn: Sequence[Case],
+    fit: int,
+    faces: embedding.Embedding,
+    device: torch.device,
+    size: int = cases.SIZE,
+    autoencoder: bool = True,
+) -> tuple[list[Ceiling], dict[str, float]]:
+    """Ceilings of cases, and what share of the variance of shapes is told by tokens and by the regressor.
+
+    Args:
+        fit: people whom the regressions learn on.
+        faces: who judges.
+        size: of the reference photos, px.
+        autoencoder: whether true clips go through it too, which takes longest.
+    """
+    say(f"Reading {fit} people of the training split")
+    known = [person(TRAIN[FIRST + i]) for i in range(fit)]
+    tokens, _ = seen(model, [still(one, 0) for one in known], device, size)
+    of_known, owners = described(known), [case.asked.person for case in drawn]
+    own = described(owners)
+    new, codes = seen(model, [case.reference for case in drawn], device, size)
+    shape, paint = (ridge(tokens, x, new) for x in (of_known.shape, of_known.paint))
+    mean = of_known.shape.mean(0).expand_as(shape)
+
+    def judged(clips: Sequence[Clip], every: int = EMBED_EVERY) -> Tensor:
+        return likeness.average(vectors(faces, cases.show(list(clips), device, every=every).frames, device))
+
+    def redrawn(shapes: Tensor, paints: Tensor) -> Tensor:
+        people = [as_told(*what) for what in zip(owners, shapes, paints, strict=True)]
+        return judged(replace(case.asked, person=one) for case, one in zip(drawn, people, strict=True))
+
+    say("Judging the truth")
+    reference, gallery, stranger, truth = (
+        judged(getattr(case, name) for case in drawn) for name in ("reference", "gallery", "stranger", "asked")
+    )
+
+    def ceiling(name: str, outputs: Tensor) -> Ceiling:
+        say(f"Judged: {name}")
+        ways = ((x * reference).sum(1) for x in (outputs, stranger, truth))
+        return Ceiling(name, likeness.share_of_the_way(*ways), likeness.reidentification(outputs, gallery))
+
+    found = [
+        ceiling("true renders", truth),
+        ceiling("drawn as the tokens tell", redrawn(shape, paint)),
+        ceiling("shape as told, their own paint", redrawn(shape, own.paint)),
+        ceiling("paint as told, their own shape", redrawn(own.shape, paint)),
+        ceiling("shape as the regressor tells, their own paint", redrawn(codes, own.paint)),
+        ceiling("everybody's mean shape, their own paint", redrawn(mean, own.paint)),
+    ]
+    if autoencoder:
+        found.append(ceiling("true clips through the autoencoder", _decoded(model, drawn, faces, device)))
+    return found, {
+        "tokens": variance_told(model, shape, own.shape),
+        "regressor": variance_told(model, codes, own.shape),
+    }
+
+
+@torch.no_grad()
+def _decoded(model: nano.Nano, drawn: Sequence[Case], faces: embedding.Embedding, device: torch.device) -> Tensor:
+    clips = cases.show([case.asked for case in drawn], device).frames.split(4)
+    frames = [decode(model.vae, encode(model.vae, cases.as_bytes(part).to(device)))[:, ::EMBED_EVERY] for part in clips]
+    return likeness.average(vectors(faces, torch.cat(frames), device))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return guarded(_run, _parser().parse_args(arguments))
+
+
+def _run(options: argparse.Namespace) -> None:
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = nano.read(options.model)
+    for module in model.modules.values():
+        module.to(device)
+    model.face = model.face.to(device)
+    drawn = cases.draw(options.people, options.seed, options.frames)
+    with shared_out(embedding.DLIB, options.embedding_folder, options.processes) as faces:
+        found, told = measure(
+            model, drawn, options.fit, faces, device, options.reference_size, not options.no_autoencoder
+        )
+    print(f"| | share of the way | re-identified of {len(drawn)} |\n| --- | --- | --- |")
+    for row in found:
+        print(f"| {row.name} | {row.share:.2f} | {row.found:.2f} |")
+    shares = ", ".join(f"{value:.2f} by the {name}" for name, value in told.items())
+    print(f"\nShare of the variance of the shapes that is told: {shares}.")
+    if options.json:
+        content = {"people": len(drawn), "fit": options.fit, "rows": [vars(row) for row in found], "told": told}
+        options.json.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m fantasyid_core.training.ceilings",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", type=Path, default=nano.SHIPPED, help="folder in the published layout (the shipped model)")
+    add("--people", type=int, default=60, help="unseen people to judge (60)")
+    add("--seed", type=int, default=0, help="which of them (0)")
+    add("--frames", type=int, default=cases.FRAMES, help="frames of their clips, 4 k + 1 (25)")
+    add("--fit", type=int, default=1500, help="people whom the regressions learn on (1500)")
+    add("--reference-size", type=int, default=cases.SIZE, help="side of the reference photos, px (160)")
+    add("--no-autoencoder", action="store_true", help="leave out the true clips through it, which take longest")
+    add("--device", help="cuda or cpu (cuda if there is one)")
+    add("--embedding-folder", type=Path, action="append", default=[], help="where dlib's model file lies")
+    add("--processes", type=int, default=1, help="that share the faces' embedding (1)")
+    add("--json", type=Path, help="write the numbers to this file too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""`python -m tools.profile_stage STAGE`: what a training step and a chunk of rendering wait for.
+
+Prints, for steps on clips and on photos where a stage knows both: wall time, what the host takes to start the kernels,
+how many these are and how long they run, and the longest of them; then the same of a chunk of the pool.
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from fantasyid_core import nano
+from fantasyid_core.people.person import TRAIN, VALIDATION
+from fantasyid_core.training import loop, settings
+from fantasyid_core.training.ema import Ema
+from fantasyid_core.training.optimizers import optimizers
+from fantasyid_core.training.pool import Pool
+from fantasyid_core.training.run import STAGES
+from fantasyid_core.training.stage import Context, Stage
+
+RATE = 1e-5  # the weights hardly move
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING)
+    told = settings.read(settings.HERE / f"{options.stage}.toml", options.set)
+    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    stage = _stage(told, options.model, accelerator.device)
+    step = _step(stage, accelerator)
+    if "pictures" not in told.options:
+        _report(f"step, batch {told.batch}", step, options.steps)
+    else:
+        for kind, share in {"clips": 0.0, "photos": 1.0}.items():
+            with _photos(stage, share):
+                _report(f"step on {kind}, batch {told.batch}", step, options.steps)
+    _report("chunk of the pool", lambda number: stage.context.pool.add(), max(1, options.steps // 5))
+
+
+def _stage(told: settings.Settings, model: Path, device: torch.device) -> Stage:
+    parts = nano.read(model)
+    for module in parts.modules.values():
+        module.to(device)
+    parts.face = parts.face.to(device)
+    few = replace(told.pool, holds=told.pool.people, filmed=told.pool.people, validation=told.pool.people)
+    pools = Pool(told.pool, TRAIN, 0, device), Pool(few, VALIDATION, 0, device)
+    for pool in pools:
+        pool.fill(told.pool.people)
+    context = Context(told, parts, *pools, out=Path(), device=device, bf16=device.type == "cuda")
+    return STAGES[told.stage](context)
+
+
+def _step(stage: Stage, accelerator: Accelerator) -> Callable[[int], None]:
+    """One step as `training.loop` takes it."""
+    told, device = stage.settings, accelerator.device
+    if told.compile and device.type == "cuda":
+        loop.compile_parts(stage)
+    trained = [p for p in stage.objective.parameters() if p.requires_grad]
+    module, *stepping = accelerator.prepare(stage.objective, *optimizers(trained, stage.hidden(), told, stage.rates()))
+    for group in (group for optimizer in stepping for group in optimizer.param_groups):
+        group["lr"] = RATE
+    ema = Ema(stage.objective, told.ema)
+
+    def step(number: int) -> None:
+        losses = module(**stage.batch(number, stage.context.generator(number)))
+        accelerator.backward(losses["loss"])
+        accelerator.clip_grad_norm_(trained, told.clip_norm)
+        for optimizer in stepping:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        ema.update()
+
+    return step
+
+
+@contextmanager
+def _photos(stage: Stage, share: float) -> Iterator[None]:
+    """The stage's steps with this share of photos, then as before."""
+    before, stage.options["pictures"] = stage.options["pictures"], share
+    try:
+        yield
+    finally:
+        stage.options["pictures"] = before
+
+
+def _report(name: str, run: Callable[[int], object], count: int) -> None:
+    for number in range(3):
+        run(number)
+    _wait()
+    began = time.perf_counter()
+    for number in range(count):
+        run(number)
+    host = (time.perf_counter() - began) / count
+    _wait()
+    wall = (time.perf_counter() - began) / count
+    print(f"{name}: {1e3 * wall:.1f} ms; the host is done after {1e3 * host:.1f}")
+    on_gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    with profile(activities=[ProfilerActivity.CPU, *on_gpu]) as profiler:
+        for number in range(count):
+            run(number)
+        _wait()
+    kernels = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    if kernels:
+        busy = sum(event.self_device_time_total for event in kernels)
+        print(f"  {len(kernels) / count:.0f} kernels, {busy / 1e3 / count:.1f} ms of them")
+    by = "self_cuda_time_total" if kernels else "self_cpu_time_total"
+    print(profiler.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=70))
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.profile_stage", description=__doc__)
+    parser.add_argument("stage", choices=list(STAGES))
+    parser.add_argument("--model", type=Path, default=nano.SHIPPED, help="folder to start from (the shipped model)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the stage")
+    parser.add_argument("--steps", type=int, default=20, help="how many are measured (20)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
