@@ -55,14 +55,12 @@ def photos(case: Case, count: int) -> list[Clip]:
     return [case.reference, *(still(case.reference.person, 1 + k) for k in range(1, count))]
 
 
-def show(
-    clips: list[Clip], device: torch.device | str = "cpu", batch: int = 8, every: int = 1, size: int = SIZE
-) -> RenderedClips:
-    """Render clips at `size` px, `batch` at a time, every so many frames of each; results on the CPU."""
+def show(clips: list[Clip], device: torch.device | str = "cpu", batch: int = 8, every: int = 1) -> RenderedClips:
+    """Render clips at 160 px, `batch` at a time, every so many frames of each; results on the CPU."""
     parts = []
     for start in range(0, len(clips), batch):
         chosen = [thinned(one, every) for one in clips[start : start + batch]]
-        parts.append(render(chosen, size, device=device))
+        parts.append(render(chosen, SIZE, device=device))
     names = [field.name for field in fields(RenderedClips)]
     return RenderedClips(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in names))
 

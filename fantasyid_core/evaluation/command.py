@@ -41,7 +41,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, default=6.0, help="guidance scale (6)")
     add("--guide-identity", action="store_true", help="guidance leads to the identity as to the prompt")
     add("--references", type=int, default=1, help="photos of each person, whose views' mean makes the identity (1)")
-    add("--reference-size", type=int, default=cases.SIZE, help="side of the reference photos, px (160, as the videos)")
     add("--scheduler", default="ddim", choices=("ddim", "dpm"), help="ddim repeats whatever the batch (ddim)")
     add("--batch", type=int, default=8, help="videos at a time (8)")
     add("--dtype", choices=DTYPES, help="of transformer and autoencoder (bf16 on a GPU, else fp32)")
@@ -77,7 +76,6 @@ def settings_of(options: argparse.Namespace, model: Path, controls: int) -> Sett
         device=torch.cuda.get_device_name() if device == "cuda" else device,
         guide_identity=options.guide_identity,
         references=options.references,
-        reference_size=options.reference_size,
     )
 
 
@@ -98,9 +96,7 @@ def tables_of(options: argparse.Namespace, runs: Sequence[Run], judge_folder: Pa
 def heading(made: Settings, judged_by: str) -> str:
     """How videos were made and judged, in a line above a table."""
     guided = " to the identity too" if made.guide_identity else ""
-    photos = ""
-    if (made.references, made.reference_size) != (1, cases.SIZE):
-        photos = f" with {made.references} photos of {made.reference_size} px"
+    photos = f" with {made.references} photos each" if made.references > 1 else ""
     return (
         f"{made.model}: {made.people} people{photos}, seed {made.seed}, {made.frames} frames, {made.steps} steps of "
         f"{made.scheduler}, guidance {made.guidance:g}{guided}, {made.dtype}, made on {made.device}; faces judged by "

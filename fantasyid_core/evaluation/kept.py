@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..errors import FantasyIDError, SaveError
 from ..optional import require
-from .cases import SIZE
 from .measure import Outputs
 
 FILE_BYTES = 14 << 20
@@ -28,7 +27,7 @@ class Settings:
 
     `mode` is the way of computing, `seconds` the time of denoising by video, and `error` the latents' relative distance
     from the exact ones. With `guide_identity` the unconditional branch went without the identity; `references` is from
-    how many photos of a person an identity was made, `reference_size` their side in px.
+    how many photos of a person an identity was made.
     """
 
     people: int
@@ -46,7 +45,6 @@ class Settings:
     error: float = 0.0
     guide_identity: bool = False
     references: int = 1
-    reference_size: int = SIZE
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from . import data
 from .face import CROP, as_photos
 from .vae import decode, encode
 
-FIRST = len(TRAIN) * 7 // 10  # whom no pool reaches: they begin elsewhere and take some 60,000
+FIRST = len(TRAIN) * 7 // 10  # whom no pool reaches that begins with a seed below 7
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 SHAPE = 100
 AT_ONCE = 16
@@ -70,15 +70,13 @@ def as_told(one: Person, shape: Tensor, paint: Tensor) -> Person:
 
 
 @torch.no_grad()
-def seen(
-    model: nano.Nano, photos: Sequence[Clip], device: torch.device, size: int = cases.SIZE
-) -> tuple[Tensor, Tensor]:
-    """Photos of one frame, drawn at `size` px → the means of their face tokens and of their vertex tokens, each
+def seen(model: nano.Nano, photos: Sequence[Clip], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Photos of one frame, drawn as the evaluation's → the means of their face tokens and of their vertex tokens, each
     normalised as injection layers read them, side by side (N, 2 K); and the regressor's shape codes (N, 100). Faces lie
     by true landmarks."""
     encoder, found = model.encoder, []
     for start in range(0, len(photos), AT_ONCE):
-        drawn = render(photos[start : start + AT_ONCE], size, device)
+        drawn = render(photos[start : start + AT_ONCE], cases.SIZE, device)
         pictures = cases.as_bytes(drawn.frames[:, 0])
         crops = data.aligned(pictures, drawn.landmarks[:, 0], CROP, torch.zeros(len(pictures), 4, device=device))
         face = encoder.abstractor(encoder.tower.last_hidden_state(encoder.tower.preprocess(crops)))
@@ -119,7 +117,6 @@ def measure(
     fit: int,
     faces: embedding.Embedding,
     device: torch.device,
-    size: int = cases.SIZE,
     autoencoder: bool = True,
 ) -> tuple[list[Ceiling], dict[str, float]]:
     """Ceilings of cases, and what share of the variance of shapes is told by tokens and by the regressor.
@@ -127,15 +124,14 @@ def measure(
     Args:
         fit: people whom the regressions learn on.
         faces: who judges.
-        size: of the reference photos, px.
         autoencoder: whether true clips go through it too, which takes longest.
     """
     say(f"Reading {fit} people of the training split")
     known = [person(TRAIN[FIRST + i]) for i in range(fit)]
-    tokens, _ = seen(model, [still(one, 0) for one in known], device, size)
+    tokens, _ = seen(model, [still(one, 0) for one in known], device)
     of_known, owners = described(known), [case.asked.person for case in drawn]
     own = described(owners)
-    new, codes = seen(model, [case.reference for case in drawn], device, size)
+    new, codes = seen(model, [case.reference for case in drawn], device)
     shape, paint = (ridge(tokens, x, new) for x in (of_known.shape, of_known.paint))
     mean = of_known.shape.mean(0).expand_as(shape)
 
@@ -192,9 +188,7 @@ def _run(options: argparse.Namespace) -> None:
     model.face = model.face.to(device)
     drawn = cases.draw(options.people, options.seed, options.frames)
     with shared_out(embedding.DLIB, options.embedding_folder, options.processes) as faces:
-        found, told = measure(
-            model, drawn, options.fit, faces, device, options.reference_size, not options.no_autoencoder
-        )
+        found, told = measure(model, drawn, options.fit, faces, device, not options.no_autoencoder)
     print(f"| | share of the way | re-identified of {len(drawn)} |\n| --- | --- | --- |")
     for row in found:
         print(f"| {row.name} | {row.share:.2f} | {row.found:.2f} |")
@@ -217,7 +211,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="which of them (0)")
     add("--frames", type=int, default=cases.FRAMES, help="frames of their clips, 4 k + 1 (25)")
     add("--fit", type=int, default=1500, help="people whom the regressions learn on (1500)")
-    add("--reference-size", type=int, default=cases.SIZE, help="side of the reference photos, px (160)")
     add("--no-autoencoder", action="store_true", help="leave out the true clips through it, which take longest")
     add("--device", help="cuda or cpu (cuda if there is one)")
     add("--embedding-folder", type=Path, action="append", default=[], help="where dlib's model file lies")
