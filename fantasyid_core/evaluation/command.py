@@ -40,7 +40,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=20, help="denoising steps (20)")
     add("--guidance", type=float, default=6.0, help="guidance scale (6)")
     add("--guide-identity", action="store_true", help="guidance leads to the identity as to the prompt")
-    add("--references", type=int, default=1, help="photos of each person, whose views' mean makes the identity (1)")
+    add(
+        "--references",
+        type=int,
+        default=1,
+        choices=range(1, 9),
+        metavar="K",
+        help="photos of each person, whose views' mean makes the identity (1)",
+    )
     add("--scheduler", default="ddim", choices=("ddim", "dpm"), help="ddim repeats whatever the batch (ddim)")
     add("--batch", type=int, default=8, help="videos at a time (8)")
     add("--dtype", choices=DTYPES, help="of transformer and autoencoder (bf16 on a GPU, else fp32)")

@@ -50,7 +50,9 @@ def make(
     The first mode's latents are what the others' errors are measured from: ‖z − z₀‖ / ‖z₀‖, mean over the videos.
     """
     say("Making identities from the reference photos")
-    identities = [_identity(generator, case, settings.references) for case in drawn]
+    clips = [clip for case in drawn for clip in cases.photos(case, settings.references)]
+    photos = cases.show(clips, generator.device).frames[:, 0]
+    identities = [_identity(generator, of_one) for of_one in photos.split(settings.references)]
     controls = range(settings.controls)
     prompts = [case.asked.caption for case in drawn]
     seeds = [1000 * settings.seed + i for i in range(len(drawn))]
@@ -78,8 +80,7 @@ def make(
     return runs
 
 
-def _identity(generator: Generator, case: Case, references: int) -> Identity:
-    photos = cases.show(cases.photos(case, references), generator.device).frames[:, 0]
+def _identity(generator: Generator, photos: Tensor) -> Identity:
     face, *others = (generate.reference(photo, generator.device) for photo in photos)
     return generator.identity(face, others)
 
