@@ -178,6 +178,13 @@ class Nano:
         names = ("vae", "text", "transformer", "encoder", "regressor")
         return {name: getattr(self, name) for name in names}
 
+    def to(self, device: torch.device | str) -> "Nano":
+        """Everything on a device; returns itself."""
+        for module in self.modules.values():
+            module.to(device)
+        self.face = self.face.to(device)
+        return self
+
 
 def build(face_folder: Path = SHIPPED / "face_model", sizes: Sizes = NANO, seed: int = 0) -> Nano:
     """An untrained model on the mesh hierarchy and the face model of a `face_model/` folder, on the CPU.

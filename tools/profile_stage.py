@@ -6,10 +6,10 @@ how many these are and how long they run, and the longest of them; then the same
 
 import argparse
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,13 +18,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fantasyid_core import nano
-from fantasyid_core.people.person import TRAIN, VALIDATION
 from fantasyid_core.training import loop, settings
 from fantasyid_core.training.ema import Ema
 from fantasyid_core.training.optimizers import optimizers
-from fantasyid_core.training.pool import Pool
-from fantasyid_core.training.run import STAGES
-from fantasyid_core.training.stage import Context, Stage
+from fantasyid_core.training.run import STAGES, Run
+from fantasyid_core.training.stage import Stage
 
 RATE = 1e-5  # the weights hardly move
 
@@ -34,9 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
     told = settings.read(settings.HERE / f"{options.stage}.toml", options.set)
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-    stage = _stage(told, options.model, accelerator.device)
-    step = _step(stage, accelerator)
+    with tempfile.TemporaryDirectory() as nothing_is_written:
+        run = Run(Path(nothing_is_written), start_from=options.model)
+        stage = run.stage(told)
+    stage.context.pool.fill(told.pool.people)
+    step = _step(stage, run.accelerator)
     if "pictures" not in told.options:
         _report(f"step, batch {told.batch}", step, options.steps)
     else:
@@ -44,19 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with _photos(stage, share):
                 _report(f"step on {kind}, batch {told.batch}", step, options.steps)
     _report("chunk of the pool", lambda number: stage.context.pool.add(), max(1, options.steps // 5))
-
-
-def _stage(told: settings.Settings, model: Path, device: torch.device) -> Stage:
-    parts = nano.read(model)
-    for module in parts.modules.values():
-        module.to(device)
-    parts.face = parts.face.to(device)
-    few = replace(told.pool, holds=told.pool.people, filmed=told.pool.people, validation=told.pool.people)
-    pools = Pool(told.pool, TRAIN, 0, device), Pool(few, VALIDATION, 0, device)
-    for pool in pools:
-        pool.fill(told.pool.people)
-    context = Context(told, parts, *pools, out=Path(), device=device, bf16=device.type == "cuda")
-    return STAGES[told.stage](context)
 
 
 def _step(stage: Stage, accelerator: Accelerator) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import nano
+from .. import deca, nano
 from ..evaluation import cases, embedding, likeness
 from ..evaluation.cases import Case
 from ..evaluation.command import guarded, say
 from ..evaluation.processes import shared_out
 from ..evaluation.truth import EMBED_EVERY, vectors
 from ..people.clip import Clip, still
-from ..people.person import TRAIN, Paint, Person, person
+from ..people.person import TRAIN, Person, person
 from ..people.render import render
 from . import data
 from .face import CROP, as_photos
@@ -55,18 +55,13 @@ class Ceiling:
 
 def described(people: Sequence[Person]) -> Described:
     """What is true of people."""
-    paint = [np.concatenate([np.atleast_1d(value) for value in vars(one.paint).values()]) for one in people]
-    return Described(torch.stack([one.shape_code for one in people]), torch.from_numpy(np.stack(paint)).float())
+    paint = torch.from_numpy(np.stack([one.paint.numbers for one in people])).float()
+    return Described(torch.stack([one.shape_code for one in people]), paint)
 
 
 def as_told(one: Person, shape: Tensor, paint: Tensor) -> Person:
     """The person with another shape code (100,) and paint (P,)."""
-    rest, values = paint.numpy(), {}
-    for field in fields(Paint):
-        size = np.atleast_1d(getattr(one.paint, field.name)).size
-        values[field.name] = rest[:size] if size > 1 else float(rest[0])
-        rest = rest[size:]
-    return replace(one, shape_code=shape, paint=Paint(**values))
+    return replace(one, shape_code=shape, paint=one.paint.of(paint.numpy()))
 
 
 @torch.no_grad()
@@ -79,9 +74,9 @@ def seen(model: nano.Nano, photos: Sequence[Clip], device: torch.device) -> tupl
         drawn = render(photos[start : start + AT_ONCE], cases.SIZE, device)
         pictures = cases.as_bytes(drawn.frames[:, 0])
         crops = data.aligned(pictures, drawn.landmarks[:, 0], CROP, torch.zeros(len(pictures), 4, device=device))
-        face = encoder.abstractor(encoder.tower.last_hidden_state(encoder.tower.preprocess(crops)))
-        code = model.regressor(as_photos(pictures))[:, :SHAPE]
-        mesh = encoder.reducer(encoder.spiral_net(model.face.decode(code), face))
+        face = encoder.face_tokens(crops)
+        code = deca.split(model.regressor(as_photos(pictures))).shape
+        mesh = encoder.vertex_tokens(model.face.decode(code), face)
         means = [F.layer_norm(tokens, tokens.shape[-1:]).mean(1) for tokens in (face, mesh)]
         found.append((torch.cat(means, 1).cpu(), code.cpu()))
     tokens, codes = (torch.cat(part) for part in zip(*found, strict=True))
@@ -105,7 +100,8 @@ def ridge(known: Tensor, wanted: Tensor, new: Tensor) -> Tensor:
 
 
 def variance_told(model: nano.Nano, told: Tensor, true: Tensor) -> float:
-    """Share of the variance of vertices that shape codes (N, 100) tell of the true ones."""
+    """Share of the vertices' variance that shape codes (N, 100) tell of the true ones, each component by itself: what
+    two of them move in common is left out."""
     moved = model.face.shape_basis[..., :SHAPE].flatten(0, 1).cpu().square().sum(0)
     off, whole = ((x.square() * moved).sum() for x in (told - true, true - true.mean(0)))
     return float(1 - off / whole)
@@ -182,10 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = nano.read(options.model)
-    for module in model.modules.values():
-        module.to(device)
-    model.face = model.face.to(device)
+    model = nano.read(options.model).to(device)
     drawn = cases.draw(options.people, options.seed, options.frames)
     with shared_out(embedding.DLIB, options.embedding_folder, options.processes) as faces:
         found, told = measure(model, drawn, options.fit, faces, device, not options.no_autoencoder)

@@ -281,9 +281,8 @@ def pooled_in_time_points(points: Tensor) -> Tensor:
 
 def look(member: Person) -> np.ndarray:
     """(L,) what a person looks like beside the shape of the head: paint, sex, age, ethnicity, build. Not the hair."""
-    paint = [np.atleast_1d(value) for value in vars(member.paint).values()]
     rest = [float(member.sex == "male"), member.age, *member.ethnicity, member.weight, member.muscle]
-    return np.concatenate([*paint, np.array(rest)])
+    return np.concatenate([member.paint.numbers, np.array(rest)])
 
 
 _SCALE: list[tuple[np.ndarray, np.ndarray]] = []

@@ -70,8 +70,8 @@ class Run:
         """Whether a stage was trained to its end in this folder."""
         return stage in self._finished
 
-    def train(self, settings: Settings) -> dict[str, float]:
-        """Train one stage; its export is in the model's folder afterwards."""
+    def stage(self, settings: Settings) -> Stage:
+        """A stage with its model and its people, ready to be trained."""
         started = time.perf_counter()
         set_seed(settings.seed)
         torch.backends.cudnn.benchmark = settings.cudnn_benchmark
@@ -80,10 +80,7 @@ class Run:
         source = self.start_from or self.model_folder
         if clips and self.start_from and (self.out / source.resolve().name).resolve() == source.resolve():
             raise TrainingError(f"The export would overwrite {source}, which training starts from: give another --out.")
-        model = nano.read(source, torch.bfloat16 if clips and bf16 else torch.float32)
-        for module in model.modules.values():
-            module.to(self.device)
-        model.face = model.face.to(self.device)
+        model = nano.read(source, torch.bfloat16 if clips and bf16 else torch.float32).to(self.device)
         pool, validation = (None, None) if clips else self._rendered(settings)
         context = Context(
             settings=settings,
@@ -98,13 +95,17 @@ class Run:
             started=started,
             name=source.resolve().name,
         )
-        stage = STAGES[settings.stage](context)
+        return STAGES[settings.stage](context)
+
+    def train(self, settings: Settings) -> dict[str, float]:
+        """Train one stage; its export is in the model's folder afterwards."""
+        stage = self.stage(settings)
         log.info("Stage %s: %.2f million parameters.", settings.stage, parameters(stage.objective) / 1e6)
         numbers = train(stage, self.accelerator, self.resume)
         self._finished.append(settings.stage)
         if self.accelerator.is_main_process:
             (self.out / "done.json").write_text(json.dumps(self._finished))
-        del stage, context, model
+        del stage
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
