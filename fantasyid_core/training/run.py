@@ -112,10 +112,11 @@ class Run:
         return numbers
 
     def _rendered(self, settings: Settings) -> tuple[Pool, Pool]:
-        """The pools, kept from stage to stage: people rendered for one serve the next."""
-        if self._pools is None:
-            sizes = settings.pool
-            few = replace(sizes, holds=sizes.validation, filmed=sizes.people)
+        """The pools, kept from stage to stage where these want the same: people rendered for one serve the next."""
+        sizes = settings.pool
+        if self._pools is None or not self._pools[0].settings.same_people(sizes):
+            self._pools = None  # before the next ones take memory
+            few = replace(sizes, holds=sizes.validation, filmed=sizes.people if sizes.filmed else 0)
             rank = self.accelerator.process_index
             self._pools = (
                 Pool(sizes, TRAIN, settings.seed + 17 * rank, self.device),

@@ -39,6 +39,10 @@ class PoolSettings:
     still_size: int = 224
     validation: int = 104
 
+    def same_people(self, other: "PoolSettings") -> bool:
+        """Whether a pool of these settings holds what the others ask for; when it grows may differ."""
+        return replace(self, first=other.first, every=other.every, share=other.share) == other
+
 
 @dataclass(frozen=True)
 class Settings:
