@@ -324,12 +324,15 @@ def published_tensors(model: Nano) -> dict[str, Tensor]:
     return model.transformer.state_dict() | abstractor | spiral_net | reducer
 
 
+def shards(size: int) -> int:
+    """How many files a part of so many bytes comes in."""
+    return max(1, math.ceil(size / (SHARD_BYTES if size < LARGE else LARGE_SHARD_BYTES)))
+
+
 def _save(
     folder: Path, tensors: Mapping[str, Tensor], config: Mapping, name: str, dtype: torch.dtype = torch.float16
 ) -> None:
-    size = 2 * sum(tensor.numel() for tensor in tensors.values())
-    shard = SHARD_BYTES if size < LARGE else LARGE_SHARD_BYTES
-    save_part(folder, tensors, config, name, shards=math.ceil(size / shard), dtype=dtype)
+    save_part(folder, tensors, config, name, shards=shards, dtype=dtype)
 
 
 def _arguments(config: Mapping) -> dict:

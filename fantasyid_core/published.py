@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,25 +62,31 @@ def save_part(
     config: Mapping | None,
     name: str,
     *,
-    shards: int = 1,
+    shards: int | Callable[[int], int] = 1,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write one part of a model: `name`.safetensors, or about equal shards of it with an index, and `config.json`.
 
+    Files of the same name that an earlier writing left are removed: readers would take them for a part of the model.
+
     Args:
+        shards: how many; or a function of the bytes that are stored.
         dtype: of the floating-point tensors in the file; None keeps theirs.
 
     Raises:
         SaveError: the disk refuses a file.
     """
     tensors = {key: _plain(tensor, dtype) for key, tensor in tensors.items()}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    shards = shards if isinstance(shards, int) else shards(size)
     files = {f"{name}.safetensors": list(tensors)} if shards == 1 else _shared_out(tensors, name, shards)
     for file, keys in files.items():
         _save_file({key: tensors[key] for key in keys}, folder / file)
+    index = f"{name}.safetensors.index.json"
     if shards > 1:
-        size = sum(tensor.nbytes for tensor in tensors.values())
         where = {key: file for file, keys in files.items() for key in keys}
-        write_json(folder / f"{name}.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": where})
+        write_json(folder / index, {"metadata": {"total_size": size}, "weight_map": where})
+    _remove_others(folder, name, {*files, index} if shards > 1 else {*files})
     if config is not None:
         write_json(folder / "config.json", config)
 
@@ -102,13 +109,27 @@ def _plain(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _shared_out(tensors: Mapping[str, Tensor], name: str, shards: int) -> dict[str, list[str]]:
-    """File name → names of its tensors: the largest tensor first, each into the file that is emptiest so far."""
+    """File name → names of its tensors: the largest tensor first, each into the file that is emptiest so far.
+
+    Whatever the tensors' order, the files are the same.
+    """
     sizes, keys = [0] * shards, [[] for _ in range(shards)]
-    for key in sorted(tensors, key=lambda key: -tensors[key].nbytes):
+    for key in sorted(tensors, key=lambda key: (-tensors[key].nbytes, key)):
         emptiest = sizes.index(min(sizes))
         sizes[emptiest] += tensors[key].nbytes
         keys[emptiest].append(key)
     return {f"{name}-{i + 1:05}-of-{shards:05}.safetensors": names for i, names in enumerate(keys)}
+
+
+def _remove_others(folder: Path, name: str, kept: set[str]) -> None:
+    """Remove the safetensors files, shards and index of the part `name` but those that are `kept`."""
+    ours = re.compile(re.escape(name) + r"(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name) and path.name not in kept:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise SaveError(f"{path}, which is replaced, could not be removed: {error}. Remove it.") from error
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:

@@ -11,6 +11,7 @@ from fantasyid_core import bytes_text, flame, nano, topology, weights
 from fantasyid_core.errors import SaveError
 from fantasyid_core.injection import Injection, InjectionRun
 from fantasyid_core.people.head import load as load_head
+from fantasyid_core.published import save_part
 from fantasyid_core.spiral_net import Pool
 
 
@@ -70,6 +71,37 @@ def test_a_full_disk_is_reported(tiny: nano.Nano, tmp_path: Path):
     (tmp_path / "vae").write_text("a file where the folder should be")
     with pytest.raises(SaveError, match="could not be written"):
         nano.write(tiny, tmp_path, ["vae"])
+
+
+@pytest.mark.parametrize("before", [1, 2, 4])
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_part_that_is_written_again_leaves_nothing_of_the_one_before(tmp_path: Path, before: int, after: int):
+    kept = ["model_of_another.safetensors", "other-00001-of-00004.safetensors", "model.bin", "config.json"]
+    for name in kept:
+        (tmp_path / name).touch()
+    layers = {f"{i}.weight": torch.full((8, 8), float(i)) for i in range(5)}
+    save_part(tmp_path, {name: -x for name, x in layers.items()}, None, "model", shards=before)
+    save_part(tmp_path, layers, None, "model", shards=after)
+    files = [f"model-{i + 1:05}-of-{after:05}.safetensors" for i in range(after)]
+    files = ["model.safetensors"] if after == 1 else [*files, "model.safetensors.index.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*kept, *files])
+    read = weights.read(tmp_path)
+    assert read.keys() == layers.keys()
+    assert all(torch.equal(read[name], x) for name, x in layers.items())
+
+
+def test_a_file_of_before_that_cannot_be_removed_is_reported(tmp_path: Path):
+    (tmp_path / "model-00001-of-00009.safetensors").mkdir()
+    with pytest.raises(SaveError, match=r"00001-of-00009.* could not be removed"):
+        save_part(tmp_path, {"x": torch.zeros(1)}, None, "model")
+
+
+def test_shards_do_not_depend_on_the_order_of_tensors(tmp_path: Path):
+    layers = {f"{i}.weight": torch.full((8, 8), float(i)) for i in range(7)}
+    for folder, names in (("a", list(layers)), ("b", list(layers)[::-1])):
+        save_part(tmp_path / folder, {name: layers[name] for name in names}, None, "model", shards=3)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:
