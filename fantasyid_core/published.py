@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .eight_bits import pack
 from .errors import SaveError, WeightsMissingError
 from .reconstruction import DECA_NAMES, FLAME_NAMES
 
@@ -64,6 +65,7 @@ def save_part(
     *,
     shards: int | Callable[[int], int] = 1,
     dtype: torch.dtype | None = None,
+    eight_bits: bool = False,
 ) -> None:
     """Write one part of a model: `name`.safetensors, or about equal shards of it with an index, and `config.json`.
 
@@ -72,11 +74,15 @@ def save_part(
     Args:
         shards: how many; or a function of the bytes that are stored.
         dtype: of the floating-point tensors in the file; None keeps theirs.
+        eight_bits: store matrices as `eight_bits.pack` does.
 
     Raises:
         SaveError: the disk refuses a file.
+        WeightsError: values that 8 bits cannot stand for.
     """
     tensors = {key: _plain(tensor, dtype) for key, tensor in tensors.items()}
+    if eight_bits:
+        tensors = pack(tensors)
     size = sum(tensor.nbytes for tensor in tensors.values())
     shards = shards if isinstance(shards, int) else shards(size)
     files = {f"{name}.safetensors": list(tensors)} if shards == 1 else _shared_out(tensors, name, shards)

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .eight_bits import unpack
 from .errors import WeightsError, WeightsMissingError
 
 BASE_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
@@ -51,21 +52,23 @@ def find(folder: Path | str) -> Path:
 def read(path: Path | str) -> dict[str, Tensor]:
     """Tensors of a file, or of the folder that holds one or its shards: name → tensor on the CPU, memory-mapped.
 
-    Nested dictionaries of a PyTorch file get dotted names; what is no tensor in it is left out.
+    Nested dictionaries of a PyTorch file get dotted names; what is no tensor in it is left out. What is stored in 8
+    bits (`eight_bits`) comes as fp16, in memory of its own.
 
     Raises:
         WeightsMissingError: no such file or folder, or a shard is missing.
-        WeightsError: not a weights file, truncated, or refused because it would run code.
+        WeightsError: not a weights file, truncated, or refused because it would run code; 8 bits without their scales.
     """
     path = Path(path)
     if not path.is_file():
         if path.suffix and not path.is_dir():
             raise WeightsMissingError(f"The weights file {path} is not there.")
         path = find(path)
-    if path.name.endswith(INDEX):
-        return _read_shards(path)
-    _refuse_placeholder(path)
-    return _read_safetensors(path) if path.suffix in (".safetensors", ".sft") else _read_pickled(path)
+    tensors = _read_shards(path) if path.name.endswith(INDEX) else _read_file(path)
+    try:
+        return unpack(tensors)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
@@ -211,6 +214,11 @@ def _size(tensors: Mapping[str, Tensor]) -> str:
     return f"{len(tensors)} tensors ({sum(t.numel() for t in tensors.values()) / 1e6:.1f} M parameters)"
 
 
+def _read_file(path: Path) -> dict[str, Tensor]:
+    _refuse_placeholder(path)
+    return _read_safetensors(path) if path.suffix in (".safetensors", ".sft") else _read_pickled(path)
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
@@ -257,7 +265,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             raise WeightsMissingError(
                 f"The shard {index.parent / shard} is not there, but {index.name} lists it: copy or download it too."
             )
-        tensors |= read(index.parent / shard)
+        tensors |= _read_file(index.parent / shard)
     absent = [name for name in names if name not in tensors]
     if absent:
         raise WeightsError(f"The shards of {index} lack {len(absent)} tensors that it lists, such as {absent[0]}.")
