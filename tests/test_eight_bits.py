@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -36,7 +37,8 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 @pytest.fixture
 def layer() -> dict[str, torch.Tensor]:
     """A matrix, and what stays as it is beside it."""
-    return {"w": draw(64, 80), "b": draw(64), "small": draw(8, 8), "steps": torch.arange(8192).view(2, 4096)}
+    integers = torch.arange(8192).view(2, 4096)
+    return {"w": draw(64, 80), "b": draw(SMALLEST), "small": draw(63, 65), "integers": integers}
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +66,14 @@ def test_a_matrix_becomes_bytes_and_a_scale_a_row_and_all_else_stays(layer):
         "w" + SCALE: (torch.float32, 64),
     }
     assert packed["w"].abs().amax(1).eq(127).all()
-    assert all(packed[name] is layer[name] for name in ("b", "small", "steps"))
+    assert all(packed[name] is layer[name] for name in ("b", "small", "integers"))
 
 
 def test_what_is_read_is_in_fp16_and_in_the_order_of_before(layer):
     read = unpack(pack(layer))
     assert list(read) == list(layer)
     assert (read["w"].dtype, read["w"].shape) == (torch.float16, (64, 80))
-    assert all(read[name] is layer[name] for name in ("b", "small", "steps"))
+    assert all(read[name] is layer[name] for name in ("b", "small", "integers"))
 
 
 @pytest.mark.parametrize("shape", [(1, SMALLEST), (SMALLEST, 1), (16, 16, 4, 4), (1, 64, 64), (2, 2048, 1, 1, 1)])
@@ -154,7 +156,7 @@ def test_pairs_that_do_not_fit_are_named_with_the_file_and_the_cure(layer, tmp_p
 
 def test_a_matrix_and_its_scales_may_lie_in_two_files(layer, tmp_path: Path):
     packed = pack(layer)
-    shards = {"a.safetensors": ["w", "b"], "b.safetensors": ["w" + SCALE, "small", "steps"]}
+    shards = {"a.safetensors": ["w", "b"], "b.safetensors": ["w" + SCALE, "small", "integers"]}
     for file, names in shards.items():
         save_file({name: packed[name] for name in names}, tmp_path / file)
     where = {name: file for file, names in shards.items() for name in names}
@@ -177,7 +179,7 @@ def test_parts_are_saved_in_8_bits_on_demand_and_shared_out_by_what_is_stored(la
     assert sorted(index["weight_map"]) == sorted(expected)
     shards = [load_file(file) for file in sorted(tmp_path.glob("*.safetensors"))]
     assert_same({name: x for shard in shards for name, x in shard.items()}, expected)
-    assert [sum(x.nbytes for x in s.values()) < 70_000 for s in shards] == [True] * 3  # steps alone has 64 KiB
+    assert [sum(x.nbytes for x in s.values()) < 70_000 for s in shards] == [True] * 3  # integers alone have 64 KiB
     assert_same(weights.read(tmp_path), unpack(expected))
 
 
@@ -266,9 +268,10 @@ def test_the_command_packs_three_parts_and_leaves_the_rest_alone(copy: Path, mon
         with safe_open(copy / name, "pt") as file:
             assert any(key.endswith(SCALE) for key in file.keys())  # noqa: SIM118 (not a dictionary)
     for line, part in zip(capsys.readouterr().out.splitlines(), pack_weights.PARTS, strict=True):
-        assert line.startswith(f"{part}: 0.")
-        assert " MB → 0." in line
-        assert "% rms at most (" in line
+        (name,) = (name for name in networks if name.startswith(f"{part}/"))
+        sizes = (len(files[name]) / 1e6 for files in (before, after))
+        assert line.startswith("{}: {:.2f} MB → {:.2f} MB, ".format(part, *sizes))
+        assert re.search(r"0\.\d\d% rms at most \([\w.]+\)$", line)
 
 
 def test_a_second_run_changes_nothing(copy: Path, monkeypatch):
@@ -288,6 +291,15 @@ def test_the_transformer_comes_in_files_as_small_as_the_repository_s(copy: Path,
     assert shards[0].name == f"diffusion_pytorch_model-00001-of-{len(shards):05}.safetensors"
     assert (copy / "transformer" / "config.json").is_file()
     nano.read(copy)
+
+
+def test_what_stays_in_floating_point_comes_in_fp16(standin: Path, tmp_path: Path):
+    shutil.copytree(standin, tmp_path / "float32")
+    for part in pack_weights.PARTS:
+        pack_weights.pack_part(tmp_path / "float32", part)
+    for path in ("transformer", *pack_weights.FILES.values()):
+        floating = {x.dtype for x in weights.read(tmp_path / "float32" / path).values() if x.is_floating_point()}
+        assert floating == {torch.float16}
 
 
 def test_averaged_weights_are_those_that_are_packed(copy: Path):

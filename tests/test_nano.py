@@ -76,7 +76,13 @@ def test_a_full_disk_is_reported(tiny: nano.Nano, tmp_path: Path):
 @pytest.mark.parametrize("before", [1, 2, 4])
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_part_that_is_written_again_leaves_nothing_of_the_one_before(tmp_path: Path, before: int, after: int):
-    kept = ["model_of_another.safetensors", "other-00001-of-00004.safetensors", "model.bin", "config.json"]
+    kept = [
+        "model_of_another.safetensors",
+        "my_model.safetensors",
+        "other-00001-of-00004.safetensors",
+        "model.bin",
+        "config.json",
+    ]
     for name in kept:
         (tmp_path / name).touch()
     layers = {f"{i}.weight": torch.full((8, 8), float(i)) for i in range(5)}
