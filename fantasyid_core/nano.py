@@ -380,6 +380,9 @@ def _initialise(model: Nano) -> None:
     tower, abstractor = encoder.tower, encoder.abstractor
     for parameter in (tower.cls_token, tower.pos_embed, abstractor.pos_emb):
         nn.init.normal_(parameter, std=0.02)
+    for unread in (*tower.blocks[tower.taps[-1] :], tower.norm, tower.head):
+        for parameter in unread.parameters():
+            nn.init.zeros_(parameter)  # stays so, and takes no room in a compressed history
     nn.init.normal_(abstractor.proj_out, std=abstractor.proj_out.shape[0] ** -0.5)
     nn.init.normal_(encoder.spiral_net.vtx_query, std=0.5)
     for module in model.regressor.modules():

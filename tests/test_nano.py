@@ -13,6 +13,7 @@ from fantasyid_core.injection import Injection, InjectionRun
 from fantasyid_core.people.head import load as load_head
 from fantasyid_core.published import save_part
 from fantasyid_core.spiral_net import Pool
+from tools import pack_weights
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,11 @@ def test_a_written_model_reads_back(tiny: nano.Nano, tmp_path: Path):
 
 def test_the_model_fits_the_repository(standin: Path, tmp_path: Path):
     folder = nano.write(nano.build(standin / "face_model"), tmp_path)
+    for part in pack_weights.PARTS:
+        pack_weights.pack_part(folder, part)
     sizes = {file: file.stat().st_size for file in folder.rglob("*.safetensors")}
     head = folder / "face_model" / "generic_model.safetensors"  # here the stand-in's, which no file of the model is
-    assert sum(sizes.values()) - sizes[head] <= 59.6e6
+    assert sum(sizes.values()) - sizes[head] <= 64e6 - 5.5e6  # for nano's own and for the judge
     assert max(sizes.values()) < 16 << 20
     assert weights.split_published(weights.read(folder / "transformer")).has_identity
 

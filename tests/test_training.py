@@ -20,7 +20,7 @@ from fantasyid_core.people.person import TRAIN, person
 from fantasyid_core.training import __main__ as command
 from fantasyid_core.training import diffusion, face_truth, loop, settings, together, vae
 from fantasyid_core.training.pool import Pool
-from fantasyid_core.training.run import STAGES
+from fantasyid_core.training.run import STAGES, Run
 from fantasyid_core.training.stage import Context
 from fantasyid_core.transformer import from_published
 
@@ -231,6 +231,17 @@ def test_people_can_be_photographed_alone(pools: tuple[Pool, Pool]):
     assert (photographed.people, photographed.clips) == (4, 0)
     assert torch.equal(photographed.stills, pools[0].stills)
     assert torch.equal(photographed.shape, pools[0].shape)
+
+
+def test_stages_share_a_pool_where_they_ask_for_the_same_people(tmp_path: Path, pools: tuple[Pool, Pool]):
+    run, sizes = Run(tmp_path, tiny=True), pools[0].settings
+    first = run._rendered(settings.Settings("base", pool=sizes))
+    later = replace(sizes, first=1, every=2, share=0.5)
+    assert run._rendered(settings.Settings("identity", pool=later)) is first
+    photographed = run._rendered(settings.Settings("face", pool=replace(sizes, filmed=0)))
+    assert photographed is not first
+    assert all(pool.clips == 0 for pool in photographed)  # the people to validate on are photographed alone, too
+    assert photographed[1].people == 4
 
 
 def test_axis_angle_is_the_rotation_of_the_pose():
