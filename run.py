@@ -24,6 +24,7 @@ NANO = "FantasyID-nano"  # the model that comes with the pack
 DEMO_PHOTO = WORKFLOWS / "assets" / "portrait.jpg"
 DEMO_OUTPUT = ROOT / "output" / "demo"
 DEMO_FILES = ("video", "face", "mesh", "contact_sheet")  # what the workflow saves, each as demo/NAME
+WORKERS = ("-n", "2", "--dist", "loadfile")  # `run.py test -n 0` has pytest's own process run all, for a debugger
 
 
 def main() -> int:
@@ -42,7 +43,7 @@ def main() -> int:
             return _again_in_venv()
         install(for_tests=arguments.command == "test", say=_say)
         if arguments.command == "test":
-            return subprocess.call([sys.executable, "-m", "pytest", *rest], cwd=ROOT)
+            return subprocess.call([sys.executable, "-m", "pytest", *WORKERS, *rest], cwd=ROOT)
         return _demo(arguments.photo, arguments.prompt)
     except SetupError as error:
         _say(f"Error: {error}")

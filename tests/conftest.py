@@ -1,5 +1,6 @@
 """Shared set-up: packages without the repository root on `sys.path`, a real ComfyUI, where test data comes from."""
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock  # torch needs it too
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -59,6 +62,31 @@ from tools.graphs import changed  # noqa: E402
 from tools.launch_comfy import fit_imports  # noqa: E402
 
 fit_imports()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Which worker runs a test, and after which others, changes neither its random numbers nor what it measures."""
+    torch.manual_seed(zlib.crc32(item.nodeid.encode()))
+    with _turn(item):
+        return (yield)
+
+
+@contextlib.contextmanager
+def _turn(item: pytest.Item) -> Iterator[None]:
+    """Hold this worker's lock while its test runs, or if that is to be `alone` the locks of all."""
+    if not (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+        yield
+        return
+    count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    own = int(worker.removeprefix("gw")) % count  # a worker that replaces a crashed one has a new number
+    folder = Path(item.config.getoption("basetemp")).parent  # that of this run; the worker's own lies in it
+    door, *turns = (FileLock(folder / f"{name}.lock") for name in ("door", *range(count)))
+    with contextlib.ExitStack() as held:
+        with door:  # who waits for the others holds it: else their next tests would come first, again and again
+            for turn in turns if item.get_closest_marker("alone") else [turns[own]]:
+                held.enter_context(turn)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,7 @@ def test_a_photo_on_its_side_or_upside_down_is_no_trouble(model, roll):
     assert torch.allclose(fitting.fit(model, landmarks, torch.arange(POINTS)).rotation, rotation, atol=1e-3)
 
 
+@pytest.mark.alone
 def test_one_photo_takes_well_under_five_seconds(model):
     """With as many components as DECA has and 68 landmarks; docs/reconstruction.md has the numbers."""
     draw = torch.Generator().manual_seed(0)

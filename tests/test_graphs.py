@@ -71,6 +71,7 @@ def test_a_photo_becomes_a_video_with_progress_and_previews(comfy: ComfyServer, 
     assert Image.open(io.BytesIO(previews[0])).size == (512, 341)  # the host enlarges 24 × 16 latents
 
 
+@pytest.mark.alone
 def test_a_repeated_run_computes_nothing_again(comfy: ComfyServer, photo: str):
     graph = frames_of(released(photo))
     succeeded(comfy.run(graph))

@@ -61,6 +61,7 @@ def test_every_pixel_shows_the_triangle_and_depth_that_a_ray_hits(mesh, yaw, pit
     assert same[inside].all()
 
 
+@pytest.mark.alone
 def test_ten_thousand_triangles_at_512_px_take_less_than_150_ms():
     """The bar of two free cores; best of several, with a margin for a busy machine. docs/reconstruction.md has more."""
     side = 71

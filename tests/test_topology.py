@@ -55,6 +55,7 @@ def test_spirals_are_openmesh_s_to_the_last_vertex(flame, parity_dir):
         assert np.array_equal(ours.numpy(), theirs[name])
 
 
+@pytest.mark.alone
 def test_the_published_hierarchy_loads_in_under_two_seconds(parity_dir):
     start = time.monotonic()
     topology.load(parity_dir / "transform.pkl")
@@ -122,6 +123,7 @@ def test_meshes_that_cannot_have_spirals_are_refused(vertices, faces, message):
         spirals(vertices, faces)
 
 
+@pytest.mark.alone
 def test_a_vertex_with_thousands_of_neighbours_is_refused_soon():
     count = 20_000
     ring = torch.arange(1, count)

