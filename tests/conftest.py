@@ -36,6 +36,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PARITY = ROOT.parent / "shared" / "parity"
 TESTS = ROOT / "tests"
 SEEDS = itertools.count(1000)
+OF_SCRIPTS = {
+    "OMP_NUM_THREADS": "1",  # several threads only get in each other's way here
+    # glibc keeps what is freed: asking the system for every large tensor anew takes up to a third of the time.
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+}
 
 
 def _register(package: str) -> None:
@@ -142,7 +148,7 @@ def host_script() -> Callable[..., dict]:
             text=True,
             timeout=300,
             check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},  # several threads only get in each other's way here
+            env={**os.environ, **OF_SCRIPTS},
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return json.loads(done.stdout.splitlines()[-1])

@@ -10,8 +10,13 @@ from fantasyid_core import parity
 
 
 @pytest.fixture(scope="module")
-def rows(parity_dir) -> dict[str, parity.Row]:
-    return {row.name: row for row in parity.compare(parity.Fixtures(parity_dir))}
+def fixtures(parity_dir) -> parity.Fixtures:
+    return parity.Fixtures(parity_dir)
+
+
+@pytest.fixture(scope="module")
+def rows(fixtures) -> dict[str, parity.Row]:
+    return {row.name: row for row in parity.compare(fixtures)}
 
 
 @pytest.mark.parametrize(
@@ -37,8 +42,8 @@ def test_every_fixture_is_recomputed(rows):
     assert len(rows) == 17
 
 
-def test_dead_tensors_are_recognised_and_every_live_one_has_a_place(parity_dir):
-    published = parity.Fixtures(parity_dir).published
+def test_dead_tensors_are_recognised_and_every_live_one_has_a_place(fixtures):
+    published = fixtures.published
     assert sum(tensor.numel() for tensor in published.face_abstractor.values()) == pytest.approx(17.7e6, rel=0.01)
     assert not any(name.startswith(("face_abstractor.layers.9.", "vertex", "layer")) for name in published.dead)
     assert "left unloaded" in published.report

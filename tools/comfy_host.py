@@ -1,5 +1,6 @@
 """Start and stop the real ComfyUI with the pack in it."""
 
+import json
 import os
 import shutil
 import socket
@@ -110,8 +111,9 @@ class ComfyServer(ComfyClient):
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/system_stats", timeout=5):
-                return True
+            with urllib.request.urlopen(f"{self.url}/system_stats", timeout=5) as answer:
+                # Another server may have got the port meanwhile.
+                return str(self.base) in json.load(answer)["system"]["argv"]
         except (urllib.error.URLError, OSError):
             return False
 
