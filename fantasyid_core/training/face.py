@@ -130,7 +130,7 @@ class FaceStage(Stage):
         for unused in (*tower.blocks[tower.taps[-1] :], *_after_blocks(tower)):
             unused.requires_grad_(False)
         looks = context.validation.look.shape[1]
-        # Channels last: a GPU's batch norms take a third of the time.
+        # Channels first, its batch norms took a third of the GPU's time.
         regressor = trainable(model.regressor).to(memory_format=torch.channels_last)
         face = model.face.to(context.device)
         self.objective = FaceObjective(encoder, regressor, looks, face, options["temperature"]).to(context.device)
