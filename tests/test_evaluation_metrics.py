@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fantasyid_core.evaluation import likeness, motion
+from fantasyid_core.evaluation import likeness, measure, motion
 from fantasyid_core.evaluation.motion import LandmarkTemplate
 from fantasyid_core.head_pose import rotation
 from fantasyid_core.people.clip import clip
@@ -187,6 +187,13 @@ def test_everyone_is_found_again_and_shuffled_people_at_chance():
     assert likeness.reidentification(again, first) == 1
     shuffled = again[torch.randperm(200, generator=torch.Generator().manual_seed(3))]
     assert likeness.reidentification(shuffled, first) < 5 / 200
+
+
+def test_as_many_as_guessing_may_find_are_no_more_than_chance():
+    first, again = people(30, 0.01)
+    again[3:] = float("nan")
+    assert measure.chance_limit(30) == 3 / 30
+    assert likeness.reidentification(again, first) <= measure.chance_limit(30)
 
 
 def test_who_shows_no_face_is_not_found():

@@ -36,7 +36,7 @@ def rank(probes: Tensor, gallery: Tensor) -> Tensor:
 
 def reidentification(probes: Tensor, gallery: Tensor) -> float:
     """Share of N people whose probe (N, D) is nearest to their own gallery entry (N, D): top-1, chance 1 / N."""
-    return float((rank(probes, gallery) == 0).float().mean())
+    return float((rank(probes, gallery) == 0).double().mean())  # 3 of 30 are no more than 0.1
 
 
 def share_of_the_way(output: Tensor, stranger: Tensor, truth: Tensor) -> float:
