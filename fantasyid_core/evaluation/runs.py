@@ -72,6 +72,7 @@ def make(
         seconds = (time.perf_counter() - start) / len(requests)
         exact = latents[: len(asked)] if exact is None else exact
         error = float(((latents[: len(asked)] - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).mean())
+        say(f"{mode.name}: decoding")  # minutes of a CPU
         videos = generator.decode(latents)
         prompted, *rest = videos.split([len(drawn), *(0, 0)] if runs else [len(drawn), len(controls), len(controls)])
         outputs = Outputs(prompted, *(x[:, ::EMBED_EVERY].contiguous() for x in rest))
