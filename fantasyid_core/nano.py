@@ -296,15 +296,16 @@ def write(model: Nano, folder: Path, parts: Collection[str] = PARTS) -> Path:
         config = {"_class_name": "AutoencoderKLCogVideoX"} | {
             name: value for name, value in model.vae.config.items() if not name.startswith("_")
         }
-        _save(folder / "vae", model.vae.state_dict(), config, "diffusion_pytorch_model")
+        save_part(folder / "vae", model.vae.state_dict(), config, "diffusion_pytorch_model", shards=shards, dtype=half)
     if "text_encoder" in parts:
         tensors = {name: x for name, x in model.text.state_dict().items() if name != "encoder.embed_tokens.weight"}
         config = model.text.config
         kept = {name: getattr(config, name) for name in _text_config(8, 8, 1, 1) if hasattr(config, name)}
-        _save(folder / "text_encoder", tensors, kept, "model")
+        save_part(folder / "text_encoder", tensors, kept, "model", shards=shards, dtype=half)
     if "transformer" in parts:
         kept = torch.bfloat16 if model.transformer.dtype == torch.bfloat16 else half
-        _save(folder / "transformer", published_tensors(model), model.config, "diffusion_pytorch_model", kept)
+        tensors = published_tensors(model)
+        save_part(folder / "transformer", tensors, model.config, "diffusion_pytorch_model", shards=shards, dtype=kept)
     if "face_encoder" in parts:
         save_part(folder / "face_encoder", model.encoder.tower.state_dict(), None, "image_tower", dtype=half)
     if "face_model" in parts:
@@ -327,12 +328,6 @@ def published_tensors(model: Nano) -> dict[str, Tensor]:
 def shards(size: int) -> int:
     """How many files a part of so many bytes comes in."""
     return max(1, math.ceil(size / (SHARD_BYTES if size < LARGE else LARGE_SHARD_BYTES)))
-
-
-def _save(
-    folder: Path, tensors: Mapping[str, Tensor], config: Mapping, name: str, dtype: torch.dtype = torch.float16
-) -> None:
-    save_part(folder, tensors, config, name, shards=shards, dtype=dtype)
 
 
 def _arguments(config: Mapping) -> dict:

@@ -238,6 +238,8 @@ def test_stages_share_a_pool_where_they_ask_for_the_same_people(tmp_path: Path, 
     first = run._rendered(settings.Settings("base", pool=sizes))
     later = replace(sizes, first=1, every=2, share=0.5)
     assert run._rendered(settings.Settings("identity", pool=later)) is first
+    others = run._rendered(settings.Settings("identity", pool=sizes, seed=5))
+    assert others[0].start != first[0].start  # another seed: other people
     photographed = run._rendered(settings.Settings("face", pool=replace(sizes, filmed=0)))
     assert photographed is not first
     assert all(pool.clips == 0 for pool in photographed)  # the people to validate on are photographed alone, too

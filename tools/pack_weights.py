@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fantasyid_core import nano, weights
 from fantasyid_core.errors import FantasyIDError, WeightsMissingError
+from fantasyid_core.parity import relative_error
 from fantasyid_core.published import TRANSFORMERS, save_part
 
 FILES = {  # of a part beside the transformer: its one file that holds a network
@@ -26,7 +27,8 @@ PARTS = ("transformer", *FILES)
 
 @dataclass(frozen=True)
 class Packed:
-    """What packing a part did: bytes of its files before and after, and the relative error of each of its matrices."""
+    """What packing a part did: bytes of its files before and after, and the relative error of each tensor that is not
+    all zeros, which stay so."""
 
     before: int
     after: int
@@ -67,14 +69,9 @@ def pack_part(model: Path, part: str) -> Packed:
         folder, name, shards = path, weights.find(path).name.split(".")[0], nano.shards
     before = _size(path)
     save_part(folder, tensors, None, name, shards=shards, eight_bits=True)
-    errors = {name: relative_error(tensors[name], tensor) for name, tensor in weights.read(path).items()}
+    stored = weights.read(path)
+    errors = {name: relative_error(stored[name], tensor) for name, tensor in tensors.items() if tensor.any()}
     return Packed(before, _size(path), errors)
-
-
-def relative_error(tensor: Tensor, stored: Tensor) -> float:
-    """Root mean square of what a tensor lost, by its own."""
-    tensor, stored = tensor.double(), stored.double()
-    return ((stored - tensor).norm() / tensor.norm().clamp(min=1e-30)).item()
 
 
 def _path(model: Path, part: str) -> Path:

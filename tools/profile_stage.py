@@ -18,11 +18,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fantasyid_core import nano
-from fantasyid_core.training import loop, settings
-from fantasyid_core.training.ema import Ema
-from fantasyid_core.training.optimizers import optimizers
+from fantasyid_core.training import settings
 from fantasyid_core.training.run import STAGES, Run
 from fantasyid_core.training.stage import Stage
+from fantasyid_core.training.stepper import Stepper
 
 RATE = 1e-5  # the weights hardly move
 
@@ -48,23 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _step(stage: Stage, accelerator: Accelerator) -> Callable[[int], None]:
     """One step as `training.loop` takes it."""
-    told, device = stage.settings, accelerator.device
-    if told.compile and device.type == "cuda":
-        loop.compile_parts(stage)
-    trained = [p for p in stage.objective.parameters() if p.requires_grad]
-    module, *stepping = accelerator.prepare(stage.objective, *optimizers(trained, stage.hidden(), told, stage.rates()))
-    for group in (group for optimizer in stepping for group in optimizer.param_groups):
-        group["lr"] = RATE
-    ema = Ema(stage.objective, told.ema)
+    stepper = Stepper(stage, accelerator)
 
     def step(number: int) -> None:
-        losses = module(**stage.batch(number, stage.context.generator(number)))
-        accelerator.backward(losses["loss"])
-        accelerator.clip_grad_norm_(trained, told.clip_norm)
-        for optimizer in stepping:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        ema.update()
+        stepper.losses(stage.batch(number, stage.context.generator(number)))
+        stepper.step(RATE)
 
     return step
 

@@ -18,8 +18,8 @@ from ..errors import TrainingError
 from . import sheets
 from .checkpoint import Checkpoint
 from .ema import Ema
-from .optimizers import optimizers
 from .stage import Stage
+from .stepper import Stepper
 from .together import Moment, Together
 
 log = logging.getLogger(__name__)
@@ -37,13 +37,9 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
         TrainingError: the loss is not finite, or one of several processes is out of memory.
     """
     settings, context = stage.settings, stage.context
-    objective = stage.objective
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    if settings.compile and context.device.type == "cuda":
-        compile_parts(stage)
-    module, *stepping = accelerator.prepare(objective, *optimizers(trained, stage.hidden(), settings, stage.rates()))
-    ema = Ema(objective, settings.ema)
-    checkpoint = Checkpoint(context.out / "checkpoints" / settings.stage, accelerator, objective, ema)
+    stepper = Stepper(stage, accelerator)
+    ema = stepper.ema
+    checkpoint = Checkpoint(context.out / "checkpoints" / settings.stage, accelerator, stage.objective, ema)
     progress = (checkpoint.load() if resume else None) or {"step": 0, "elapsed": 0.0, "chunks": 0}
     began = context.started - progress["elapsed"]
     pool = context.pool
@@ -69,23 +65,16 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
         with _asked_to_stop() as stop:
             while (done := _done(step, now.elapsed, settings)) < 1:
                 rate = settings.learning_rate * _rate(step, done, settings.warmup)
-                for group in (group for optimizer in stepping for group in optimizer.param_groups):
-                    group["lr"] = rate * group["factor"]
                 due = step % settings.pool.every == 0 and now.rendered < settings.pool.share * now.elapsed
                 if pool is not None and due:
                     pool.grow()
                 try:
-                    losses = module(**stage.batch(step, context.generator(step)))
-                    accelerator.backward(losses["loss"])
+                    losses = stepper.losses(stage.batch(step, context.generator(step)))
                 except torch.OutOfMemoryError:
                     _halve(stage, accelerator.num_processes)
-                    _cleared(stepping)
+                    stepper.clear()
                     continue
-                accelerator.clip_grad_norm_(trained, settings.clip_norm)
-                for optimizer in stepping:
-                    optimizer.step()
-                _cleared(stepping)
-                ema.update()
+                stepper.step(rate)
                 step += 1
                 now = present(stop.asked)
                 if step % settings.log_every == 0 or step == 1:
@@ -115,11 +104,6 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
     finally:
         checkpoint.close()
         accelerator.free_memory()
-
-
-def _cleared(stepping: list) -> None:
-    for optimizer in stepping:
-        optimizer.zero_grad(set_to_none=True)
 
 
 def _halve(stage: Stage, processes: int) -> None:
@@ -154,32 +138,6 @@ def _done(step: int, elapsed: float, settings) -> float:
 
 def _rate(step: int, done: float, warmup: int) -> float:
     return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def compile_parts(stage: Stage) -> None:
-    """Compile what the stage names, where that works; a failure costs speed, not the run."""
-    modules = stage.compile()
-    if not modules:
-        return
-    torch._dynamo.config.suppress_errors = True
-    torch._dynamo.config.cache_size_limit = 64
-    torch._dynamo.config.optimize_ddp = False  # blocks are small graphs already: gradients are sent between them
-    torch._dynamo.config.automatic_dynamic_shapes = False  # single frames and videos: a graph each, not a slower one
-    for module in modules:
-        module.compile()
-    if stage.context.pool is not None:
-        stage.context.pool.fill(1)  # a stage that is the run's first has none yet
-    began = time.perf_counter()
-    try:
-        with stage.context.autocast():
-            batch = stage.batch(0, stage.context.generator(0))
-            stage.objective(**batch)["loss"].backward()
-        log.info("Compiled %d modules in %.0f s.", len(modules), time.perf_counter() - began)
-    except Exception as error:
-        log.warning("The modules do not compile (%s: %s); they run as they are.", type(error).__name__, error)
-        for module in modules:
-            module._compiled_call_impl = None
-    stage.objective.zero_grad(set_to_none=True)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class Pool:
     """
 
     def __init__(self, settings: PoolSettings, split: range, seed: int, device: torch.device):
-        self.settings, self.device = settings, device
+        self.settings, self.seed, self.device = settings, seed, device
         self.split, self.start = split, (seed * 100_003) % len(split)
         self.count = 0  # chunks rendered so far
         self.seconds = 0.0  # that rendering took

@@ -113,13 +113,12 @@ class Run:
 
     def _rendered(self, settings: Settings) -> tuple[Pool, Pool]:
         """The pools, kept from stage to stage where these want the same: people rendered for one serve the next."""
-        sizes = settings.pool
-        if self._pools is None or not self._pools[0].settings.same_people(sizes):
+        sizes, seed = settings.pool, settings.seed + 17 * self.accelerator.process_index
+        if self._pools is None or not (self._pools[0].seed == seed and self._pools[0].settings.same_people(sizes)):
             self._pools = None  # before the next ones take memory
             few = replace(sizes, holds=sizes.validation, filmed=sizes.people if sizes.filmed else 0)
-            rank = self.accelerator.process_index
             self._pools = (
-                Pool(sizes, TRAIN, settings.seed + 17 * rank, self.device),
+                Pool(sizes, TRAIN, seed, self.device),
                 Pool(few, VALIDATION, 0, self.device),
             )
             self._pools[1].fill(sizes.validation)
