@@ -246,6 +246,16 @@ def test_stages_share_a_pool_where_they_ask_for_the_same_people(tmp_path: Path, 
     assert photographed[1].people == 4
 
 
+def test_the_mean_tells_nothing_of_shapes_and_the_truth_all():
+    draw = torch.Generator().manual_seed(0)
+    true, basis = torch.randn(20, 100, generator=draw), torch.randn(7, 3, 100, generator=draw)
+    moved = face_truth.moves(basis)
+    assert face_truth.variance_told(true, true, moved) == 1
+    assert face_truth.variance_told(true.mean(0).expand_as(true), true, moved) == pytest.approx(0, abs=1e-5)
+    half = (true + true.mean(0)) / 2
+    assert face_truth.variance_told(half, true, moved) == pytest.approx(0.75, abs=1e-5)
+
+
 def test_axis_angle_is_the_rotation_of_the_pose():
     from fantasyid_core.flame import axis_angle_to_matrix
     from fantasyid_core.people.head import rotation

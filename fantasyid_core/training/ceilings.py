@@ -28,11 +28,11 @@ from ..people.person import TRAIN, Person, person
 from ..people.render import render
 from . import data
 from .face import CROP, as_photos
+from .face_truth import moves, variance_told
 from .vae import decode, encode
 
 FIRST = len(TRAIN) * 7 // 10  # whom no pool reaches that begins with a seed below 7
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
-SHAPE = 100
 AT_ONCE = 16
 
 
@@ -99,14 +99,6 @@ def ridge(known: Tensor, wanted: Tensor, new: Tensor) -> Tensor:
     return told.clamp(wanted.amin(0), wanted.amax(0))
 
 
-def variance_told(model: nano.Nano, told: Tensor, true: Tensor) -> float:
-    """Share of the vertices' variance that shape codes (N, 100) tell of the true ones, each component by itself: what
-    two of them move in common is left out."""
-    moved = model.face.shape_basis[..., :SHAPE].flatten(0, 1).cpu().square().sum(0)
-    off, whole = ((x.square() * moved).sum() for x in (told - true, true - true.mean(0)))
-    return float(1 - off / whole)
-
-
 def measure(
     model: nano.Nano,
     drawn: Sequence[Case],
@@ -158,10 +150,9 @@ def measure(
     ]
     if autoencoder:
         found.append(ceiling("true clips through the autoencoder", _decoded(model, drawn, faces, device)))
-    return found, {
-        "tokens": variance_told(model, shape, own.shape),
-        "regressor": variance_told(model, codes, own.shape),
-    }
+    moved = moves(model.face.shape_basis[..., : own.shape.shape[1]]).cpu()
+    told = {"tokens": shape, "regressor": codes}
+    return found, {name: variance_told(code, own.shape, moved) for name, code in told.items()}
 
 
 @torch.no_grad()

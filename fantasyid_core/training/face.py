@@ -17,7 +17,7 @@ from ..evaluation.judge import degrade
 from ..flame import Flame
 from ..fusion import IdentityEncoder
 from . import data, sheets
-from .face_truth import Camera, axis_angle, moves, squared_mm
+from .face_truth import Camera, axis_angle, moves, squared_mm, variance_told
 from .stage import Batch, Context, Stage, evaluating, trainable
 
 CAMERA_SPREAD = (2.0, 0.02, 0.02)  # of scale and shift, about a standard deviation
@@ -183,7 +183,6 @@ class FaceStage(Stage):
         pool, objective, found = self.context.validation, self.objective, {}
         people = min(100, pool.people)
         shape, look, moved = pool.shape[:people], pool.look[:people], objective.shape_moves
-        of_mean = squared_mm(shape.mean(0, keepdim=True) - shape, moved)
         with evaluating(objective), self.context.autocast():
             codes = [deca.split(objective.regressor(as_photos(pool.stills[:people, k])).float()).shape for k in (0, 1)]
             seen = [self._seen(code, k) for k, code in enumerate(codes)]
@@ -192,12 +191,13 @@ class FaceStage(Stage):
                 if name in APART:
                     right = (who @ again.T).argmax(1) == torch.arange(people, device=who.device)
                     found[f"{name}_top1_of_{people}"] = right.float().mean().item()
-                found[f"{name}_shape"] = (1 - squared_mm(told_shape - shape, moved) / of_mean).item()
+                found[f"{name}_shape"] = variance_told(told_shape, shape, moved)
                 found[f"{name}_look"] = (1 - (told - look).square().mean() / look.var(0, correction=0).mean()).item()
                 normalised = F.layer_norm(tokens.float(), tokens.shape[-1:])
                 found[f"{name}_between"] = (normalised.var(0).sum() / normalised.square().mean(0).sum()).item()
         errors = [squared_mm(code - shape, moved).sqrt().item() for code in codes]
-        return {"shape_mm": sum(errors) / 2, "shape_mm_of_the_mean_person": of_mean.sqrt().item()} | found
+        of_mean = squared_mm(shape.mean(0) - shape, moved).sqrt().item()
+        return {"shape_mm": sum(errors) / 2, "shape_mm_of_the_mean_person": of_mean} | found
 
     def _seen(self, shape: Tensor, k: int) -> dict[str, Tensor]:
         """Patches, face and vertex tokens of the k-th photos of as many people as there are shape codes (B, 100)."""
