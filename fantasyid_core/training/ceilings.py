@@ -126,9 +126,12 @@ def measure(
     def judged(clips: Sequence[Clip], every: int = EMBED_EVERY) -> Tensor:
         return likeness.average(vectors(faces, cases.show(list(clips), device, every=every).frames, device))
 
-    def redrawn(shapes: Tensor, paints: Tensor) -> Tensor:
+    def clips_of(shapes: Tensor, paints: Tensor) -> list[Clip]:
         people = [as_told(*what) for what in zip(owners, shapes, paints, strict=True)]
-        return judged(replace(case.asked, person=one) for case, one in zip(drawn, people, strict=True))
+        return [replace(case.asked, person=one) for case, one in zip(drawn, people, strict=True)]
+
+    def redrawn(shapes: Tensor, paints: Tensor) -> Tensor:
+        return judged(clips_of(shapes, paints))
 
     say("Judging the truth")
     reference, gallery, stranger, truth = (
@@ -149,17 +152,21 @@ def measure(
         ceiling("everybody's mean shape, their own paint", redrawn(mean, own.paint)),
     ]
     if autoencoder:
-        found.append(ceiling("true clips through the autoencoder", _decoded(model, drawn, faces, device)))
+        for name, clips in (
+            ("true clips through the autoencoder", [case.asked for case in drawn]),
+            ("drawn as the tokens tell, through the autoencoder", clips_of(shape, paint)),
+        ):
+            found.append(ceiling(name, _decoded(model, clips, faces, device)))
     moved = moves(model.face.shape_basis[..., : own.shape.shape[1]]).cpu()
     told = {"tokens": shape, "regressor": codes}
     return found, {name: variance_told(code, own.shape, moved) for name, code in told.items()}
 
 
 @torch.no_grad()
-def _decoded(model: nano.Nano, drawn: Sequence[Case], faces: embedding.Embedding, device: torch.device) -> Tensor:
-    clips = cases.show([case.asked for case in drawn], device).frames.split(4)
-    frames = [decode(model.vae, encode(model.vae, cases.as_bytes(part).to(device)))[:, ::EMBED_EVERY] for part in clips]
-    return likeness.average(vectors(faces, torch.cat(frames), device))
+def _decoded(model: nano.Nano, clips: Sequence[Clip], faces: embedding.Embedding, device: torch.device) -> Tensor:
+    parts = cases.show(list(clips), device).frames.split(4)
+    frames = [decode(model.vae, encode(model.vae, cases.as_bytes(part).to(device)))[:, ::EMBED_EVERY] for part in parts]
+    return likeness.average(vectors(faces, torch.cat(frames).cpu(), device))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
