@@ -43,5 +43,6 @@ def test_the_command_draws_and_judges(standin: Path, tmp_path: Path, capsys: pyt
     assert rows["true renders"]["share"] == pytest.approx(1)
     assert rows["true renders"]["found"] == 1
     assert rows["everybody's mean shape, their own paint"]["share"] < 1
+    assert rows["drawn as the tokens tell, through the autoencoder"]["found"] == 0  # an untrained one shows no face
     assert told["told"]["tokens"] < 1
     assert "| drawn as the tokens tell | " in capsys.readouterr().out
