@@ -2,7 +2,8 @@
 
 Two parts stand around it. The autoencoder: true clips of the evaluation's cases go through it. The identity encoder:
 ridge regressions learn, on people of the training split, to read shape code and paint in the tokens; the cases' people
-are then drawn again as the tokens of their references tell. All are judged as outputs are.
+are then drawn again as the tokens of their references tell, and these clips go through the autoencoder, too. All are
+judged as outputs are.
 """
 
 import argparse
@@ -112,7 +113,7 @@ def measure(
     Args:
         fit: people whom the regressions learn on.
         faces: who judges.
-        autoencoder: whether true clips go through it too, which takes longest.
+        autoencoder: whether clips, true and drawn again, go through it too, which takes longest.
     """
     say(f"Reading {fit} people of the training split")
     known = [person(TRAIN[FIRST + i]) for i in range(fit)]
@@ -123,19 +124,19 @@ def measure(
     shape, paint = (ridge(tokens, x, new) for x in (of_known.shape, of_known.paint))
     mean = of_known.shape.mean(0).expand_as(shape)
 
-    def judged(clips: Sequence[Clip], every: int = EMBED_EVERY) -> Tensor:
-        return likeness.average(vectors(faces, cases.show(list(clips), device, every=every).frames, device))
+    def embedded(frames: Tensor) -> Tensor:
+        return likeness.average(vectors(faces, frames, device))
 
-    def clips_of(shapes: Tensor, paints: Tensor) -> list[Clip]:
+    def judged(clips: list[Clip]) -> Tensor:
+        return embedded(cases.show(clips, device, every=EMBED_EVERY).frames)
+
+    def redrawn(shapes: Tensor, paints: Tensor) -> list[Clip]:
         people = [as_told(*what) for what in zip(owners, shapes, paints, strict=True)]
         return [replace(case.asked, person=one) for case, one in zip(drawn, people, strict=True)]
 
-    def redrawn(shapes: Tensor, paints: Tensor) -> Tensor:
-        return judged(clips_of(shapes, paints))
-
     say("Judging the truth")
     reference, gallery, stranger, truth = (
-        judged(getattr(case, name) for case in drawn) for name in ("reference", "gallery", "stranger", "asked")
+        judged([getattr(case, name) for case in drawn]) for name in ("reference", "gallery", "stranger", "asked")
     )
 
     def ceiling(name: str, outputs: Tensor) -> Ceiling:
@@ -143,30 +144,32 @@ def measure(
         ways = ((x * reference).sum(1) for x in (outputs, stranger, truth))
         return Ceiling(name, likeness.share_of_the_way(*ways), likeness.reidentification(outputs, gallery))
 
+    again = redrawn(shape, paint)
     found = [
         ceiling("true renders", truth),
-        ceiling("drawn as the tokens tell", redrawn(shape, paint)),
-        ceiling("shape as told, their own paint", redrawn(shape, own.paint)),
-        ceiling("paint as told, their own shape", redrawn(own.shape, paint)),
-        ceiling("shape as the regressor tells, their own paint", redrawn(codes, own.paint)),
-        ceiling("everybody's mean shape, their own paint", redrawn(mean, own.paint)),
+        ceiling("drawn as the tokens tell", judged(again)),
+        ceiling("shape as told, their own paint", judged(redrawn(shape, own.paint))),
+        ceiling("paint as told, their own shape", judged(redrawn(own.shape, paint))),
+        ceiling("shape as the regressor tells, their own paint", judged(redrawn(codes, own.paint))),
+        ceiling("everybody's mean shape, their own paint", judged(redrawn(mean, own.paint))),
     ]
     if autoencoder:
-        for name, clips in (
-            ("true clips through the autoencoder", [case.asked for case in drawn]),
-            ("drawn as the tokens tell, through the autoencoder", clips_of(shape, paint)),
-        ):
-            found.append(ceiling(name, _decoded(model, clips, faces, device)))
+        asked = [case.asked for case in drawn]
+        found += [
+            ceiling("true clips through the autoencoder", embedded(_decoded(model, asked, device))),
+            ceiling("drawn as the tokens tell, through the autoencoder", embedded(_decoded(model, again, device))),
+        ]
     moved = moves(model.face.shape_basis[..., : own.shape.shape[1]]).cpu()
     told = {"tokens": shape, "regressor": codes}
     return found, {name: variance_told(code, own.shape, moved) for name, code in told.items()}
 
 
 @torch.no_grad()
-def _decoded(model: nano.Nano, clips: Sequence[Clip], faces: embedding.Embedding, device: torch.device) -> Tensor:
-    parts = cases.show(list(clips), device).frames.split(4)
+def _decoded(model: nano.Nano, clips: list[Clip], device: torch.device) -> Tensor:
+    """Every so many frames, as they are judged, of clips that went through the autoencoder; on the CPU."""
+    parts = cases.show(clips, device).frames.split(4)
     frames = [decode(model.vae, encode(model.vae, cases.as_bytes(part).to(device)))[:, ::EMBED_EVERY] for part in parts]
-    return likeness.average(vectors(faces, torch.cat(frames).cpu(), device))
+    return torch.cat(frames).cpu()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="which of them (0)")
     add("--frames", type=int, default=cases.FRAMES, help="frames of their clips, 4 k + 1 (25)")
     add("--fit", type=int, default=1500, help="people whom the regressions learn on (1500)")
-    add("--no-autoencoder", action="store_true", help="leave out the true clips through it, which take longest")
+    add("--no-autoencoder", action="store_true", help="leave out the clips through it, which take longest")
     add("--device", help="cuda or cpu (cuda if there is one)")
     add("--embedding-folder", type=Path, action="append", default=[], help="where dlib's model file lies")
     add("--processes", type=int, default=1, help="that share the faces' embedding (1)")
