@@ -8,11 +8,11 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import Tensor, nn
 
-from fantasyid_core.face_abstractor import FaceAbstractor
-from fantasyid_core.injection import LayerAttention
-from fantasyid_core.spiral_net import VertexReducer, VertexSpiralNet
-from fantasyid_core.transformer import diffusers_arguments, from_published
-from fantasyid_core.weights import Published
+from fantasyid_core.dit.injection import LayerAttention
+from fantasyid_core.dit.transformer import diffusers_arguments, from_published
+from fantasyid_core.fusion.checkpoint import Published
+from fantasyid_core.fusion.face_abstractor import FaceAbstractor
+from fantasyid_core.fusion.spiral_net import VertexReducer, VertexSpiralNet
 
 from .workload import Inputs, Workload, random_topology
 

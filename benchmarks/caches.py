@@ -25,14 +25,14 @@ class Nano:
     """The shipped model in the host, with a few people and prompts that it never saw."""
 
     def __init__(self, people: int, seed: int, base: Path, cpu: bool):
-        from fantasyid_core import nano
-        from fantasyid_core.evaluation import cases, generate
+        from fantasyid_lab import nano
+        from fantasyid_lab.evaluation import cases, generate
         from tools.in_process import start
 
         start(base, *(["--cpu"] if cpu else []))
-        from pack.fantasyid_core.injection import Injection
-        from pack.nodes._native_model import add_injection, transformer_of
-        from pack.nodes._native_text import encode_text
+        from pack.fantasyid_core.dit.injection import Injection
+        from pack.nodes.host.options import add_injection, transformer_of
+        from pack.nodes.host.text import encode_text
         from pack.nodes.loading import FantasyIDLoadModel
         from pack.nodes.text import FantasyIDLoadTextEncoder
 
@@ -55,7 +55,7 @@ class Nano:
     def videos(self, change: Callable, scheduler: str, steps: int) -> tuple[list[Tensor], int, float]:
         """Latents of every person, how often the last block ran, and the seconds."""
         import comfy.samplers
-        from pack.nodes._native_sampler import ReleaseSampler
+        from pack.nodes.host.sampler import ReleaseSampler
         from pack.nodes.sampling import trailing_sigmas
 
         self.evaluations, made, start = 0, [], time.perf_counter()
@@ -76,8 +76,8 @@ class Nano:
 def caches() -> Iterator[tuple[str, Callable]]:
     """Names, and what makes them of a MODEL."""
     from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
-    from pack.fantasyid_core.step_cache import CacheSettings
-    from pack.nodes._native_model import set_step_cache
+    from pack.fantasyid_core.dit.step_cache import CacheSettings
+    from pack.nodes.host.options import set_step_cache
 
     for threshold in OURS:
         settings = CacheSettings(threshold, START, END)

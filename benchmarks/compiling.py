@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def rows(bench: "Bench", name: str) -> Iterator[Row]:
     """The exact mode, then the same with another prompt, noise, strength and number of identity tokens."""
     host, exact = bench.host, bench.exact(STEPS)  # before the pack is imported: it comes with the host
-    from pack.fantasyid_core.injection import Injection
-    from pack.nodes._native_model import add_injection
+    from pack.fantasyid_core.dit.injection import Injection
+    from pack.nodes.host.options import add_injection
 
     plain = host.model(identity=False)
     noise, text = host.noise, host.text

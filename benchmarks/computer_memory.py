@@ -96,7 +96,8 @@ def main() -> int:
         import folder_paths
 
         folder_paths.add_model_folder_path("fantasyid", str(arguments.folder.parent))
-        from pack.nodes import _native_encoder, _native_model, _native_vae, loading  # noqa: F401
+        from pack.nodes import loading  # noqa: F401
+        from pack.nodes.host import encoder, model, vae  # noqa: F401
 
         if arguments.device == "cuda":
             torch.zeros(1, device="cuda")

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fantasyid_core import insight, yunet
-from fantasyid_core.detection import detect, detect_batch
-from fantasyid_core.people.clip import still
-from fantasyid_core.people.person import TEST, person
-from fantasyid_core.people.render import render
+from fantasyid_core.detection import insightface, yunet
+from fantasyid_core.detection.faces import detect, detect_batch
+from fantasyid_lab.people.clip import still
+from fantasyid_lab.people.person import TEST, person
+from fantasyid_lab.people.render import render
 from tools.labelled_faces import judge, photos
 
 LIMITS = 60.0, 25.0, 25.0  # degrees of yaw, pitch and roll
@@ -94,7 +94,7 @@ def main() -> int:
     detectors = {"YuNet": yunet.find}
     if options.insightface:
         folder, name = options.insightface
-        detectors["InsightFace"] = insight.load(insight.find_detector(name, Path(folder)))
+        detectors["InsightFace"] = insightface.load(insightface.find_detector(name, Path(folder)))
     photo_table(options.device, detectors)
     return 0
 

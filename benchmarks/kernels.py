@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fantasyid_core import kernels
-from fantasyid_core.fp8 import product, weight8
-from fantasyid_core.injection import LayerAttention
-from fantasyid_core.kernels import Modulation, Norm
-from fantasyid_core.padded_attention import padded_attention
+from fantasyid_core.dit import kernels
+from fantasyid_core.dit.fp8 import product, weight8
+from fantasyid_core.dit.injection import LayerAttention
+from fantasyid_core.dit.kernels import Modulation, Norm
+from fantasyid_core.dit.padded_attention import padded_attention
 
 BATCH, VISUAL, WORDS, HEADS, HEAD = 2, 17550, 226, 48, 64
 DIM = HEADS * HEAD

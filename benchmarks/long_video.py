@@ -17,7 +17,7 @@ def rows(bench: "Bench", name: str) -> Iterator[Row]:
     """One step of each length, with FantasyID Long Video as it stands in the menu."""
     host, (known, height, width) = bench.host, bench.work.video
     host.forget()  # the first mention of the host starts it; `pack` can be imported from then on
-    from pack.fantasyid_core.video import latent_size
+    from pack.fantasyid_core.video.latents import latent_size
     from pack.nodes.long_video import FantasyIDLongVideo
 
     (model,) = FantasyIDLongVideo.run(host.model(), 0, 12 if known > 25 else 4, "as trained").args

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fantasyid_core import topology
-from fantasyid_core.autoencoder import build as build_vae
-from fantasyid_core.face_abstractor import FaceAbstractor, published_name
-from fantasyid_core.image_tower import ImageTower
-from fantasyid_core.published import write_json
-from fantasyid_core.spiral_net import VertexReducer, VertexSpiralNet
+from fantasyid_core.fusion import mesh_hierarchy
+from fantasyid_core.fusion.face_abstractor import FaceAbstractor, published_name
+from fantasyid_core.fusion.image_tower import ImageTower
+from fantasyid_core.fusion.spiral_net import VertexReducer, VertexSpiralNet
+from fantasyid_core.io.layout import write_json
+from fantasyid_core.video.autoencoder import build as build_vae
 
 from .workload import Workload, random_topology, random_values, transformer
 
@@ -45,7 +45,7 @@ def write(folder: Path, work: Workload) -> Path:
     _save(folder / "text_encoder", "model", text, work, work.text_encoder)
     _save(folder / "face_encoder", "image_tower", tower, work)
     (folder / "face_model").mkdir(exist_ok=True)
-    topology.save(random_topology(work), folder / "face_model" / "topology.safetensors")
+    mesh_hierarchy.save(random_topology(work), folder / "face_model" / "topology.safetensors")
     write_json(folder / DONE, sizes)
     return folder
 

@@ -153,8 +153,8 @@ def half_of_the_steps(**switches) -> Callable[[Host, object], object]:
     """The same, and a step skipped after each full one, whatever it changes: random weights cannot say what may be."""
 
     def change(host: Host, model):
-        from pack.fantasyid_core.step_cache import CacheSettings
-        from pack.nodes._native_model import set_step_cache
+        from pack.fantasyid_core.dit.step_cache import CacheSettings
+        from pack.nodes.host.options import set_step_cache
 
         return set_step_cache(faster(**switches)(host, model), CacheSettings(1e9, start=0.0, most=1))
 
@@ -163,8 +163,8 @@ def half_of_the_steps(**switches) -> Callable[[Host, object], object]:
 
 def padded_attention(_: Host, model):
     """Attention over a multiple of 256 tokens in every block; no node sets it."""
-    from pack.fantasyid_core.padded_attention import padded_attention
-    from pack.nodes._native_model import transformer_of
+    from pack.fantasyid_core.dit.padded_attention import padded_attention
+    from pack.nodes.host.options import transformer_of
 
     for block in transformer_of(model).transformer_blocks:
         block.attend = padded_attention

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fantasyid_core.weights import Published
+from fantasyid_core.fusion.checkpoint import Published
 
 from .measure import GIB, Row, first_step, peak, relative_error, reset_peak, synchronize
 from .workload import Inputs, Workload
@@ -36,8 +36,9 @@ class Host:
 
     def model(self, weight_dtype: str = "default", identity: bool = True):
         """A fresh MODEL, with or without an identity."""
-        from pack.fantasyid_core.injection import Injection
-        from pack.nodes._native_model import add_injection, load_model
+        from pack.fantasyid_core.dit.injection import Injection
+        from pack.nodes.host.model import load_model
+        from pack.nodes.host.options import add_injection
 
         model = load_model(self.work.config, self.published(), weight_dtype)
         return add_injection(model, Injection(self.tokens)) if identity else model

@@ -10,9 +10,9 @@ import sys
 import torch
 import torch.distributed as dist
 
-from fantasyid_core.injection import Injection, InjectionRun
-from fantasyid_core.parallel import spread
-from fantasyid_core.transformer import from_published
+from fantasyid_core.dit.injection import Injection, InjectionRun
+from fantasyid_core.dit.parallel import spread
+from fantasyid_core.dit.transformer import from_published
 
 from . import report
 from .measure import Row, relative_error, time_step

@@ -87,14 +87,14 @@ class Run:
 
     @torch.inference_mode()
     def _text(self, _: Phase) -> None:
-        from pack.nodes._native_text import encode_text
+        from pack.nodes.host.text import encode_text
 
         self.positive, self.negative = (encode_text(self.clip, text) for text in PROMPTS)
 
     @torch.inference_mode()
     def _identity(self, _: Phase) -> None:
-        from pack.fantasyid_core.reconstruction import FaceMesh
-        from pack.fantasyid_core.views import FaceViews
+        from pack.fantasyid_core.reconstruction.face_mesh import FaceMesh
+        from pack.fantasyid_core.views.collection import FaceViews
 
         generator = torch.Generator().manual_seed(3)
         crop = torch.rand(1, 512, 512, 3, generator=generator)

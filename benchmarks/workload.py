@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fantasyid_core.topology import Topology
-from fantasyid_core.transformer import FantasyIDTransformer, diffusers_arguments
-from fantasyid_core.weights import Published
+from fantasyid_core.dit.transformer import FantasyIDTransformer, diffusers_arguments
+from fantasyid_core.fusion.checkpoint import Published
+from fantasyid_core.fusion.mesh_hierarchy import Topology
 
 
 @dataclass(frozen=True, eq=False)

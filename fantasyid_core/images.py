@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ImageError
-from .optional import require
+from .optional_import import require
 
 MIN_SIDE = 16
 MAX_SIDE = 16_384

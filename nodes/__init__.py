@@ -6,11 +6,11 @@ from . import (
     acceleration,
     detection,
     download,
-    evaluation,
     fusion,
     injection,
     loading,
     long_video,
+    meters,
     reconstruction,
     sampling,
     text,
@@ -20,7 +20,7 @@ from . import (
 
 STAGES = (
     *(download, loading, text, detection, reconstruction, views, fusion, injection),
-    *(acceleration, sampling, video, long_video, evaluation),
+    *(acceleration, sampling, video, long_video, meters),
 )
 
 

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..fantasyid_core.optional import require
-from ..fantasyid_core.step_cache import START, THRESHOLD, CacheSettings
-from ._base import CATEGORY, FantasyIDNode
+from ..fantasyid_core.dit.step_cache import START, THRESHOLD, CacheSettings
+from ..fantasyid_core.optional_import import require
+from .host.base import CATEGORY, FantasyIDNode
 
 STEP_CACHES = ("off", "first block")
 
@@ -97,7 +97,7 @@ class FantasyIDFaster(FantasyIDNode):
         cache_end: float = 1.0,
     ) -> io.NodeOutput:
         require("diffusers", "The video transformer", "'diffusers>=0.35'")
-        from ._native_model import set_fp8_products, set_step_cache
+        from .host.options import set_fp8_products, set_step_cache
 
         cache = CacheSettings(cache_threshold, cache_start, cache_end) if step_cache == "first block" else None
         return io.NodeOutput(set_step_cache(set_fp8_products(model, fp8_products), cache))

@@ -8,12 +8,12 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..fantasyid_core import insight, selection, yunet
-from ..fantasyid_core.detection import MAX_FACES
-from ..fantasyid_core.drawn_face import face_in_box, face_in_mask
+from ..fantasyid_core.detection import insightface, selection, yunet
+from ..fantasyid_core.detection.by_hand import face_in_box, face_in_mask
+from ..fantasyid_core.detection.faces import MAX_FACES
 from ..fantasyid_core.errors import FaceNotFoundError
-from ._base import CATEGORY, FantasyIDNode
-from ._sockets import Face
+from .host.base import CATEGORY, FantasyIDNode
+from .host.sockets import Face
 
 YUNET, INSIGHTFACE = "YuNet", "InsightFace "
 PACKAGES = ("buffalo_l", "antelopev2")  # always offered, so that saved workflows load and say what is missing
@@ -154,7 +154,7 @@ class FantasyIDDrawnFace(FantasyIDNode):
 
 def detectors() -> list[str]:
     """What the widget offers: YuNet, and InsightFace's packages that are usual or there."""
-    there = [name for name in insight.packages(*insight_roots()) if name not in PACKAGES]
+    there = [name for name in insightface.packages(*insight_roots()) if name not in PACKAGES]
     return [YUNET, *(INSIGHTFACE + name for name in (*PACKAGES, *there))]
 
 
@@ -166,7 +166,7 @@ def finder(detector: str) -> Callable[[torch.Tensor, float], list[torch.Tensor]]
     """
     if not detector.startswith(INSIGHTFACE):
         return yunet.find
-    return insight.load(insight.find_detector(detector.removeprefix(INSIGHTFACE), *insight_roots()))
+    return insightface.load(insightface.find_detector(detector.removeprefix(INSIGHTFACE), *insight_roots()))
 
 
 def insight_roots() -> list[Path]:

@@ -6,10 +6,10 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
 
-from ..fantasyid_core import download
 from ..fantasyid_core.errors import DownloadError
-from . import _paths
-from ._base import CATEGORY, FantasyIDNode
+from ..fantasyid_core.io import download
+from .host import paths
+from .host.base import CATEGORY, FantasyIDNode
 
 LICENCES = (
     "FantasyID's code is under Apache-2.0; its weights build on CogVideoX-5B, with its own licence: read both "
@@ -62,11 +62,11 @@ class FantasyIDDownload(FantasyIDNode):
     @classmethod
     def fingerprint_inputs(cls, folder_name: str, **others) -> str:
         """Run again when the folder has gone."""
-        return str((_paths.download_folder(folder_name) / download.LOCK).is_file())
+        return str((paths.download_folder(folder_name) / download.LOCK).is_file())
 
     @classmethod
     def run(cls, repository: str, revision: str, folder_name: str, confirm: bool) -> io.NodeOutput:
-        folder = _paths.download_folder(folder_name)
+        folder = paths.download_folder(folder_name)
         plan = download.plan(folder, repository, revision)
         what = f"{len(plan.files)} files, {plan.size / 1e9:.2f} GB, {repository} at {plan.commit}"
         if not confirm:

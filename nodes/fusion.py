@@ -3,10 +3,10 @@
 import folder_paths
 from comfy_api.latest import io
 
-from ..fantasyid_core.fusion import COMBINE, load_identity, save_identity
-from . import _paths
-from ._base import CATEGORY, FantasyIDNode
-from ._sockets import Encoder, Identity, Mesh, Views
+from ..fantasyid_core.fusion.identity import COMBINE, load_identity, save_identity
+from .host import paths
+from .host.base import CATEGORY, FantasyIDNode
+from .host.sockets import Encoder, Identity, Mesh, Views
 
 CONSENT = "An identity file describes a person's face: keep and share it only with that person's consent."
 
@@ -74,7 +74,7 @@ class FantasyIDSaveIdentity(FantasyIDNode):
 
     @classmethod
     def run(cls, identity, filename_prefix: str) -> io.NodeOutput:
-        path = _paths.save_path(filename_prefix, ".safetensors")
+        path = paths.save_path(filename_prefix, ".safetensors")
         save_identity(identity, path)
         name = path.relative_to(folder_paths.get_output_directory()).as_posix() + " [output]"
         return io.NodeOutput(name, ui={"text": [name]})
@@ -91,7 +91,7 @@ class FantasyIDLoadIdentity(FantasyIDNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=_paths.identity_files(),
+                    options=paths.identity_files(),
                     tooltip="An identity file in the input folder, or in the output folder (marked [output]).",
                 )
             ],
@@ -100,15 +100,15 @@ class FantasyIDLoadIdentity(FantasyIDNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        return _paths.check(file, _paths.identity_path)
+        return paths.check(file, paths.identity_path)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> float:
-        return _paths.identity_path(file).stat().st_mtime
+        return paths.identity_path(file).stat().st_mtime
 
     @classmethod
     def run(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(load_identity(_paths.identity_path(file)))
+        return io.NodeOutput(load_identity(paths.identity_path(file)))
 
 
 NODES = [FantasyIDFuse, FantasyIDSaveIdentity, FantasyIDLoadIdentity]

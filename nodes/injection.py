@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..fantasyid_core.injection import Injection, parse_curve
-from ..fantasyid_core.optional import require
-from ._base import CATEGORY, FantasyIDNode
-from ._sockets import Identity
+from ..fantasyid_core.dit.injection import Injection, parse_curve
+from ..fantasyid_core.optional_import import require
+from .host.base import CATEGORY, FantasyIDNode
+from .host.sockets import Identity
 
 
 def guide_identity_input() -> io.Boolean.Input:
@@ -84,7 +84,7 @@ class FantasyIDApply(FantasyIDNode):
         guide_identity: bool = False,
     ) -> io.NodeOutput:
         require("diffusers", "The video transformer", "'diffusers>=0.35'")
-        from ._native_model import add_injection, transformer_of
+        from .host.options import add_injection, transformer_of
 
         curve = parse_curve(layer_weights, len(transformer_of(model).layer_attention))
         return io.NodeOutput(

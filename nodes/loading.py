@@ -6,11 +6,12 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..fantasyid_core.errors import WeightsMissingError
-from ..fantasyid_core.optional import require
-from ..fantasyid_core.weights import embedded_config, read, read_config, split_published
-from . import _paths
-from ._base import CATEGORY, FantasyIDNode
-from ._sockets import Encoder
+from ..fantasyid_core.fusion.checkpoint import split_published
+from ..fantasyid_core.io.weights import embedded_config, read, read_config
+from ..fantasyid_core.optional_import import require
+from .host import paths
+from .host.base import CATEGORY, FantasyIDNode
+from .host.sockets import Encoder
 
 FROM_FOLDER = "from the model's folder"
 WEIGHT_DTYPES = ["default", "bf16", "fp16", "fp32", "fp8_e4m3fn"]
@@ -32,7 +33,7 @@ class FantasyIDLoadModel(FantasyIDNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=[*_paths.model_folders(), *_paths.model_files()],
+                    options=[*paths.model_folders(), *paths.model_files()],
                     tooltip="A folder in the published layout, or a single transformer file, in models/fantasyid; "
                     "or FantasyID-nano, which comes with the pack.",
                 ),
@@ -62,27 +63,27 @@ class FantasyIDLoadModel(FantasyIDNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str) -> bool | str:
-        return _paths.check(model_name)
+        return paths.check(model_name)
 
     @classmethod
     def run(cls, model_name: str, weight_dtype: str, vae_name: str = FROM_FOLDER) -> io.NodeOutput:
         require("diffusers", "The video transformer", "'diffusers>=0.35'")
-        from ..fantasyid_core.transformer import infer_config
-        from ._native_encoder import NativeEncoder
-        from ._native_model import load_model
-        from ._native_vae import load_vae
+        from ..fantasyid_core.dit.transformer import infer_config
+        from .host.encoder import NativeEncoder
+        from .host.model import load_model
+        from .host.vae import load_vae
 
-        path = _paths.resolve(model_name)
+        path = paths.resolve(model_name)
         weights = path
         if path.is_dir():
-            weights = _paths.transformer_folder(path)
+            weights = paths.transformer_folder(path)
             if weights is None:
-                raise WeightsMissingError(f"{path} has no transformer/ folder. {_paths.SOURCE}")
+                raise WeightsMissingError(f"{path} has no transformer/ folder. {paths.SOURCE}")
         published = split_published(read(weights))
         config = read_config(weights) if path.is_dir() else embedded_config(path) or infer_config(published)
         vae = load_vae(_vae_path(path, vae_name))
         model = load_model(config, published, weight_dtype, vae.first_stage_model.config)
-        encoder = NativeEncoder(config, weights, _paths.beside(path, "face_encoder"), _paths.beside(path, "face_model"))
+        encoder = NativeEncoder(config, weights, paths.beside(path, "face_encoder"), paths.beside(path, "face_model"))
         return io.NodeOutput(model, vae, encoder)
 
 

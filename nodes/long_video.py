@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from comfy_api.latest import io
 
 from ..fantasyid_core.errors import SamplingError
-from ..fantasyid_core.long_video import windows
-from ..fantasyid_core.optional import require
-from ._base import CATEGORY, FantasyIDNode
+from ..fantasyid_core.optional_import import require
+from ..fantasyid_core.sampling.windows import windows
+from .host.base import CATEGORY, FantasyIDNode
 
 FIRST_FRAME = {"as trained": None, "in every window": True, "in the first window only": False}
 
@@ -68,8 +68,8 @@ class FantasyIDLongVideo(FantasyIDNode):
         require("diffusers", "The video transformer", "'diffusers>=0.35'")
         if find_spec("comfy.context_windows") is None:
             raise SamplingError("This ComfyUI has no context windows, which long videos need: update ComfyUI.")
-        from ._native_model import transformer_of
-        from ._native_windows import set_windows
+        from .host.options import transformer_of
+        from .host.windows import set_windows
 
         transformer = transformer_of(model)
         anchored = FIRST_FRAME[first_frame]

@@ -8,17 +8,17 @@ import torch
 from comfy_api.latest import Types, io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..fantasyid_core import deca_input, reconstruction, render
-from ..fantasyid_core.deca import load_regressor
-from ..fantasyid_core.detection import DetectedFace
+from ..fantasyid_core.detection.faces import DetectedFace
 from ..fantasyid_core.errors import MeshError
-from ..fantasyid_core.flame import load as load_flame
-from ..fantasyid_core.glb import write_glb
-from ..fantasyid_core.mesh_files import write_obj, write_ply
-from ..fantasyid_core.reconstruction import FaceMesh
-from . import _paths
-from ._base import CATEGORY, FantasyIDNode
-from ._sockets import Face, Mesh
+from ..fantasyid_core.reconstruction import deca_input, face_mesh, render
+from ..fantasyid_core.reconstruction.deca import load_regressor
+from ..fantasyid_core.reconstruction.face_mesh import FaceMesh
+from ..fantasyid_core.reconstruction.flame import load as load_flame
+from ..fantasyid_core.reconstruction.glb import write_glb
+from ..fantasyid_core.reconstruction.mesh_files import write_obj, write_ply
+from .host import paths
+from .host.base import CATEGORY, FantasyIDNode
+from .host.sockets import Face, Mesh
 
 DECA, LANDMARK_FIT = METHODS = ("DECA", "landmark fit")
 WRITERS = {"glb": write_glb, "obj": write_obj, "ply": write_ply}
@@ -42,13 +42,13 @@ class FantasyIDReconstruct(FantasyIDNode):
                 Face.Input("face", tooltip="From FantasyID Detect Face; DECA looks at its photo, not at the crop."),
                 io.Combo.Input(
                     "model_name",
-                    options=[*_paths.model_folders(), *_paths.model_files()],
+                    options=[*paths.model_folders(), *paths.model_files()],
                     tooltip="The model whose face_model folder holds DECA and FLAME (or models/fantasyid/face_model).",
                 ),
                 io.Combo.Input(
                     "mode",
-                    options=list(reconstruction.MODES),
-                    default=reconstruction.MODES[0],
+                    options=list(face_mesh.MODES),
+                    default=face_mesh.MODES[0],
                     tooltip="as released: shape with the photo's expression and head pose, what the published weights "
                     "know. shape only: the neutral, frontal face, as the paper describes it.",
                 ),
@@ -84,7 +84,7 @@ class FantasyIDReconstruct(FantasyIDNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str) -> bool | str:
-        return _paths.check(model_name)
+        return paths.check(model_name)
 
     @classmethod
     def run(
@@ -98,17 +98,17 @@ class FantasyIDReconstruct(FantasyIDNode):
     ) -> io.NodeOutput:
         if method not in METHODS:
             raise MeshError(f"There is no method '{method}'; choose one of: {', '.join(METHODS)}.")
-        folders = _paths.beside(_paths.resolve(model_name), "face_model")
+        folders = paths.beside(paths.resolve(model_name), "face_model")
         device = comfy.model_management.get_torch_device()
         comfy.model_management.free_memory(NEEDED, device)
-        others = reconstruction.largest_faces(images, device) if images is not None else []
+        others = face_mesh.largest_faces(images, device) if images is not None else []
         if method == LANDMARK_FIT:
-            model = load_flame(reconstruction.find_face_model(*folders)).to(device)
-            mesh = reconstruction.from_landmarks(face, model, mode, others)
+            model = load_flame(face_mesh.find_face_model(*folders)).to(device)
+            mesh = face_mesh.from_landmarks(face, model, mode, others)
         else:
-            deca_file, flame_file = reconstruction.find_files(*folders)
+            deca_file, flame_file = face_mesh.find_files(*folders)
             regressor, model = load_regressor(deca_file).float().to(device), load_flame(flame_file).to(device)
-            mesh = reconstruction.reconstruct(face, regressor, model, mode, look_at, others)
+            mesh = face_mesh.reconstruct(face, regressor, model, mode, look_at, others)
         overlay = render.overlay(face.image.to(device), mesh.in_photo, mesh.faces)
         return io.NodeOutput(mesh, _picture(mesh), _shown(overlay[None]), _host_mesh(mesh))
 
@@ -136,7 +136,7 @@ class FantasyIDLoadMesh(FantasyIDNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        return _paths.check(file, mesh_path)
+        return paths.check(file, mesh_path)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> int:
@@ -144,7 +144,7 @@ class FantasyIDLoadMesh(FantasyIDNode):
 
     @classmethod
     def run(cls, file: str) -> io.NodeOutput:
-        mesh = reconstruction.from_file(mesh_path(file))
+        mesh = face_mesh.from_file(mesh_path(file))
         return io.NodeOutput(mesh, _picture(mesh), _host_mesh(mesh))
 
 
@@ -198,7 +198,7 @@ class FantasyIDSaveMesh(FantasyIDNode):
     def run(cls, mesh: FaceMesh, filename_prefix: str, format: str) -> io.NodeOutput:
         if format not in WRITERS:
             raise MeshError(f"Meshes are not saved as '{format}'; choose one of: {', '.join(WRITERS)}.")
-        path = _paths.save_path(filename_prefix, f".{format}")
+        path = paths.save_path(filename_prefix, f".{format}")
         WRITERS[format](path, mesh.vertices, mesh.faces)
         name = path.relative_to(folder_paths.get_output_directory())
         saved = {"filename": name.name, "subfolder": name.parent.as_posix().removeprefix("."), "type": "output"}

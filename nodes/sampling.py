@@ -9,13 +9,13 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
+from ..fantasyid_core.dit.injection import Injection
 from ..fantasyid_core.errors import SamplingError
-from ..fantasyid_core.injection import Injection
-from ..fantasyid_core.optional import require
-from ..fantasyid_core.sampling import GUIDANCE, SCHEDULERS, STEPS, TRAIN_STEPS, timesteps
-from ..fantasyid_core.video import squeeze_to_frame
-from ._base import CATEGORY, FantasyIDNode
-from ._sockets import Identity
+from ..fantasyid_core.optional_import import require
+from ..fantasyid_core.sampling.schedule import GUIDANCE, SCHEDULERS, STEPS, TRAIN_STEPS, timesteps
+from ..fantasyid_core.video.latents import squeeze_to_frame
+from .host.base import CATEGORY, FantasyIDNode
+from .host.sockets import Identity
 from .injection import guide_identity_input
 from .video import empty_latent, size_inputs
 
@@ -94,9 +94,9 @@ class FantasyIDSampler(FantasyIDNode):
         guide_identity: bool = False,
     ) -> io.NodeOutput:
         require("diffusers", "The FantasyID Sampler", "'diffusers>=0.35'")
-        from ._native_model import add_injection, at_once, injections_of, transformer_of
-        from ._native_sampler import ReleaseSampler
-        from ._native_vae import encode_sample
+        from .host.options import add_injection, at_once, injections_of, transformer_of
+        from .host.sampler import ReleaseSampler
+        from .host.vae import encode_sample
 
         if not math.isfinite(guidance):
             raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released.")
@@ -156,7 +156,7 @@ class FantasyIDSigmas(FantasyIDNode):
     @classmethod
     def run(cls, model, steps: int) -> io.NodeOutput:
         require("diffusers", "FantasyID Sigmas", "'diffusers>=0.35'")
-        from ._native_model import transformer_of
+        from .host.options import transformer_of
 
         transformer_of(model)
         return io.NodeOutput(trailing_sigmas(model, steps))

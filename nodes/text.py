@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from . import _paths
-from ._base import CATEGORY, FantasyIDNode
+from .host import paths
+from .host.base import CATEGORY, FantasyIDNode
 
 
 class FantasyIDTextEncode(FantasyIDNode):
@@ -39,7 +39,7 @@ class FantasyIDTextEncode(FantasyIDNode):
 
     @classmethod
     def run(cls, clip, text: str) -> io.NodeOutput:
-        from ._native_text import encode_text
+        from .host.text import encode_text
 
         return io.NodeOutput(encode_text(clip, text))
 
@@ -58,7 +58,7 @@ class FantasyIDLoadTextEncoder(FantasyIDNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=_paths.model_folders(),
+                    options=paths.model_folders(),
                     tooltip="The model of FantasyID Load Model: its folder has a text_encoder/ in it.",
                 )
             ],
@@ -67,13 +67,13 @@ class FantasyIDLoadTextEncoder(FantasyIDNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str) -> bool | str:
-        return _paths.check(model_name)
+        return paths.check(model_name)
 
     @classmethod
     def run(cls, model_name: str) -> io.NodeOutput:
-        from ._native_text import load_text_encoder
+        from .host.text import load_text_encoder
 
-        return io.NodeOutput(load_text_encoder(_paths.resolve(model_name)))
+        return io.NodeOutput(load_text_encoder(paths.resolve(model_name)))
 
 
 NODES = [FantasyIDLoadTextEncoder, FantasyIDTextEncode]

@@ -5,9 +5,9 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
-from ..fantasyid_core.video import FRAMES, HEIGHT, LATENT_CHANNELS, WIDTH, latent_size, squeeze_to_frame
-from ._base import CATEGORY, FantasyIDNode
-from ._sockets import Identity
+from ..fantasyid_core.video.latents import FRAMES, HEIGHT, LATENT_CHANNELS, WIDTH, latent_size, squeeze_to_frame
+from .host.base import CATEGORY, FantasyIDNode
+from .host.sockets import Identity
 
 MAX_SIDE = 2048
 
@@ -81,7 +81,7 @@ class FantasyIDImageCondition(FantasyIDNode):
 
     @classmethod
     def run(cls, positive, negative, vae, width: int, height: int, frames: int, identity=None) -> io.NodeOutput:
-        from ._native_vae import check_vae
+        from .host.vae import check_vae
 
         check_vae(vae)
         latent = empty_latent(frames, height, width)

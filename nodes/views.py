@@ -4,17 +4,17 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..fantasyid_core import new_views
-from ..fantasyid_core.appearance import BUILT_IN
-from ..fantasyid_core.augmentation import augment
-from ..fantasyid_core.contact_sheet import contact_sheet
-from ..fantasyid_core.detection import DetectedFace
-from ..fantasyid_core.evaluation import embedding
-from ..fantasyid_core.reconstruction import FaceMesh
-from ..fantasyid_core.views import LEAVE_OUT, PEOPLE, FaceViews, collect
-from . import _paths
-from ._base import CATEGORY, FantasyIDNode
-from ._sockets import Face, Mesh, Views
+from ..fantasyid_core.detection.faces import DetectedFace
+from ..fantasyid_core.meters import embedding
+from ..fantasyid_core.reconstruction.face_mesh import FaceMesh
+from ..fantasyid_core.views import novel_views
+from ..fantasyid_core.views.appearance import BUILT_IN
+from ..fantasyid_core.views.augmentation import augment
+from ..fantasyid_core.views.collection import LEAVE_OUT, PEOPLE, FaceViews, collect
+from ..fantasyid_core.views.contact_sheet import contact_sheet
+from .host import paths
+from .host.base import CATEGORY, FantasyIDNode
+from .host.sockets import Face, Mesh, Views
 
 LOOKS = "looks"
 
@@ -85,7 +85,7 @@ class FantasyIDViews(FantasyIDNode):
         device = comfy.model_management.get_torch_device()
         recogniser = BUILT_IN
         if recognition != LOOKS and images is not None and people == LEAVE_OUT:
-            recogniser = embedding.recogniser(embedding.load(recognition, _paths.embedding_folders()))
+            recogniser = embedding.recogniser(embedding.load(recognition, paths.embedding_folders()))
         collected = collect(face, images, max_views, people=people, recogniser=recogniser, device=device)
         return io.NodeOutput(collected, contact_sheet(collected)[None], collected.report)
 
@@ -180,9 +180,9 @@ class FantasyIDNewViews(FantasyIDNode):
         seed: int,
         views: FaceViews | None = None,
     ) -> io.NodeOutput:
-        poses = new_views.grid(yaw, pitch, columns, rows)
-        made = new_views.new_views(face, mesh, poses, min_seen)
-        made = augment(made if views is None else new_views.added(views, made), altered, seed)
+        poses = novel_views.grid(yaw, pitch, columns, rows)
+        made = novel_views.new_views(face, mesh, poses, min_seen)
+        made = augment(made if views is None else novel_views.added(views, made), altered, seed)
         return io.NodeOutput(made, contact_sheet(made)[None], made.crops, made.coverage, made.report)
 
 

@@ -29,8 +29,8 @@ from safetensors.torch import save_file
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from fantasyid_core.training.pool import Pool
-    from fantasyid_core.training.stage import Context, Stage
+    from fantasyid_lab.training.pool import Pool
+    from fantasyid_lab.training.stage import Context, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 PARITY = ROOT.parent / "shared" / "parity"
@@ -59,6 +59,7 @@ def _register(package: str) -> None:
 
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT]  # `python -m pytest` puts it there
 _register("fantasyid_core")
+_register("fantasyid_lab")
 _register("tools")
 _register("benchmarks")
 
@@ -194,7 +195,7 @@ def six_faces() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder in the published layout with small random weights."""
-    from fantasyid_core import standin
+    from fantasyid_lab import dummy_model as standin
 
     return standin.write(tmp_path_factory.mktemp("models") / "standin")
 
@@ -202,18 +203,19 @@ def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def standin_nano(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stand-in in FantasyID-nano's layout: 160 × 160, rotary positions alone, no first frame, bytes, fp16."""
-    from fantasyid_core import bytes_text, weights
+    from fantasyid_core.dit import byte_tokens
+    from fantasyid_core.io import weights
 
     folder = tmp_path_factory.mktemp("models") / "standin-nano"
     shutil.copytree(standin, folder)
     sizes = {"sample_width": 20, "sample_height": 20}
     other = {"use_learned_positional_embeddings": False, "first_frame_condition": False}
-    changes = {"transformer": sizes | other, "text_encoder": {"vocab_size": bytes_text.VOCABULARY}, "vae": {}}
+    changes = {"transformer": sizes | other, "text_encoder": {"vocab_size": byte_tokens.VOCABULARY}, "vae": {}}
     for part, change in changes.items():
         tensors = weights.read(folder / part)
         tensors.pop("patch_embed.pos_embedding", None)
         if part == "text_encoder":
-            tensors["shared.weight"] = tensors["shared.weight"][: bytes_text.VOCABULARY]
+            tensors["shared.weight"] = tensors["shared.weight"][: byte_tokens.VOCABULARY]
         config = weights.read_config(folder / part) | change
         shutil.rmtree(folder / part)
         (folder / part).mkdir()
@@ -226,9 +228,9 @@ def standin_nano(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def pools() -> "tuple[Pool, Pool]":
     """A few tiny people to train on, and some who are never trained on."""
     pytest.importorskip("accelerate")
-    from fantasyid_core.people.person import TRAIN, VALIDATION
-    from fantasyid_core.training.pool import Pool
-    from fantasyid_core.training.settings import PoolSettings
+    from fantasyid_lab.people.person import TRAIN, VALIDATION
+    from fantasyid_lab.training.pool import Pool
+    from fantasyid_lab.training.settings import PoolSettings
 
     sizes = PoolSettings(
         holds=4, people=4, filmed=4, stills=2, first=4, share=0.0, frames=9, size=32, still_size=32, validation=4
@@ -242,9 +244,9 @@ def pools() -> "tuple[Pool, Pool]":
 @pytest.fixture
 def context(pools: "tuple[Pool, Pool]", tmp_path: Path) -> "Callable[..., Context]":
     """Makes the context of a training stage, with a model of test size."""
-    from fantasyid_core import nano
-    from fantasyid_core.training import settings
-    from fantasyid_core.training.stage import Context
+    from fantasyid_lab import nano
+    from fantasyid_lab.training import settings
+    from fantasyid_lab.training.stage import Context
 
     small = {"steps": 6, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1}
 
@@ -267,7 +269,7 @@ def context(pools: "tuple[Pool, Pool]", tmp_path: Path) -> "Callable[..., Contex
 @pytest.fixture
 def stopped_and_resumed() -> "Callable[[Callable[[], Stage], Accelerator], None]":
     """Trains a stage through, and another one stopped after its first step and resumed: both end with the same bits."""
-    from fantasyid_core.training import loop
+    from fantasyid_lab.training import loop
 
     def check(make: "Callable[[], Stage]", accelerator: "Accelerator") -> None:
         through = make()

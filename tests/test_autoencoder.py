@@ -9,7 +9,8 @@ from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from fantasyid_core import autoencoder, autoencoder_block, standin
+from fantasyid_core.video import autoencoder, autoencoder_block
+from fantasyid_lab import dummy_model
 
 FULL = {
     "block_out_channels": (128, 256, 256, 512),
@@ -23,11 +24,11 @@ SMALL = {**FULL, "block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "n
 
 def test_it_is_built_from_what_it_knows_and_keeps_the_preview_colours():
     colours = {"latent_rgb_factors": [[0.1, 0.2, 0.3]] * 16, "latent_rgb_factors_bias": [0.0, 0.1, 0.2]}
-    vae = autoencoder.build({**standin.VAE, **colours, "a newer entry": 1})
+    vae = autoencoder.build({**dummy_model.VAE, **colours, "a newer entry": 1})
     assert vae.config.latent_rgb_factors == colours["latent_rgb_factors"]
     assert vae.config.latent_rgb_factors_bias == [0.0, 0.1, 0.2]
     assert "a newer entry" not in vae.config
-    assert "latent_rgb_factors" not in autoencoder.build(standin.VAE).config
+    assert "latent_rgb_factors" not in autoencoder.build(dummy_model.VAE).config
 
 
 def test_preview_colours_are_the_linear_map_from_latents_to_mean_colours():

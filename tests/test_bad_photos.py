@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fantasyid_core.mesh_files import write_ply
+from fantasyid_core.reconstruction.mesh_files import write_ply
 from tools.comfy_host import ComfyServer, Graph
 from tools.complaints import check, good
 from tools.graphs import changed, identity, node

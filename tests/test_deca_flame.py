@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fantasyid_core import deca, deca_input, flame, licensed, reconstruction, topology
-from fantasyid_core.detection import DetectedFace, detect
+from fantasyid_core.detection.faces import DetectedFace, detect
 from fantasyid_core.errors import MeshError, WeightsError, WeightsMissingError
+from fantasyid_core.fusion import mesh_hierarchy
 from fantasyid_core.images import load_photo
-from fantasyid_core.mesh_files import write_ply
+from fantasyid_core.reconstruction import deca, deca_input, face_mesh, flame, known_files
+from fantasyid_core.reconstruction.mesh_files import write_ply
 
 TOLERANCE = 1e-4
 
@@ -35,7 +36,7 @@ def recipe(parity_dir):
 def flame_pickle(parity_dir, recipe, tmp_path_factory):
     """A stand-in for generic_model.pkl as FLAME ships it: Python 2's pickle with chumpy and SciPy objects in it."""
     pytest.importorskip("scipy.sparse")
-    mesh = topology.load(parity_dir / "transform.pkl")
+    mesh = mesh_hierarchy.load(parity_dir / "transform.pkl")
     path = tmp_path_factory.mktemp("flame") / "generic_model.pkl"
     recipe.write_flame_pickle(path, mesh.template.numpy(), mesh.faces[0].numpy())
     return path
@@ -139,8 +140,8 @@ def test_a_code_longer_than_the_model_is_refused(model):
 
 def test_reconstruction_in_both_modes(regressor, model, astronaut):
     face = face_of(astronaut[0])
-    released = reconstruction.reconstruct(face, regressor, model)
-    neutral = reconstruction.reconstruct(face, regressor, model, "shape only")
+    released = face_mesh.reconstruct(face, regressor, model)
+    neutral = face_mesh.reconstruct(face, regressor, model, "shape only")
     code = deca.split(regressor(deca_input.squeeze(astronaut[0])))
     assert torch.equal(neutral.vertices, model.decode(code.shape)[0])
     assert torch.equal(released.vertices, model.decode(code.shape, code.expression, code.pose)[0])
@@ -148,15 +149,15 @@ def test_reconstruction_in_both_modes(regressor, model, astronaut):
     assert neutral.faces is model.faces
     assert not torch.equal(released.vertices, neutral.vertices)
     with pytest.raises(MeshError, match="as released, shape only"):
-        reconstruction.reconstruct(face, regressor, model, "magic")
+        face_mesh.reconstruct(face, regressor, model, "magic")
 
 
 def test_several_photos_give_one_shape_weighted_by_the_faces_quality(regressor, model, astronaut, monkeypatch):
     sharp = detect(astronaut[0])[0]
     blurred = dataclasses.replace(sharp, image=astronaut[0].flip(1), sharpness=sharp.sharpness / 4)
-    monkeypatch.setattr(reconstruction, "_BATCH", 1)
-    both = reconstruction.reconstruct(sharp, regressor, model, others=[blurred])
-    codes = [reconstruction.reconstruct(face, regressor, model).shape_code for face in (sharp, blurred)]
+    monkeypatch.setattr(face_mesh, "_BATCH", 1)
+    both = face_mesh.reconstruct(sharp, regressor, model, others=[blurred])
+    codes = [face_mesh.reconstruct(face, regressor, model).shape_code for face in (sharp, blurred)]
     assert torch.allclose(both.shape_code, 0.8 * codes[0] + 0.2 * codes[1], atol=1e-6)
     code = deca.split(regressor(deca_input.squeeze(sharp.image)))
     expected = model.decode(both.shape_code[None], code.expression, code.pose)[0]
@@ -168,10 +169,10 @@ def test_as_released_reproduces_the_authors_mesh_of_anne(parity_dir):
     folder = os.environ.get("FANTASYID_FACE_MODEL")
     if not folder:
         pytest.skip("FANTASYID_FACE_MODEL names no folder with deca_model.tar and generic_model.pkl")
-    deca_file, flame_file = reconstruction.find_files(Path(folder))
+    deca_file, flame_file = face_mesh.find_files(Path(folder))
     face = face_of(load_photo(parity_dir / "anne.jpg"))
-    found = reconstruction.reconstruct(face, deca.load_regressor(deca_file), flame.load(flame_file))
-    theirs = reconstruction.from_file(parity_dir / "anne.ply", 5023).vertices
+    found = face_mesh.reconstruct(face, deca.load_regressor(deca_file), flame.load(flame_file))
+    theirs = face_mesh.from_file(parity_dir / "anne.ply", 5023).vertices
     assert (found.vertices - theirs).norm(dim=1).mean() < 1e-3, "metres"
 
 
@@ -228,25 +229,25 @@ def test_a_face_model_that_is_none_is_refused(tmp_path):
 
 def test_missing_files_are_named_with_their_place_source_and_licence(tmp_path, standin):
     with pytest.raises(WeightsMissingError) as caught:
-        reconstruction.find_files(tmp_path / "a", tmp_path / "b")
+        face_mesh.find_files(tmp_path / "a", tmp_path / "b")
     message = str(caught.value)
     for part in ("a/deca_model.tar", "b/generic_model.pkl", "flame.is.tue.mpg.de", "DECA", "non-commercial", ".ply"):
         assert part in message.replace("\\", "/")
     (tmp_path / "deca_model.tar").touch()
     with pytest.raises(WeightsMissingError, match=r"^[^ ]*generic_model\.pkl is not there") as caught:
-        reconstruction.find_files(tmp_path)
-    found = reconstruction.find_files(tmp_path, standin / "face_model")
+        face_mesh.find_files(tmp_path)
+    found = face_mesh.find_files(tmp_path, standin / "face_model")
     assert [path.name for path in found] == ["deca_model.tar", "generic_model.safetensors"]
 
 
 def test_a_mesh_file_of_another_topology_is_refused(tmp_path, model):
     write_ply(tmp_path / "face.ply", model.template, model.faces)
-    mesh = reconstruction.from_file(tmp_path / "face.ply", len(model.template))
+    mesh = face_mesh.from_file(tmp_path / "face.ply", len(model.template))
     assert torch.equal(mesh.vertices, model.template)
     assert torch.equal(mesh.faces, model.faces)
     assert mesh.shape_code is None
     with pytest.raises(MeshError, match=r"642 vertices, expected 5023"):
-        reconstruction.from_file(tmp_path / "face.ply", 5023)
+        face_mesh.from_file(tmp_path / "face.ply", 5023)
 
 
 def test_the_artist_s_files_are_told_by_their_hash_once(tmp_path, caplog, monkeypatch):
@@ -254,21 +255,21 @@ def test_the_artist_s_files_are_told_by_their_hash_once(tmp_path, caplog, monkey
     file.write_bytes(b"anything")
     digest = hashlib.sha256(b"anything").hexdigest()
     with caplog.at_level("INFO"):
-        assert licensed.check(file) is None
-        assert licensed.check(file) is None
+        assert known_files.check(file) is None
+        assert known_files.check(file) is None
     assert [record.getMessage() for record in caplog.records] == [
         f"FantasyID: deca_model.tar is not a file known by its hash; SHA-256 {digest}."
     ]
     caplog.clear()
     file.write_bytes(b"the real thing")
-    monkeypatch.setitem(licensed.KNOWN, hashlib.sha256(b"the real thing").hexdigest(), "DECA's, as published")
+    monkeypatch.setitem(known_files.KNOWN, hashlib.sha256(b"the real thing").hexdigest(), "DECA's, as published")
     with caplog.at_level("INFO"):
-        assert licensed.check(file) == "DECA's, as published", "changed, so looked at again"
+        assert known_files.check(file) == "DECA's, as published", "changed, so looked at again"
     assert "deca_model.tar is DECA's, as published." in caplog.text
 
 
 def test_a_face_model_s_pickle_is_looked_up_when_it_is_read(flame_pickle, caplog):
-    licensed._check.cache_clear()
+    known_files._check.cache_clear()
     with caplog.at_level("INFO"):
         flame.load(flame_pickle)
     assert "generic_model.pkl is not a file known by its hash; SHA-256 " in caplog.text

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fantasyid_core import deca, deca_input, flame, reconstruction
-from fantasyid_core.detection import DetectedFace, detect
+from fantasyid_core.detection.faces import DetectedFace, detect
 from fantasyid_core.errors import MeshError
+from fantasyid_core.reconstruction import deca, deca_input, face_mesh, flame
 
 
 def face_in(photo: torch.Tensor, box: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)) -> DetectedFace:
@@ -75,7 +75,7 @@ def stand_in(standin) -> tuple[deca.Regressor, flame.Flame]:
 def test_the_mesh_knows_where_the_photo_shows_it(stand_in, astronaut, look_at):
     regressor, model = stand_in
     face = detect(astronaut[0])[0]
-    meshes = [reconstruction.reconstruct(face, regressor, model, mode, look_at) for mode in reconstruction.MODES]
+    meshes = [face_mesh.reconstruct(face, regressor, model, mode, look_at) for mode in face_mesh.MODES]
     code = deca.split(regressor((seen := deca_input.prepare(face, look_at)).image))
     expected = deca.project(model.decode(code.shape, code.expression, code.pose), code.camera)[0]
     assert torch.allclose(meshes[0].in_photo, deca_input.to_photo(expected, seen.to_photo), rtol=1e-5)
@@ -84,4 +84,4 @@ def test_the_mesh_knows_where_the_photo_shows_it(stand_in, astronaut, look_at):
 
 def test_an_input_that_there_is_not_is_named(stand_in, astronaut):
     with pytest.raises(MeshError, match="whole photo, face crop"):
-        reconstruction.reconstruct(face_in(astronaut[0]), *stand_in, look_at="the cat")
+        face_mesh.reconstruct(face_in(astronaut[0]), *stand_in, look_at="the cat")

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fantasyid_core import yunet
-from fantasyid_core.alignment import BORDER_GREY, FFHQ_TEMPLATE, align, similarity, warp
-from fantasyid_core.detection import DetectedFace, detect, detect_batch
+from fantasyid_core.detection import yunet
+from fantasyid_core.detection.alignment import BORDER_GREY, FFHQ_TEMPLATE, align, similarity, warp
+from fantasyid_core.detection.faces import DetectedFace, detect, detect_batch
+from fantasyid_core.detection.selection import MIN_FACE, SELECTIONS, find_face, numbered, select
 from fantasyid_core.errors import FaceNotFoundError, ImageError
 from fantasyid_core.images import load_photo, resize
-from fantasyid_core.selection import MIN_FACE, SELECTIONS, find_face, numbered, select
 
 
 @pytest.fixture(scope="session")

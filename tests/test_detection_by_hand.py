@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fantasyid_core import detection_cli
-from fantasyid_core.alignment import FFHQ_TEMPLATE
-from fantasyid_core.detection import detect
-from fantasyid_core.drawn_face import face_in_box, face_in_mask
+from fantasyid_core.detection import __main__ as detection_cli
+from fantasyid_core.detection.alignment import FFHQ_TEMPLATE
+from fantasyid_core.detection.by_hand import face_in_box, face_in_mask
+from fantasyid_core.detection.faces import detect
 from fantasyid_core.errors import FaceNotFoundError, FantasyIDError, ImageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,6 +91,6 @@ def test_command_prints_a_line_per_photo(portrait: Path, tmp_path: Path, capsys:
 
 
 def test_command_runs_as_a_module(portrait: Path):
-    command = [sys.executable, "-m", "fantasyid_core.detection", str(portrait)]
+    command = [sys.executable, "-m", "fantasyid_core.detection.faces", str(portrait)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert len(json.loads(done.stdout)["faces"]) == 1

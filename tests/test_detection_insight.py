@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fantasyid_core import insight
+from fantasyid_core.detection import insightface
 from fantasyid_core.errors import PackageMissingError, WeightsError, WeightsMissingError
 
 # Px from a cell's corner, in strides: box (left, top, right, bottom) and landmarks, as SCRFD gives them.
@@ -69,22 +69,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_packages_are_found_however_they_were_unpacked(models: Path, tmp_path: Path):
-    assert insight.packages(models) == ["antelopev2"]
+    assert insightface.packages(models) == ["antelopev2"]
     flat = write_detector(tmp_path / "buffalo_l" / "det_10g.onnx")
-    assert insight.packages(models, tmp_path) == ["antelopev2", "buffalo_l"]
-    assert insight.find_detector("buffalo_l", models, tmp_path) == flat
+    assert insightface.packages(models, tmp_path) == ["antelopev2", "buffalo_l"]
+    assert insightface.find_detector("buffalo_l", models, tmp_path) == flat
 
 
 @pytest.mark.parametrize("name", ["buffalo_l", "../antelopev2", "", "/etc"])
 def test_what_is_missing_is_said_with_its_place(models: Path, name: str):
     with pytest.raises(WeightsMissingError, match="expected det_") as error:
-        insight.find_detector(name, models)
+        insightface.find_detector(name, models)
     assert str(models / "models") in str(error.value)
     assert "YuNet needs no file" in str(error.value)
 
 
 def test_boxes_and_landmarks_are_where_the_network_puts_them(models: Path):
-    find = insight.load(insight.find_detector("antelopev2", models))
+    find = insightface.load(insightface.find_detector("antelopev2", models))
     pictures = torch.zeros(3, 100, 150, 3)
     pictures[0, 40:48, 64:72] = 1  # the cell in row 5, column 8
     pictures[2, 48:56, 16:24] = 1
@@ -103,11 +103,13 @@ def test_boxes_and_landmarks_are_where_the_network_puts_them(models: Path):
 def test_on_the_cpu_of_a_cuda_machine_one_line_says_so(
     models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    insight.load.cache_clear()
+    insightface.load.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with caplog.at_level(logging.INFO, "fantasyid_core.insight"):
-        insight.load(insight.find_detector("antelopev2", models))
-    (line,) = (record.getMessage() for record in caplog.records if record.name == "fantasyid_core.insight")
+    with caplog.at_level(logging.INFO, "fantasyid_core.detection.insightface"):
+        insightface.load(insightface.find_detector("antelopev2", models))
+    (line,) = (
+        record.getMessage() for record in caplog.records if record.name == "fantasyid_core.detection.insightface"
+    )
     assert "onnxruntime-gpu" in line
 
 
@@ -117,11 +119,11 @@ def test_a_wrong_file_says_what_to_unpack(tmp_path: Path, damage: str):
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(WeightsError, match=r"det_10g\.onnx"):
-        insight.load(path)
+        insightface.load(path)
 
 
 def test_without_the_package_the_error_says_what_to_install(models: Path, monkeypatch: pytest.MonkeyPatch):
-    insight.load.cache_clear()
+    insightface.load.cache_clear()
     monkeypatch.setitem(sys.modules, "insightface.model_zoo.model_zoo", None)
     with pytest.raises(PackageMissingError, match="pip install insightface onnxruntime"):
-        insight.load(insight.find_detector("antelopev2", models))
+        insightface.load(insightface.find_detector("antelopev2", models))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fantasyid_core.detection import detect_batch
+from fantasyid_core.detection.faces import detect_batch
 from tools.labelled_faces import LabelledPhoto, judge, photos
 
 PHOTOS = [label for label in photos() if max(label.read().shape) <= 700]

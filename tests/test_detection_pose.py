@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from fantasyid_core.detection import DetectedFace, detect, detect_batch
-from fantasyid_core.head_pose import FRONTAL, estimate, pose_from_landmarks, rotation
-from fantasyid_core.people.clip import still
-from fantasyid_core.people.person import TEST, person
-from fantasyid_core.people.render import render
-from fantasyid_core.quality import occlusion, sharpness
+from fantasyid_core.detection.faces import DetectedFace, detect, detect_batch
+from fantasyid_core.detection.head_pose import FRONTAL, estimate, pose_from_landmarks, rotation
+from fantasyid_core.detection.quality import occlusion, sharpness
+from fantasyid_lab.people.clip import still
+from fantasyid_lab.people.person import TEST, person
+from fantasyid_lab.people.render import render
 
 LIMITS = 60.0, 25.0, 25.0  # degrees of yaw, pitch and roll
 

@@ -13,7 +13,8 @@ README = (ROOT / "README.md").read_text("utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "THIRD_PARTY.md"]
 DOCUMENTS += [path for folder in ("docs", "web/docs", "models/*") for path in ROOT.glob(f"{folder}/*.md")]
 CORE = sorted((ROOT / "fantasyid_core").rglob("*.py"))
-NODES = sorted((ROOT / "nodes").glob("*.py"))
+LAB = sorted((ROOT / "fantasyid_lab").rglob("*.py"))
+NODES = sorted((ROOT / "nodes").rglob("*.py"))
 HOST = {"comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "latent_preview", "node_helpers", "nodes"}
 HOST |= {"server", "comfy_execution"}
 ALWAYS_THERE = {"torch", "numpy", "safetensors", *sys.stdlib_module_names}
@@ -82,7 +83,7 @@ def test_readme_names_every_node():
     "command",
     [
         *("python run.py demo", "--photo", "--prompt", "python run.py test"),
-        *(f"python -m fantasyid_core.{module}" for module in ("parity", "evaluation", "training")),
+        *(f"python -m fantasyid_lab.{module}" for module in ("parity", "evaluation", "training")),
     ],
 )
 def test_readme_names_the_commands(command: str):
@@ -133,17 +134,19 @@ def within(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def test_the_package_holds_every_module_and_data_file_of_the_core():
+def test_the_package_holds_every_module_and_data_file():
     """Setuptools finds the packages by their `__init__.py`; what is no module must match a pattern."""
+    packages = [("fantasyid_core", CORE), ("fantasyid_lab", LAB)]
     text = (ROOT / "pyproject.toml").read_text("utf-8")
     found = re.search(r"^\[tool.setuptools.packages.find\]\ninclude = (\[.*\])\nnamespaces = false$", text, re.M)
-    assert ast.literal_eval(found[1]) == ["fantasyid_core*"]
-    patterns = re.search(r"^package-data = \{ fantasyid_core = (\[.*\]) \}$", text, re.M)[1]
-    core = ROOT / "fantasyid_core"
-    packed = {path for pattern in ast.literal_eval(patterns) for path in core.glob(pattern)}
-    others = {path for path in core.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
-    assert others <= packed
-    assert {file.parent for file in CORE} <= {file.parent for file in CORE if file.name == "__init__.py"}
+    assert ast.literal_eval(found[1]) == [f"{package}*" for package, _ in packages]
+    for package, modules in packages:
+        patterns = re.search(rf"^package-data = .*\b{package} = (\[.*?\])", text, re.M)[1]
+        root = ROOT / package
+        packed = {path for pattern in ast.literal_eval(patterns) for path in root.glob(pattern)}
+        others = {path for path in root.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+        assert others <= packed
+        assert {file.parent for file in modules} <= {file.parent for file in modules if file.name == "__init__.py"}
 
 
 @pytest.mark.parametrize("file", CORE, ids=within)
@@ -154,7 +157,7 @@ def test_the_core_never_imports_the_host(file: Path):
 @pytest.mark.parametrize("file", [ROOT / "__init__.py", *NODES, *CORE], ids=within)
 def test_the_pack_imports_itself_relatively(file: Path):
     """The host loads it by path, under a name of its own, and has a top-level `nodes` too."""
-    own = {"fantasyid_core", "nodes", "tools", "tests", "benchmarks"}
+    own = {"fantasyid_core", "fantasyid_lab", "nodes", "tools", "tests", "benchmarks"}
     assert [module for level, module, _ in imports(file) if not level and module.split(".")[0] in own] == []
 
 
@@ -164,25 +167,24 @@ def test_a_relative_import_of_the_core_stays_in_the_core(file: Path):
     assert [module for level, module, _ in imports(file) if level > depth] == []
 
 
-PACKAGES = ("people", "evaluation", "training")  # each may need those before it; the stages need none of them
+PACKAGES = ("people", "evaluation", "training")  # of the lab: each may need those before it
 
 
-@pytest.mark.parametrize("file", CORE, ids=within)
-def test_the_stages_need_none_of_the_packages_around_them(file: Path):
-    core, own = ROOT / "fantasyid_core", file.parent.name
+@pytest.mark.parametrize("file", [file for file in LAB if file.parent.name in PACKAGES], ids=within)
+def test_the_lab_s_packages_need_only_those_before_them(file: Path):
+    lab, own = ROOT / "fantasyid_lab", file.parent.name
     things = [
         file.parents[level - 1].joinpath(*module.split("."), name)
         for level, module, names in imports(file)
         for name in (names if level else [])
     ]
-    named = {thing.relative_to(core).parts[0] for thing in things}
-    allowed = PACKAGES[: PACKAGES.index(own) + 1] if own in PACKAGES else ()
-    assert named.intersection(PACKAGES) <= set(allowed)
+    named = {thing.relative_to(lab).parts[0] for thing in things}
+    assert named.intersection(PACKAGES) <= set(PACKAGES[: PACKAGES.index(own) + 1])
 
 
 def test_importing_the_pack_needs_no_optional_package():
     files = imported_files(ROOT / "__init__.py")
-    assert {file for file in NODES if not file.name.startswith("_")} < files
+    assert {file for file in NODES if file.parent.name != "host"} < files
     needed = {
         (file.name, module)
         for file in files

@@ -9,8 +9,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from fantasyid_core import download
 from fantasyid_core.errors import DownloadError
+from fantasyid_core.io import download
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NEWER = "f" * 40

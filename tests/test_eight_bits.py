@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fantasyid_core import nano, weights
-from fantasyid_core.eight_bits import SCALE, SMALLEST, pack, unpack
 from fantasyid_core.errors import WeightsError
-from fantasyid_core.published import save_part
+from fantasyid_core.io import weights
+from fantasyid_core.io.int8 import SCALE, SMALLEST, pack, unpack
+from fantasyid_core.io.layout import save_part
+from fantasyid_lab import nano
 from tools import pack_weights
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fantasyid_core import nano
-from fantasyid_core.evaluation import ablation, cases, generate
-from fantasyid_core.evaluation.judge import Judge
-from fantasyid_core.fusion import load_identity, save_identity
-from fantasyid_core.people.colours import COLOURS
+from fantasyid_core.fusion.identity import load_identity, save_identity
+from fantasyid_core.meters.attribute_regressor import Judge
+from fantasyid_lab import nano
+from fantasyid_lab.evaluation import ablation, cases, generate
+from fantasyid_lab.people.colours import COLOURS
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_model_under_the_wrong_name_is_refused(models: dict[str, Path], named:
 
 
 def test_switches_of_the_training_exist():
-    from fantasyid_core.training.identity import OPTIONS
+    from fantasyid_lab.training.identity import OPTIONS
 
     for variant in ablation.VARIANTS.values():
         assert not variant.changes or variant.changes.partition("=")[0].removeprefix("options.") in OPTIONS

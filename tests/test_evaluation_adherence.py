@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fantasyid_core.evaluation import adherence, cases
-from fantasyid_core.evaluation.judge import JudgeReading
-from fantasyid_core.people.caption import told
-from fantasyid_core.people.clip import Clip, clip
-from fantasyid_core.people.colours import COLOURS
-from fantasyid_core.people.person import TEST, person
+from fantasyid_core.meters.attribute_regressor import JudgeReading
+from fantasyid_lab.evaluation import adherence, cases
+from fantasyid_lab.people.caption import told
+from fantasyid_lab.people.clip import Clip, clip
+from fantasyid_lab.people.colours import COLOURS
+from fantasyid_lab.people.person import TEST, person
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`python -m fantasyid_core.evaluation` from cases to table, on a tiny untrained model and an untrained judge."""
+"""`python -m fantasyid_lab.evaluation` from cases to table, on a tiny untrained model and an untrained judge."""
 
 import json
 import math
@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fantasyid_core import nano
 from fantasyid_core.errors import FaceNotFoundError, FantasyIDError
-from fantasyid_core.evaluation import cases, generate, kept, measure
-from fantasyid_core.evaluation.__main__ import main
-from fantasyid_core.evaluation.generate import Generator, Request
-from fantasyid_core.evaluation.judge import Judge
-from fantasyid_core.evaluation.modes import EXACT, parse
-from fantasyid_core.fusion import Identity
-from fantasyid_core.people.colours import COLOURS
+from fantasyid_core.fusion.identity import Identity
+from fantasyid_core.meters.attribute_regressor import Judge
+from fantasyid_lab import nano
+from fantasyid_lab.evaluation import cases, generate, kept, measure
+from fantasyid_lab.evaluation.__main__ import main
+from fantasyid_lab.evaluation.generate import Generator, Request
+from fantasyid_lab.evaluation.modes import EXACT, parse
+from fantasyid_lab.people.colours import COLOURS
 
 
 @pytest.fixture(scope="module")

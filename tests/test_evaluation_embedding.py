@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from fantasyid_core.errors import PackageMissingError, WeightsMissingError
-from fantasyid_core.evaluation import embedding as embeddings
-from fantasyid_core.evaluation.embedding import ARCFACE, DLIB, Embedding
 from fantasyid_core.images import load_photo
+from fantasyid_core.meters import embedding as embeddings
+from fantasyid_core.meters.embedding import ARCFACE, DLIB, Embedding
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +33,7 @@ def six_people() -> torch.Tensor:
 
 def test_a_face_stays_itself_and_strangers_stay_apart(dlib: Embedding, six_people: torch.Tensor):
     """dlib's authors take faces nearer than 0.6 for one person; its vectors are about 1.5 long."""
-    from fantasyid_core.detection import detect
+    from fantasyid_core.detection.faces import detect
 
     faces = detect(six_people)
     places = torch.stack([face.landmarks for face in faces])
@@ -85,7 +85,7 @@ def test_reduced_detail_does_not_alias():
 def test_another_process_sees_what_this_one_sees():
     pytest.importorskip("dlib")
     script = (
-        "import torch; from fantasyid_core.evaluation import embedding, processes\n"
+        "import torch; from fantasyid_lab.evaluation import embedding, processes\n"
         "if __name__ == '__main__':\n"
         "    chips = torch.rand(3, 150, 150, 3, generator=torch.Generator().manual_seed(0))\n"
         "    with processes.shared_out('dlib', [], 2) as shared:\n"

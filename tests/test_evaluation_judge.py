@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fantasyid_core.errors import WeightsError
-from fantasyid_core.evaluation import judge as judges
-from fantasyid_core.evaluation.judge import UNKNOWN, Judge, JudgeTargets
+from fantasyid_core.meters import attribute_regressor as judges
+from fantasyid_core.meters.attribute_regressor import UNKNOWN, Judge, JudgeTargets
 
 COLOURS = 4
 

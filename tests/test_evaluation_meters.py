@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fantasyid_core import nano
 from fantasyid_core.errors import FaceNotFoundError, ImageError
-from fantasyid_core.evaluation import cases, meters
-from fantasyid_core.evaluation import embedding as embeddings
-from fantasyid_core.evaluation.judge import FRAMING, SIZE, JudgeReading
-from fantasyid_core.evaluation.plot import chart
-from fantasyid_core.people.render import RenderedClips
+from fantasyid_core.meters import embedding as embeddings
+from fantasyid_core.meters import meters
+from fantasyid_core.meters.attribute_regressor import FRAMING, SIZE, JudgeReading
+from fantasyid_core.meters.plot import chart
+from fantasyid_lab import nano
+from fantasyid_lab.evaluation import cases
+from fantasyid_lab.people.render import RenderedClips
 from tools.comfy_host import ComfyServer
 from tools.graphs import node
 

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fantasyid_core.evaluation import likeness, measure, motion
-from fantasyid_core.evaluation.motion import LandmarkTemplate
-from fantasyid_core.head_pose import rotation
-from fantasyid_core.people.clip import clip
-from fantasyid_core.people.head import load as load_head
-from fantasyid_core.people.person import VALIDATION, person
+from fantasyid_core.detection.head_pose import rotation
+from fantasyid_core.meters import likeness, motion
+from fantasyid_core.meters.motion import LandmarkTemplate
+from fantasyid_lab.evaluation import measure
+from fantasyid_lab.people.clip import clip
+from fantasyid_lab.people.head import load as load_head
+from fantasyid_lab.people.person import VALIDATION, person
 
 T, EYES = 25, 0.063
 

@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fantasyid_core import nano
-from fantasyid_core.evaluation import adherence, cases, motion
-from fantasyid_core.evaluation import judge as judges
-from fantasyid_core.evaluation.judge import Judge, JudgeReading
-from fantasyid_core.people.clip import Clip, clip
-from fantasyid_core.people.colours import COLOURS
-from fantasyid_core.people.person import VALIDATION, person
-from fantasyid_core.people.render import RenderedClips
+from fantasyid_core.meters import attribute_regressor as judges
+from fantasyid_core.meters import motion
+from fantasyid_core.meters.attribute_regressor import Judge, JudgeReading
+from fantasyid_lab import nano
+from fantasyid_lab.evaluation import adherence, cases
+from fantasyid_lab.people.clip import Clip, clip
+from fantasyid_lab.people.colours import COLOURS
+from fantasyid_lab.people.person import VALIDATION, person
+from fantasyid_lab.people.render import RenderedClips
 
 JUDGE = nano.SHIPPED / "judge"
 pytestmark = pytest.mark.skipif(not JUDGE.is_dir(), reason="the trained judge is not there")

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fantasyid_core import fitting, flame, head_pose, reconstruction, topology
-from fantasyid_core.detection import detect
+from fantasyid_core.detection import head_pose
+from fantasyid_core.detection.faces import detect
 from fantasyid_core.errors import MeshError
+from fantasyid_core.fusion import mesh_hierarchy
+from fantasyid_core.reconstruction import face_mesh, flame, landmark_fit
 
 POINTS = 40
 
@@ -27,7 +29,7 @@ def model() -> SimpleNamespace:
 
 def truth(
     model: SimpleNamespace, people: int, photos: int, *, seed: int = 0, focal: float = 0.0
-) -> tuple[fitting.Fit, torch.Tensor]:
+) -> tuple[landmark_fit.Fit, torch.Tensor]:
     """People seen in photos from all sides at about 1000 px per metre, and their exact landmarks."""
     draw = torch.Generator().manual_seed(seed)
 
@@ -38,11 +40,11 @@ def truth(
     shape, expression = torch.randn(people, 20, generator=draw), random(8)
     scale, shift = 1000 * (0.2 * random()).exp(), 300 + 50 * random(2)
     bend = torch.full((people, photos), 1 / focal if focal else 0.0)
-    fit = fitting.Fit(shape, expression, turns, scale, shift, bend, torch.zeros(people, photos))
+    fit = landmark_fit.Fit(shape, expression, turns, scale, shift, bend, torch.zeros(people, photos))
     return fit, fit.in_photo(heads(model, fit))[..., :2]
 
 
-def heads(model: SimpleNamespace, fit: fitting.Fit) -> torch.Tensor:
+def heads(model: SimpleNamespace, fit: landmark_fit.Fit) -> torch.Tensor:
     rest = model.template + torch.einsum("vxs,ps->pvx", model.shape_basis, fit.shape)[:, None]
     return rest + torch.einsum("vxe,pne->pnvx", model.expression_basis, fit.expression)
 
@@ -55,7 +57,7 @@ def millimetres(model: SimpleNamespace, shape: torch.Tensor, true: torch.Tensor)
 @pytest.mark.parametrize("focal", [0.0, 700.0])
 def test_exact_landmarks_give_the_truth_back(model, focal):
     true, landmarks = truth(model, people=4, photos=3, focal=focal)
-    found = fitting.fit(model, landmarks, torch.arange(POINTS), noise=0.1, focal=focal or None)
+    found = landmark_fit.fit(model, landmarks, torch.arange(POINTS), noise=0.1, focal=focal or None)
     assert (found.error < 0.2).all(), "px"
     assert (millimetres(model, found.shape, true.shape) < 0.2).all()
     assert torch.allclose(found.rotation, true.rotation, atol=0.01)
@@ -68,11 +70,11 @@ def test_more_photos_of_a_person_tell_more_of_the_shape(model):
     noisy = landmarks + 3 * torch.randn(landmarks.shape, generator=torch.Generator().manual_seed(5))
     errors = []
     for photos in (1, 2, 4, 8):
-        found = fitting.fit(model, noisy[:, :photos], torch.arange(POINTS), noise=3.0)
+        found = landmark_fit.fit(model, noisy[:, :photos], torch.arange(POINTS), noise=3.0)
         errors.append(float(millimetres(model, found.shape, true.shape).mean()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.6 * errors[0]
-    alone = fitting.fit(model, noisy.reshape(-1, 1, POINTS, 2), torch.arange(POINTS), noise=3.0).shape
+    alone = landmark_fit.fit(model, noisy.reshape(-1, 1, POINTS, 2), torch.arange(POINTS), noise=3.0).shape
     alone = alone.reshape(16, 8, -1)
     by_photo = torch.stack([millimetres(model, alone[:, i], true.shape) for i in range(8)])
     assert errors[-1] < float(by_photo.amin(0).mean()), "better than the best of the single photos, chosen by the truth"
@@ -86,15 +88,15 @@ def test_photos_and_landmarks_without_confidence_do_not_count(model):
     damaged[:, 1, :5] += 100
     confidence = torch.ones(2, 2, POINTS)
     confidence[:, 0], confidence[:, 1, :5] = 0, 0
-    careful = fitting.fit(model, damaged, torch.arange(POINTS), noise=0.5, confidence=confidence)
-    clean = fitting.fit(model, landmarks[:, 1:, 5:], torch.arange(5, POINTS), noise=0.5)
+    careful = landmark_fit.fit(model, damaged, torch.arange(POINTS), noise=0.5, confidence=confidence)
+    clean = landmark_fit.fit(model, landmarks[:, 1:, 5:], torch.arange(5, POINTS), noise=0.5)
     assert torch.allclose(careful.shape, clean.shape, atol=0.01)
 
 
 def test_people_are_solved_independently_of_each_other(model):
     _, landmarks = truth(model, people=3, photos=2)
-    together = fitting.fit(model, landmarks, torch.arange(POINTS))
-    alone = fitting.fit(model, landmarks[1:2], torch.arange(POINTS))
+    together = landmark_fit.fit(model, landmarks, torch.arange(POINTS))
+    alone = landmark_fit.fit(model, landmarks[1:2], torch.arange(POINTS))
     assert torch.allclose(together.shape[1:2], alone.shape, atol=1e-4)
     assert torch.allclose(together.scale[1:2], alone.scale, rtol=1e-4)
 
@@ -103,11 +105,11 @@ def test_people_are_solved_independently_of_each_other(model):
 def test_a_photo_on_its_side_or_upside_down_is_no_trouble(model, roll):
     rotation = head_pose.rotation(*torch.tensor([20.0, 5, roll])[:, None])[None]
     nothing = torch.zeros(1, 1, 8)
-    true = fitting.Fit(
+    true = landmark_fit.Fit(
         torch.zeros(1, 20), nothing, rotation, torch.full((1, 1), 900.0), torch.zeros(1, 1, 2), torch.zeros(1, 1), None
     )
     landmarks = true.in_photo(heads(model, true))[..., :2]
-    assert torch.allclose(fitting.fit(model, landmarks, torch.arange(POINTS)).rotation, rotation, atol=1e-3)
+    assert torch.allclose(landmark_fit.fit(model, landmarks, torch.arange(POINTS)).rotation, rotation, atol=1e-3)
 
 
 @pytest.mark.alone
@@ -121,7 +123,7 @@ def test_one_photo_takes_well_under_five_seconds(model):
     )
     landmarks = 900 * large.template[None, None, :, :2] + 300
     start = time.monotonic()
-    fitting.fit(large, landmarks, torch.arange(68))
+    landmark_fit.fit(large, landmarks, torch.arange(68))
     assert time.monotonic() - start < 5
 
 
@@ -137,12 +139,12 @@ def test_one_photo_takes_well_under_five_seconds(model):
 )
 def test_landmarks_that_no_face_fits_are_refused(model, landmarks, points, message):
     with pytest.raises(MeshError, match=message):
-        fitting.fit(model, landmarks, torch.arange(points))
+        landmark_fit.fit(model, landmarks, torch.arange(points))
 
 
 def test_flame_s_five_landmarks_follow_from_the_geometry_of_its_mesh(parity_dir):
     """Eyes: the foremost vertex of each eyeball. Nose: of the head. Mouth: the ends of the gap between the lips."""
-    mesh = topology.load(parity_dir / "transform.pkl")
+    mesh = mesh_hierarchy.load(parity_dir / "transform.pkl")
     vertices, faces = mesh.template, mesh.faces[0].tolist()
     head, *eyeballs = sorted(components(edges(faces)), key=len, reverse=True)
     assert [len(eyeball) for eyeball in eyeballs] == [546, 546]
@@ -192,23 +194,23 @@ def components(links) -> list[set[int]]:
     return found
 
 
-@pytest.mark.parametrize("mode", reconstruction.MODES)
+@pytest.mark.parametrize("mode", face_mesh.MODES)
 def test_a_mesh_from_landmarks_lies_on_the_photo_s_face(standin, astronaut, mode):
     model = flame.load(standin / "face_model" / "generic_model.safetensors")
     face = detect(astronaut[0])[0]
-    mesh = reconstruction.from_landmarks(face, model, mode)
+    mesh = face_mesh.from_landmarks(face, model, mode)
     distance = (mesh.in_photo[model.landmarks, :2] - face.landmarks).norm(dim=1)
     assert distance.max() < 0.15 * float(face.box[2] - face.box[0])
     assert mesh.vertices.shape == model.template.shape
     neutral = model.decode(mesh.shape_code[None])[0]
-    assert torch.equal(mesh.vertices, neutral) == (mode == reconstruction.SHAPE_ONLY)
+    assert torch.equal(mesh.vertices, neutral) == (mode == face_mesh.SHAPE_ONLY)
 
 
 def test_further_photos_of_a_person_change_the_shape_and_not_whose_pose_it_is(standin, astronaut):
     model = flame.load(standin / "face_model" / "generic_model.safetensors")
     face, mirrored = detect(astronaut[0])[0], detect(astronaut[0].flip(1))[0]
-    alone = reconstruction.from_landmarks(face, model)
-    both = reconstruction.from_landmarks(face, model, others=[mirrored])
+    alone = face_mesh.from_landmarks(face, model)
+    both = face_mesh.from_landmarks(face, model, others=[mirrored])
     assert not torch.allclose(alone.shape_code, both.shape_code, atol=1e-3)
     assert (alone.in_photo[:, :2].mean(0) - both.in_photo[:, :2].mean(0)).norm() < 10
 
@@ -217,12 +219,12 @@ def test_a_face_model_without_landmarks_says_so(standin, astronaut):
     model = flame.load(standin / "face_model" / "generic_model.safetensors")
     bare = flame.Flame(**{**vars(model), "landmarks": None})
     with pytest.raises(MeshError, match=r"642 vertices are eyes, nose and mouth: use FLAME"):
-        reconstruction.from_landmarks(detect(astronaut[0])[0], bare)
+        face_mesh.from_landmarks(detect(astronaut[0])[0], bare)
 
 
 def test_photos_without_a_face_are_skipped_and_counted(astronaut, caplog):
     photos = torch.cat([torch.zeros_like(astronaut), astronaut, torch.ones_like(astronaut)])
     with caplog.at_level("INFO"):
-        faces = reconstruction.largest_faces(photos)
+        faces = face_mesh.largest_faces(photos)
     assert len(faces) == 1
     assert "no usable face in 2 of 3 photos" in caplog.text

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fantasyid_core import fitting, reconstruction
-from fantasyid_core.detection import detect
+from fantasyid_core.detection.faces import detect
+from fantasyid_core.reconstruction import face_mesh, landmark_fit
 from tools.measure_reconstruction import Photos, by_photos, face_model, photos
 
 PEOPLE = 10
@@ -42,7 +42,7 @@ def test_the_detector_s_five_landmarks_bring_a_face_nearer_than_the_mean_face(pe
 
 def test_the_fit_explains_where_the_landmarks_are(people):
     model = face_model()
-    found = fitting.fit(
+    found = landmark_fit.fit(
         model,
         people.landmarks,
         model.landmarks,
@@ -57,7 +57,7 @@ def test_the_shipped_head_lies_on_a_real_photo_s_face(astronaut):
     """Its five landmarks, which are sums of vertices here, on the detector's."""
     face = detect(astronaut[0])[0]
     model = face_model()
-    mesh = reconstruction.from_landmarks(face, model)
+    mesh = face_mesh.from_landmarks(face, model)
     marks = (model.landmarks[:5] @ mesh.in_photo)[:, :2]
     assert (marks - face.landmarks).norm(dim=1).max() < 0.06 * float(face.box[2] - face.box[0])
     nose = mesh.in_photo[mesh.in_photo[:, 2].argmin(), :2]

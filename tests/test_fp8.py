@@ -5,13 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fantasyid_core import fp8
-from fantasyid_core import standin as standin_weights
-from fantasyid_core.fp8 import by_row, by_tensor, dequantised, product, product_plain, weight8
-from fantasyid_core.injection import Injection, InjectionRun
-from fantasyid_core.kernels import FLOAT8, Rows8, rows8, rows8_plain
-from fantasyid_core.transformer import FantasyIDTransformer, from_published
-from fantasyid_core.weights import read, read_config, split_published
+from fantasyid_core.dit import fp8
+from fantasyid_core.dit.fp8 import by_row, by_tensor, dequantised, product, product_plain, weight8
+from fantasyid_core.dit.injection import Injection, InjectionRun
+from fantasyid_core.dit.kernels import FLOAT8, Rows8, rows8, rows8_plain
+from fantasyid_core.dit.transformer import FantasyIDTransformer, from_published
+from fantasyid_core.fusion.checkpoint import split_published
+from fantasyid_core.io.weights import read, read_config
+from fantasyid_lab import dummy_model as standin_weights
 
 SUPPORTED = torch.cuda.is_available() and fp8.missing(torch.device("cuda")) is None
 FP8_CARD = pytest.mark.skipif(not SUPPORTED, reason="no card with 8-bit products")

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fantasyid_core.dit.injection import Injection, InjectionRun, LayerAttention
 from fantasyid_core.errors import IdentityError
-from fantasyid_core.fusion import (
+from fantasyid_core.fusion.checkpoint import split_published
+from fantasyid_core.fusion.identity import (
     BEST,
     BY_POSE,
     COMBINE,
@@ -22,12 +24,11 @@ from fantasyid_core.fusion import (
     save_identity,
     view_weights,
 )
-from fantasyid_core.image_tower import ImageTower
-from fantasyid_core.injection import Injection, InjectionRun, LayerAttention
-from fantasyid_core.reconstruction import FaceMesh
-from fantasyid_core.topology import load as load_topology
-from fantasyid_core.views import FaceViews
-from fantasyid_core.weights import read, read_config, split_published
+from fantasyid_core.fusion.image_tower import ImageTower
+from fantasyid_core.fusion.mesh_hierarchy import load as load_topology
+from fantasyid_core.io.weights import read, read_config
+from fantasyid_core.reconstruction.face_mesh import FaceMesh
+from fantasyid_core.views.collection import FaceViews
 
 
 @pytest.fixture(scope="module")

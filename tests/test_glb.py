@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fantasyid_core.errors import MeshError, SaveError
-from fantasyid_core.glb import write_glb
-from fantasyid_core.standin_head import head
+from fantasyid_core.reconstruction.glb import write_glb
+from fantasyid_lab.dummy_head import head
 
 
 def test_an_independent_reader_sees_the_same_mesh(tmp_path):

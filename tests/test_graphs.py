@@ -211,8 +211,10 @@ def test_prompts_of_the_stock_encoder_work(comfy: ComfyServer, photo: str):
 
 def test_the_nodes_make_of_fantasyid_nano_what_the_evaluation_measures(comfy: ComfyServer, photo: str, portrait: Path):
     """The same photo, prompt and seed: the table in the documents holds for the nodes too."""
-    from fantasyid_core import images, nano, selection
-    from fantasyid_core.evaluation.generate import Request, load
+    from fantasyid_core import images
+    from fantasyid_core.detection import selection
+    from fantasyid_lab import nano
+    from fantasyid_lab.evaluation.generate import Request, load
 
     graph = with_nano(released(photo, "ddim", steps=4, frames=9))
     by_nodes = sampled(comfy, changed(graph, mesh={"mode": "shape only"}, load={"weight_dtype": "fp32"}))

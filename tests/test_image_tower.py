@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fantasyid_core.errors import WeightsError
-from fantasyid_core.image_tower import ImageTower, rotary, turn
+from fantasyid_core.fusion.image_tower import ImageTower, rotary, turn
 
 
 @pytest.fixture(scope="module")

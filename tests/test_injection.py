@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fantasyid_core.dit.injection import Injection, InjectionRun, LayerAttention, check, parse_curve, stretch
 from fantasyid_core.errors import IdentityError
-from fantasyid_core.injection import Injection, InjectionRun, LayerAttention, check, parse_curve, stretch
 
 DIM, TOKEN_DIM, INNER, HEAD = 24, 20, 32, 8
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fantasyid_core
-from fantasyid_core import kernels
-from fantasyid_core.kernels import Modulation, Norm
+from fantasyid_core.dit import kernels
+from fantasyid_core.dit.kernels import Modulation, Norm
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -91,7 +91,7 @@ def test_gradients_take_the_plain_twin():
 
 def test_without_triton_the_plain_twin_runs(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "fantasyid_core._triton_kernels", raising=False)
+    monkeypatch.delitem(sys.modules, "fantasyid_core.dit._triton_kernels", raising=False)
     monkeypatch.delattr(fantasyid_core, "_triton_kernels", raising=False)
     assert kernels._triton_kernels.__wrapped__() is None
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fantasyid_core.errors import SamplingError
-from fantasyid_core.long_video import Windows, windows
+from fantasyid_core.sampling.windows import Windows, windows
 
 ANY = st.builds(
     lambda length, share, anchored: Windows(length, round(share * (length - anchored - 1)), anchored),

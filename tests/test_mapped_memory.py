@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from benchmarks import computer_memory, model_folder
 from benchmarks.workload import SMOKE
-from fantasyid_core import weights
-from fantasyid_core.mapped_memory import release, store_as
+from fantasyid_core.io import weights
+from fantasyid_core.io.mmap import release, store_as
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 MIB = 2**20

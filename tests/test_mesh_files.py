@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fantasyid_core.errors import MeshError, SaveError
-from fantasyid_core.mesh_files import MAX_BYTES, MAX_ROWS, read_ply, write_obj, write_ply
+from fantasyid_core.reconstruction.mesh_files import MAX_BYTES, MAX_ROWS, read_ply, write_obj, write_ply
 
 VERTICES = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0.5]])
 FACES = torch.tensor([[0, 1, 2], [2, 1, 3]])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from fantasyid_core.weights import read, read_config
+from fantasyid_core.io.weights import read, read_config
 from tools.comfy_host import ComfyServer
 from tools.graphs import Graph, changed, latents_of, released
 

@@ -7,12 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fantasyid_core import bytes_text, flame, nano, topology, weights
+from fantasyid_core.dit import byte_tokens
+from fantasyid_core.dit.injection import Injection, InjectionRun
 from fantasyid_core.errors import SaveError
-from fantasyid_core.injection import Injection, InjectionRun
-from fantasyid_core.people.head import load as load_head
-from fantasyid_core.published import save_part
-from fantasyid_core.spiral_net import Pool
+from fantasyid_core.fusion import checkpoint, mesh_hierarchy
+from fantasyid_core.fusion.spiral_net import Pool
+from fantasyid_core.io import weights
+from fantasyid_core.io.layout import save_part
+from fantasyid_core.reconstruction import flame
+from fantasyid_lab import nano
+from fantasyid_lab.people.head import load as load_head
 from tools import pack_weights
 
 
@@ -23,18 +27,18 @@ def tiny(standin: Path) -> nano.Nano:
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
 def test_text_comes_back_from_its_bytes_and_is_cut_where_the_model_ends(text: str):
-    ids = bytes_text.encode(text)
-    assert len(ids) == bytes_text.TOKENS
-    assert ids.count(bytes_text.END) == 1
-    assert max(ids) < bytes_text.VOCABULARY
-    decoded = bytes_text.decode(ids)
+    ids = byte_tokens.encode(text)
+    assert len(ids) == byte_tokens.TOKENS
+    assert ids.count(byte_tokens.END) == 1
+    assert max(ids) < byte_tokens.VOCABULARY
+    decoded = byte_tokens.decode(ids)
     assert text.startswith(decoded)
-    if len(text.encode()) < bytes_text.TOKENS:
+    if len(text.encode()) < byte_tokens.TOKENS:
         assert decoded == text
 
 
 def test_the_ids_are_those_of_byt5():
-    assert bytes_text.encode("aé", 6) == [100, 198, 172, 1, 0, 0]
+    assert byte_tokens.encode("aé", 6) == [100, 198, 172, 1, 0, 0]
 
 
 def test_a_written_model_reads_back(tiny: nano.Nano, tmp_path: Path):
@@ -56,7 +60,7 @@ def test_the_model_fits_the_repository(standin: Path, tmp_path: Path):
     head = folder / "face_model" / "generic_model.safetensors"  # here the stand-in's, which no file of the model is
     assert sum(sizes.values()) - sizes[head] <= 64e6 - 5.5e6  # for nano's own and for the judge
     assert max(sizes.values()) < 16 << 20
-    assert weights.split_published(weights.read(folder / "transformer")).has_identity
+    assert checkpoint.split_published(weights.read(folder / "transformer")).has_identity
 
 
 def test_an_untrained_model_adds_nothing_for_an_identity(tiny: nano.Nano):
@@ -130,7 +134,7 @@ def test_the_face_model_is_the_synthetic_people_s_head():
 
 
 def test_vertices_survive_the_way_down_and_up_the_mesh():
-    mesh = topology.load(nano.SHIPPED / "face_model" / "topology.safetensors")
+    mesh = mesh_hierarchy.load(nano.SHIPPED / "face_model" / "topology.safetensors")
     assert mesh.levels[0] == len(mesh.template) == 1019
     points = mesh.template
     for step in (*mesh.down, *reversed(mesh.up)):

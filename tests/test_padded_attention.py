@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fantasyid_core.padded_attention import MULTIPLE, padded_attention, padded_attention_plain
+from fantasyid_core.dit.padded_attention import MULTIPLE, padded_attention, padded_attention_plain
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"))]
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from fantasyid_core import parity
+from fantasyid_lab import parity
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fantasyid_core.alignment import FFHQ_TEMPLATE
-from fantasyid_core.detection import detect
+from fantasyid_core.detection.alignment import FFHQ_TEMPLATE
+from fantasyid_core.detection.faces import detect
 from fantasyid_core.errors import ImageError, MeshError
-from fantasyid_core.people import person as people
-from fantasyid_core.people.clip import MAX_STILL_YAW, Clip, clip, still
-from fantasyid_core.people.colours import COLOURS
-from fantasyid_core.people.head import load
-from fantasyid_core.people.person import person
-from fantasyid_core.people.render import PARTS, RenderedClips, render
+from fantasyid_lab.people import person as people
+from fantasyid_lab.people.clip import MAX_STILL_YAW, Clip, clip, still
+from fantasyid_lab.people.colours import COLOURS
+from fantasyid_lab.people.head import load
+from fantasyid_lab.people.person import person
+from fantasyid_lab.people.render import PARTS, RenderedClips, render
 
 RIGHT_EYE, LEFT_EYE, NOSE, RIGHT_CORNER, LEFT_CORNER = range(5)
 seeds = st.integers(0, 2_099_999)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fantasyid_core import nano
+from fantasyid_lab import nano
 from tools import profile_stage
 
 

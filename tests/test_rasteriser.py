@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fantasyid_core import rasteriser
 from fantasyid_core.errors import MeshError
-from fantasyid_core.rasteriser import perspective_correct, rasterise
+from fantasyid_core.reconstruction import rasteriser
+from fantasyid_core.reconstruction.rasteriser import perspective_correct, rasterise
 
 
 def brute_force(vertices: np.ndarray, faces: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

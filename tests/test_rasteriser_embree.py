@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fantasyid_core import topology
-from fantasyid_core.head_pose import rotation
-from fantasyid_core.rasteriser import rasterise
-from fantasyid_core.standin_head import head
+from fantasyid_core.detection.head_pose import rotation
+from fantasyid_core.fusion import mesh_hierarchy
+from fantasyid_core.reconstruction.rasteriser import rasterise
+from fantasyid_lab.dummy_head import head
 
 SIZE = 256
 
@@ -19,7 +19,7 @@ def mesh(request) -> tuple[torch.Tensor, torch.Tensor]:
     if request.param == "stand-in":
         egg = head()
         return egg.template, egg.faces[0]
-    flame = topology.load(request.getfixturevalue("parity_dir") / "transform.pkl")
+    flame = mesh_hierarchy.load(request.getfixturevalue("parity_dir") / "transform.pkl")
     return flame.template - flame.template.mean(0), flame.faces[0]
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fantasyid_core.mesh_files import write_ply
-from fantasyid_core.standin_head import head
+from fantasyid_core.reconstruction.mesh_files import write_ply
+from fantasyid_lab.dummy_head import head
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fantasyid_core.errors import MeshError
-from fantasyid_core.render import normals, overlay, shade, turntable
-from fantasyid_core.standin_head import head
+from fantasyid_core.reconstruction.render import normals, overlay, shade, turntable
+from fantasyid_lab.dummy_head import head
 
 
 @pytest.mark.parametrize(

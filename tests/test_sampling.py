@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fantasyid_core.errors import SamplingError
-from fantasyid_core.sampling import (
+from fantasyid_core.sampling.schedule import (
     RELEASE_SCHEDULE,
     denoise,
     guide,

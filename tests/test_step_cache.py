@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fantasyid_core.dit.step_cache import CacheSettings, StepCache, StepCaches
 from fantasyid_core.errors import SamplingError
-from fantasyid_core.step_cache import CacheSettings, StepCache, StepCaches
 
 ALWAYS = CacheSettings(1e9, start=0.0, most=1000)
 

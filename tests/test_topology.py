@@ -10,28 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fantasyid_core import topology
 from fantasyid_core.errors import MeshError, WeightsMissingError
-from fantasyid_core.standin_head import head
-from fantasyid_core.topology import spirals
+from fantasyid_core.fusion import mesh_hierarchy
+from fantasyid_core.fusion.mesh_hierarchy import spirals
+from fantasyid_lab.dummy_head import head
 
 FAN = torch.tensor([[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 4, 1]])  # a closed fan around vertex 0
 
 
 @pytest.fixture(scope="module")
-def flame(parity_dir) -> topology.Topology:
-    return topology.load(parity_dir / "transform.pkl")
+def flame(parity_dir) -> mesh_hierarchy.Topology:
+    return mesh_hierarchy.load(parity_dir / "transform.pkl")
 
 
 @pytest.fixture
 def small(tmp_path):
     """A small hierarchy as a file, and its tensors."""
     path = tmp_path / "topology.safetensors"
-    topology.save(head(), path)
+    mesh_hierarchy.save(head(), path)
     return path, load_file(path)
 
 
-def assert_same(a: topology.Topology, b: topology.Topology):
+def assert_same(a: mesh_hierarchy.Topology, b: mesh_hierarchy.Topology):
     assert a.levels == b.levels
     for name in ("down", "up"):
         for x, y in zip(getattr(a, name), getattr(b, name), strict=True):
@@ -58,13 +58,13 @@ def test_spirals_are_openmesh_s_to_the_last_vertex(flame, parity_dir):
 @pytest.mark.alone
 def test_the_published_hierarchy_loads_in_under_two_seconds(parity_dir):
     start = time.monotonic()
-    topology.load(parity_dir / "transform.pkl")
+    mesh_hierarchy.load(parity_dir / "transform.pkl")
     assert time.monotonic() - start < 2
 
 
 def test_a_hierarchy_survives_saving_and_loading(flame, tmp_path):
-    topology.save(flame, tmp_path / "topology.safetensors")
-    assert_same(topology.load(tmp_path / "topology.safetensors"), flame)
+    mesh_hierarchy.save(flame, tmp_path / "topology.safetensors")
+    assert_same(mesh_hierarchy.load(tmp_path / "topology.safetensors"), flame)
 
 
 def test_a_spiral_lists_the_centre_then_its_ring_then_the_next():
@@ -166,16 +166,16 @@ def test_a_damaged_hierarchy_is_refused(small, name, change):
         tensors[name] = change(tensors[name]).contiguous()
     save_file(tensors, path)
     with pytest.raises(MeshError, match=r"topology\.safetensors"):
-        topology.load(path)
+        mesh_hierarchy.load(path)
 
 
 def test_files_that_are_missing_cut_short_or_of_another_kind_are_reported(small, tmp_path):
     with pytest.raises(WeightsMissingError, match=r"transform\.pkl comes with"):
-        topology.load(tmp_path / "transform.pkl")
+        mesh_hierarchy.load(tmp_path / "transform.pkl")
     path, _ = small
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(MeshError, match="damaged"):
-        topology.load(path)
+        mesh_hierarchy.load(path)
     (tmp_path / "transform.pkl").write_bytes(b"\x80\x04}.")
     with pytest.raises(MeshError, match="not a mesh hierarchy"):
-        topology.load(tmp_path / "transform.pkl")
+        mesh_hierarchy.load(tmp_path / "transform.pkl")

@@ -13,16 +13,19 @@ pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
 
-from fantasyid_core import bytes_text, fusion, image_tower, nano, topology, weights
+from fantasyid_core.dit import byte_tokens
+from fantasyid_core.dit.transformer import from_published
 from fantasyid_core.errors import TrainingError
-from fantasyid_core.people.clip import still
-from fantasyid_core.people.person import TRAIN, person
-from fantasyid_core.training import __main__ as command
-from fantasyid_core.training import diffusion, face_truth, loop, settings, together, vae
-from fantasyid_core.training.pool import Pool
-from fantasyid_core.training.run import STAGES, Run
-from fantasyid_core.training.stage import Context
-from fantasyid_core.transformer import from_published
+from fantasyid_core.fusion import checkpoint, identity, image_tower, mesh_hierarchy
+from fantasyid_core.io import weights
+from fantasyid_lab import nano
+from fantasyid_lab.people.clip import still
+from fantasyid_lab.people.person import TRAIN, person
+from fantasyid_lab.training import __main__ as command
+from fantasyid_lab.training import diffusion, face_truth, loop, settings, together, vae
+from fantasyid_lab.training.pool import Pool
+from fantasyid_lab.training.run import STAGES, Run
+from fantasyid_lab.training.stage import Context
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +166,10 @@ def test_exports_load_as_the_published_layout(context: Callable[..., Context]):
     stage.export()
     folder = stage.context.model_folder
     config = weights.read_config(folder / "transformer")
-    published = weights.split_published(weights.read(folder / "transformer"))
+    published = checkpoint.split_published(weights.read(folder / "transformer"))
     tower = image_tower.ImageTower.from_state_dict(weights.read(folder / "face_encoder" / "image_tower.safetensors"))
-    mesh = topology.load(folder / "face_model" / "topology.safetensors")
-    encoder = fusion.build_encoder(published, tower, mesh, config).float()
+    mesh = mesh_hierarchy.load(folder / "face_model" / "topology.safetensors")
+    encoder = identity.build_encoder(published, tower, mesh, config).float()
     dit = from_published(config, published).float()
     assert len(dit.layer_attention) == config["num_layers"]
     assert encoder.face_tokens(torch.rand(1, 64, 64, 3)).shape == (1, config["face_queries"], 32)
@@ -257,16 +260,16 @@ def test_the_mean_tells_nothing_of_shapes_and_the_truth_all():
 
 
 def test_axis_angle_is_the_rotation_of_the_pose():
-    from fantasyid_core.flame import axis_angle_to_matrix
-    from fantasyid_core.people.head import rotation
+    from fantasyid_core.reconstruction.flame import axis_angle_to_matrix
+    from fantasyid_lab.people.head import rotation
 
     turns = torch.tensor([[30.0, -10, 5], [0, 0, 0], [-60, 20, 15]])
     torch.testing.assert_close(axis_angle_to_matrix(face_truth.axis_angle(turns)), rotation(turns), atol=1e-4, rtol=0)
 
 
 def test_the_camera_puts_the_face_model_where_the_photo_shows_it(pools: tuple[Pool, Pool]):
-    from fantasyid_core.deca import project
-    from fantasyid_core.people.head import load as load_head
+    from fantasyid_core.reconstruction.deca import project
+    from fantasyid_lab.people.head import load as load_head
 
     pool, head = pools[0], load_head()
     model = nano.build(sizes=nano.TINY)
@@ -310,7 +313,7 @@ def test_photos_are_pictures_to_train_on(context: Callable[..., Context]):
     torch.testing.assert_close(drawn.latents, vae.encode(made.model.vae.eval(), frames), atol=1e-5, rtol=1e-4)
     assert drawn.face.shape == (2, 1, *drawn.latents.shape[-2:])
     told = still(person(TRAIN[1]), 0).caption
-    assert torch.equal(pool.caption[drawn.captions[0]].long(), bytes_text.encode_batch([told])[0])
+    assert torch.equal(pool.caption[drawn.captions[0]].long(), byte_tokens.encode_batch([told])[0])
 
 
 def test_photos_as_pictures_are_framed_as_clips_are():

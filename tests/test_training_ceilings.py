@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fantasyid_core import nano
-from fantasyid_core.people.person import person
-from fantasyid_core.training import ceilings
+from fantasyid_lab import nano
+from fantasyid_lab.people.person import person
+from fantasyid_lab.training import ceilings
 
 
 def test_a_person_told_truly_is_the_same_person():

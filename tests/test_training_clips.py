@@ -16,18 +16,20 @@ import av
 import sentencepiece
 from safetensors.torch import save_file
 
-from fantasyid_core import nano, weights
 from fantasyid_core.errors import TrainingError, WeightsMissingError
-from fantasyid_core.people.clip import clip
-from fantasyid_core.people.person import TRAIN, person
-from fantasyid_core.people.render import render
-from fantasyid_core.training import __main__ as command
-from fantasyid_core.training import settings
-from fantasyid_core.training.clip_folder import FolderSource
-from fantasyid_core.training.identity import OPTIONS, IdentityStage
-from fantasyid_core.training.prepared_clip import choose_window
-from fantasyid_core.training.stage import Context
-from fantasyid_core.training.vocabulary import tokenizer
+from fantasyid_core.fusion import checkpoint
+from fantasyid_core.io import weights
+from fantasyid_lab import nano
+from fantasyid_lab.people.clip import clip
+from fantasyid_lab.people.person import TRAIN, person
+from fantasyid_lab.people.render import render
+from fantasyid_lab.training import __main__ as command
+from fantasyid_lab.training import settings
+from fantasyid_lab.training.clip_folder import FolderSource
+from fantasyid_lab.training.identity import OPTIONS, IdentityStage
+from fantasyid_lab.training.prepared_clip import choose_window
+from fantasyid_lab.training.stage import Context
+from fantasyid_lab.training.vocabulary import tokenizer
 
 CONFIG = settings.HERE / "identity_5b.toml"
 SIZES = {"sample_width": 12, "sample_height": 8, "sample_frames": 9, "use_learned_positional_embeddings": False}
@@ -127,7 +129,7 @@ def test_the_command_trains_the_identity_modules_on_clips(release: Path, clips: 
     before, after = nano.read(release), nano.read(finished)
     old, new = nano.published_tensors(before), nano.published_tensors(after)
     changed = {name for name in old if not torch.equal(old[name].half(), new[name].half())}
-    assert {name.split(".")[0] for name in changed} == set(weights.IDENTITY_PARTS)
+    assert {name.split(".")[0] for name in changed} == set(checkpoint.IDENTITY_PARTS)
 
 
 def test_references_come_from_outside_the_window(clips: Path, model: nano.Nano):

@@ -9,14 +9,14 @@ pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
 
-from fantasyid_core import nano
-from fantasyid_core.people.person import TRAIN
-from fantasyid_core.training import data, loop
-from fantasyid_core.training.captions import Captions
-from fantasyid_core.training.identity import IdentityStage
-from fantasyid_core.training.pool import Pool
-from fantasyid_core.training.references import RENEWAL
-from fantasyid_core.training.stage import Context
+from fantasyid_lab import nano
+from fantasyid_lab.people.person import TRAIN
+from fantasyid_lab.training import data, loop
+from fantasyid_lab.training.captions import Captions
+from fantasyid_lab.training.identity import IdentityStage
+from fantasyid_lab.training.pool import Pool
+from fantasyid_lab.training.references import RENEWAL
+from fantasyid_lab.training.stage import Context
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def velocity(stage: IdentityStage, batch: dict) -> torch.Tensor:
 
 def test_what_is_kept_of_photos_is_what_is_seen_in_them(stage: Callable[..., IdentityStage], monkeypatch):
     monkeypatch.setattr(data, "jitter", lambda generator, count: torch.zeros(count, 4))  # nothing left to chance
-    monkeypatch.setattr("fantasyid_core.training.face.degrade", lambda frames, generator: frames)
+    monkeypatch.setattr("fantasyid_lab.training.face.degrade", lambda frames, generator: frames)
     made = stage(first_frame=True)
     people, photos = torch.tensor([3, 0, 3]), torch.tensor([1, 0, 0])
     pool, generator = made.context.pool, torch.Generator()
@@ -59,7 +59,7 @@ def test_what_is_kept_of_photos_is_what_is_seen_in_them(stage: Callable[..., Ide
 
 
 def test_the_first_frame_is_the_one_that_the_sampler_makes_of_the_crop(stage: Callable[..., IdentityStage]):
-    from fantasyid_core.video import squeeze_to_frame
+    from fantasyid_core.video.latents import squeeze_to_frame
 
     made, vae = stage(first_frame=True), nano.build(sizes=nano.TINY).vae.eval()
     blobs = torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -215,7 +215,7 @@ def test_the_whole_dit_can_be_trained_with_the_identity(unfreeze: list[str], sta
 
 
 def test_muon_takes_the_matrices_of_an_unfrozen_dit(stage: Callable[..., IdentityStage]):
-    from fantasyid_core.training.optimizers import optimizers
+    from fantasyid_lab.training.optimizers import optimizers
 
     made = stage(unfreeze=[""])
     trained = [p for p in made.objective.parameters() if p.requires_grad]

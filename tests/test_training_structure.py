@@ -8,10 +8,10 @@ from torch import nn
 
 pytest.importorskip("accelerate")
 
-from fantasyid_core.training.muon import Muon
-from fantasyid_core.training.optimizers import optimizers
-from fantasyid_core.training.settings import Settings
-from fantasyid_core.training.structure import Structure, places
+from fantasyid_lab.training.muon import Muon
+from fantasyid_lab.training.optimizers import optimizers
+from fantasyid_lab.training.settings import Settings
+from fantasyid_lab.training.structure import Structure, places
 
 
 def test_a_landmark_lies_in_the_cell_around_it():

@@ -2,9 +2,9 @@
 
 import torch
 
-from fantasyid_core.people.clip import clip
-from fantasyid_core.people.person import TRAIN, person
-from fantasyid_core.training.text import QUESTIONS, Corpus, answers
+from fantasyid_lab.people.clip import clip
+from fantasyid_lab.people.person import TRAIN, person
+from fantasyid_lab.training.text import QUESTIONS, Corpus, answers
 
 
 def said(caption_of: int, seed: int) -> tuple[str, dict[str, str | None]]:

@@ -15,8 +15,8 @@ pytest.importorskip("accelerate")
 from accelerate import Accelerator
 
 from fantasyid_core.errors import TrainingError
-from fantasyid_core.training import loop, together
-from fantasyid_core.training.run import STAGES
+from fantasyid_lab.training import loop, together
+from fantasyid_lab.training.run import STAGES
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +26,7 @@ def test_two_processes_train_as_one_run(tmp_path: Path):
     changes = [word for change in small for word in ("--set", change)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
-        [*launch, "-m", "fantasyid_core.training", "identity", "--tiny", "--out", str(tmp_path), *changes],
+        [*launch, "-m", "fantasyid_lab.training", "identity", "--tiny", "--out", str(tmp_path), *changes],
         cwd=ROOT,
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -7,10 +7,10 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from fantasyid_core import nano
-from fantasyid_core.training import fast_vae
-from fantasyid_core.training import vae as stage
-from fantasyid_core.training.whitening import fold, whitening
+from fantasyid_lab import nano
+from fantasyid_lab.training import fast_vae
+from fantasyid_lab.training import vae as stage
+from fantasyid_lab.training.whitening import fold, whitening
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from fantasyid_core import standin as standin_weights
+from fantasyid_core.dit.injection import Injection, InjectionRun
+from fantasyid_core.dit.transformer import FantasyIDTransformer, diffusers_arguments, from_published, infer_config
 from fantasyid_core.errors import SamplingError, WeightsError
-from fantasyid_core.injection import Injection, InjectionRun
-from fantasyid_core.transformer import FantasyIDTransformer, diffusers_arguments, from_published, infer_config
-from fantasyid_core.weights import read, read_config, split_published
+from fantasyid_core.fusion.checkpoint import split_published
+from fantasyid_core.io.weights import read, read_config
+from fantasyid_lab import dummy_model as standin_weights
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fantasyid_core import unpickle
 from fantasyid_core.errors import WeightsError, WeightsMissingError
+from fantasyid_core.io import unpickle
 
 
 class Calls:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from fantasyid_core.errors import SamplingError
-from fantasyid_core.video import first_frame_condition, latent_size, squeeze_to_frame
+from fantasyid_core.video.latents import first_frame_condition, latent_size, squeeze_to_frame
 
 
 def test_the_released_size():

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from fantasyid_core.contact_sheet import contact_sheet
-from fantasyid_core.detection import DetectedFace, detect
+from fantasyid_core.detection.faces import DetectedFace, detect
+from fantasyid_core.detection.head_pose import FRONTAL, HeadPose
 from fantasyid_core.errors import ImageError
-from fantasyid_core.evaluation import embedding
-from fantasyid_core.head_pose import FRONTAL, HeadPose
 from fantasyid_core.images import resize
-from fantasyid_core.tracking import Sighting
-from fantasyid_core.views import TRUST, FaceViews, choose, collect
+from fantasyid_core.meters import embedding
+from fantasyid_core.views.collection import TRUST, FaceViews, choose, collect
+from fantasyid_core.views.contact_sheet import contact_sheet
+from fantasyid_core.views.tracking import Sighting
 
 
 @pytest.fixture(scope="module")

@@ -8,21 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fantasyid_core.alignment import BORDER_GREY, align
-from fantasyid_core.augmentation import augment
-from fantasyid_core.detection import DetectedFace, detect
+from fantasyid_core.detection.alignment import BORDER_GREY, align
+from fantasyid_core.detection.faces import DetectedFace, detect
+from fantasyid_core.detection.head_pose import HeadPose
 from fantasyid_core.errors import ImageError, MeshError
-from fantasyid_core.fitting import fit
-from fantasyid_core.head_pose import HeadPose
-from fantasyid_core.new_views import added, grid, new_views
-from fantasyid_core.people.camera import project
-from fantasyid_core.people.clip import still
-from fantasyid_core.people.head import LEFT_EYE, RIGHT_EYE, SKIN, load
-from fantasyid_core.people.person import person
-from fantasyid_core.people.render import render
-from fantasyid_core.rasteriser import visible
-from fantasyid_core.reconstruction import FaceMesh
-from fantasyid_core.views import FaceViews
+from fantasyid_core.reconstruction.face_mesh import FaceMesh
+from fantasyid_core.reconstruction.landmark_fit import fit
+from fantasyid_core.reconstruction.rasteriser import visible
+from fantasyid_core.views.augmentation import augment
+from fantasyid_core.views.collection import FaceViews
+from fantasyid_core.views.novel_views import added, grid, new_views
+from fantasyid_lab.people.camera import project
+from fantasyid_lab.people.clip import still
+from fantasyid_lab.people.head import LEFT_EYE, RIGHT_EYE, SKIN, load
+from fantasyid_lab.people.person import person
+from fantasyid_lab.people.render import render
 
 SIDES = ((0, 0), (30, 0), (-30, 0), (0, 15), (45, 0), (-45, 0))
 SIZE = 288

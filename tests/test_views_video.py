@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fantasyid_core.appearance import BUILT_IN, Recogniser, describe
-from fantasyid_core.detection import detect
-from fantasyid_core.head_pose import HeadPose
-from fantasyid_core.same_person import tell_apart
-from fantasyid_core.tracking import Sighting, Track, Tracks, follow
-from fantasyid_core.views import collect
+from fantasyid_core.detection.faces import detect
+from fantasyid_core.detection.head_pose import HeadPose
+from fantasyid_core.views.appearance import BUILT_IN, Recogniser, describe
+from fantasyid_core.views.collection import collect
+from fantasyid_core.views.recognition import tell_apart
+from fantasyid_core.views.tracking import Sighting, Track, Tracks, follow
 
 
 def clip_of(package: str, name: str, every: int, most: int) -> torch.Tensor:

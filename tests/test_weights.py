@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from fantasyid_core import weights
 from fantasyid_core.errors import WeightsError, WeightsMissingError
+from fantasyid_core.fusion import checkpoint
+from fantasyid_core.io import weights
 
 
 @pytest.fixture
@@ -222,9 +223,11 @@ def published(parity_dir: Path) -> dict[str, torch.Tensor]:
 
 def test_the_published_checkpoint_comes_apart_without_its_dead_tensors(parity_dir):
     state = published(parity_dir)
-    parts = weights.split_published(state)
+    parts = checkpoint.split_published(state)
     assert parts.has_identity
-    named = {f"{p}.{n}" for p in weights.IDENTITY_PARTS for n in getattr(parts, p)} | set(parts.dit) | set(parts.dead)
+    named = (
+        {f"{p}.{n}" for p in checkpoint.IDENTITY_PARTS for n in getattr(parts, p)} | set(parts.dit) | set(parts.dead)
+    )
     assert named == set(state)
     assert "transformer_blocks.1.ff.net.2.bias" in parts.dit
     layer = {"to_q.weight", "to_kv.weight", "to_out.weight", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"}
@@ -240,19 +243,19 @@ def test_the_published_checkpoint_comes_apart_without_its_dead_tensors(parity_di
     assert str(len(parts.dead)) in parts.report
 
 
-@pytest.mark.parametrize("wrapper", weights.WRAPPERS)
+@pytest.mark.parametrize("wrapper", checkpoint.WRAPPERS)
 def test_a_checkpoint_saved_by_the_host_or_a_trainer_splits_the_same(parity_dir, wrapper):
     state = published(parity_dir)
-    wrapped = weights.split_published({wrapper + name: tensor for name, tensor in state.items()})
-    assert wrapped == weights.split_published(state)
+    wrapped = checkpoint.split_published({wrapper + name: tensor for name, tensor in state.items()})
+    assert wrapped == checkpoint.split_published(state)
 
 
 def test_a_plain_cogvideox_has_no_identity_and_a_half_one_is_refused(parity_dir):
-    state = {n: t for n, t in published(parity_dir).items() if not n.startswith(weights.IDENTITY_PARTS)}
-    assert not weights.split_published(state).has_identity
+    state = {n: t for n, t in published(parity_dir).items() if not n.startswith(checkpoint.IDENTITY_PARTS)}
+    assert not checkpoint.split_published(state).has_identity
     state["layer_attention.0.to_q.weight"] = torch.empty(1, device="meta")
     with pytest.raises(WeightsError, match="face_abstractor, vertex_spiral_net, vertex_reducer"):
-        weights.split_published(state)
+        checkpoint.split_published(state)
 
 
 def test_a_single_file_may_carry_its_configuration(tmp_path):

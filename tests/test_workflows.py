@@ -11,8 +11,9 @@ import av
 import pytest
 import torch
 
-from fantasyid_core import fusion, topology
-from fantasyid_core.mesh_files import write_ply
+from fantasyid_core.fusion import identity as fusion
+from fantasyid_core.fusion import mesh_hierarchy
+from fantasyid_core.reconstruction.mesh_files import write_ply
 from tools.browser import ComfyPage, find_browser, open_browser
 from tools.comfy_host import ComfyServer
 from tools.workflow import to_graph
@@ -33,7 +34,7 @@ each = pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
 def stocked(comfy: ComfyServer, standin: Path, portrait: Path) -> ComfyServer:
     """The server with what the workflows name: a photo, a mesh, a saved identity."""
     shutil.copy(portrait, comfy.base / "input" / "portrait.jpg")
-    mesh = topology.load(standin / "face_model" / "topology.safetensors")
+    mesh = mesh_hierarchy.load(standin / "face_model" / "topology.safetensors")
     write_ply(comfy.base / "input" / "face.ply", mesh.template, mesh.faces[0])
     (comfy.base / "models" / "text_encoders").mkdir(exist_ok=True)
     (comfy.base / "models" / "text_encoders" / T5).touch()

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fantasyid_core import appearance
-from fantasyid_core.detection import detect
+from fantasyid_core.detection.faces import detect
 from fantasyid_core.images import load_photo
-from fantasyid_core.people.clip import clip
-from fantasyid_core.people.person import TRAIN, person
-from fantasyid_core.people.render import render
+from fantasyid_core.views import appearance
+from fantasyid_lab.people.clip import clip
+from fantasyid_lab.people.person import TRAIN, person
+from fantasyid_lab.people.render import render
 
 DIRECTIONS = 32
 MOMENTS = [0, 8, 16, 24]

@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fantasyid_core import flame, nano, topology
-from fantasyid_core.people.clip import still
-from fantasyid_core.people.head import SKIN, Head, load
-from fantasyid_core.people.person import TRAIN, person
-from fantasyid_core.spirals import spirals
-from fantasyid_core.topology import SPIRAL_LENGTH, Topology, Transform
+from fantasyid_core.fusion import mesh_hierarchy
+from fantasyid_core.fusion.mesh_hierarchy import SPIRAL_LENGTH, Topology, Transform
+from fantasyid_core.fusion.spirals import spirals
+from fantasyid_core.reconstruction import flame
+from fantasyid_lab import nano
+from fantasyid_lab.people.clip import still
+from fantasyid_lab.people.head import SKIN, Head, load
+from fantasyid_lab.people.person import TRAIN, person
 
 LEVELS = (1024, 256, 64)
 NECK = -0.135  # metres below the eyes at which the mesh ends
@@ -36,10 +38,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     head = load()
     kept, mesh = hierarchy(head)
-    topology.save(mesh, out / "topology.safetensors")
+    mesh_hierarchy.save(mesh, out / "topology.safetensors")
     save_file(face_model(head, kept, mesh.faces[0]), out / "generic_model.safetensors", metadata={"format": "pt"})
     flame.load(out / "generic_model.safetensors")
-    topology.load(out / "topology.safetensors")
+    mesh_hierarchy.load(out / "topology.safetensors")
     print(f"{out}: levels of {mesh.levels} vertices")
 
 

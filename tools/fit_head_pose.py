@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fantasyid_core import head_pose, yunet
-from fantasyid_core.people.clip import Clip, still
-from fantasyid_core.people.person import TRAIN, person
-from fantasyid_core.people.render import render
-from fantasyid_core.search import search
+from fantasyid_core.detection import head_pose, yunet
+from fantasyid_core.detection.multiscale import search
+from fantasyid_lab.people.clip import Clip, still
+from fantasyid_lab.people.person import TRAIN, person
+from fantasyid_lab.people.render import render
 
 log = logging.getLogger("fit_head_pose")
 RANGE = (80.0, 35.0, 35.0)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fantasyid_core.people.light import harmonics
-from fantasyid_core.rasteriser import rasterise
-from fantasyid_core.render import normals
+from fantasyid_core.reconstruction.rasteriser import rasterise
+from fantasyid_core.reconstruction.render import normals
+from fantasyid_lab.people.light import harmonics
 
 DIRECTIONS, SIZE = 300, 448
 _LIFT = 0.002  # m off the surface, so that a vertex is not hidden by its own triangles

@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fantasyid_core import flame, nano, render, topology
-from fantasyid_core.fitting import fit
-from fantasyid_core.people import head as heads
-from fantasyid_core.people.camera import project
-from fantasyid_core.people.clip import still
-from fantasyid_core.people.person import TEST, person
-from fantasyid_core.rasteriser import rasterise
+from fantasyid_core.fusion import mesh_hierarchy
+from fantasyid_core.reconstruction import flame, render
+from fantasyid_core.reconstruction.landmark_fit import fit
+from fantasyid_core.reconstruction.rasteriser import rasterise
+from fantasyid_lab import nano
+from fantasyid_lab.people import head as heads
+from fantasyid_lab.people.camera import project
+from fantasyid_lab.people.clip import still
+from fantasyid_lab.people.person import TEST, person
 
 SIZE = 512  # px of the photos' sides; eyes are about 75 px apart
 PHOTOS = (1, 2, 4, 8)
@@ -130,7 +132,7 @@ def timings(data: Photos) -> dict[str, float]:
     head = heads.load()
     vertices, faces = head.template, head.faces[:10_000]
     px = vertices * torch.tensor([1400.0, -1400, -1400]) + torch.tensor([255.0, 255, 0])
-    mesh = topology.load(nano.SHIPPED / "face_model" / "topology.safetensors")
+    mesh = mesh_hierarchy.load(nano.SHIPPED / "face_model" / "topology.safetensors")
     return {
         "fit, 1 photo, 5 landmarks": milliseconds(lambda: fit(model, one[:, :, :5], model.landmarks[:5])),
         "fit, 1 photo, 68 landmarks": milliseconds(lambda: fit(model, one, model.landmarks)),

@@ -18,21 +18,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fantasyid_core.alignment import align
-from fantasyid_core.appearance import BUILT_IN, Recogniser
-from fantasyid_core.detection import DetectedFace, detect
-from fantasyid_core.evaluation import embedding
-from fantasyid_core.head_pose import HeadPose
-from fantasyid_core.new_views import new_views
-from fantasyid_core.people.camera import project
-from fantasyid_core.people.clip import clip, still
-from fantasyid_core.people.head import LEFT_EYE, RIGHT_EYE, SKIN, load
-from fantasyid_core.people.person import TEST, person
-from fantasyid_core.people.render import render
-from fantasyid_core.reconstruction import FaceMesh
-from fantasyid_core.same_person import tell_apart
-from fantasyid_core.tracking import Track, follow
-from fantasyid_core.views import collect
+from fantasyid_core.detection.alignment import align
+from fantasyid_core.detection.faces import DetectedFace, detect
+from fantasyid_core.detection.head_pose import HeadPose
+from fantasyid_core.meters import embedding
+from fantasyid_core.reconstruction.face_mesh import FaceMesh
+from fantasyid_core.views.appearance import BUILT_IN, Recogniser
+from fantasyid_core.views.collection import collect
+from fantasyid_core.views.novel_views import new_views
+from fantasyid_core.views.recognition import tell_apart
+from fantasyid_core.views.tracking import Track, follow
+from fantasyid_lab.people.camera import project
+from fantasyid_lab.people.clip import clip, still
+from fantasyid_lab.people.head import LEFT_EYE, RIGHT_EYE, SKIN, load
+from fantasyid_lab.people.person import TEST, person
+from fantasyid_lab.people.render import render
 
 PACKAGES = ("api", "video", "other")
 # One face, or the largest of several, through most of the clip. Clips in one line show one person.

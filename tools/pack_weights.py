@@ -1,6 +1,6 @@
 """Store a model's matrices in 8 bits: `python -m tools.pack_weights MODEL_FOLDER [--parts transformer …]`.
 
-Rewrites the parts of a folder in the published layout in place, as `fantasyid_core.eight_bits` says, all else in fp16.
+Rewrites the parts of a folder in the published layout in place, as `fantasyid_core.io.int8` says, all else in fp16.
 Whatever reads the model reads it as before. A second run changes nothing.
 """
 
@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fantasyid_core import nano, weights
 from fantasyid_core.errors import FantasyIDError, WeightsMissingError
-from fantasyid_core.parity import relative_error
-from fantasyid_core.published import TRANSFORMERS, save_part
+from fantasyid_core.io import weights
+from fantasyid_core.io.layout import TRANSFORMERS, save_part
+from fantasyid_lab import nano
+from fantasyid_lab.parity import relative_error
 
 FILES = {  # of a part beside the transformer: its one file that holds a network
     "face_encoder": Path("face_encoder", "image_tower.safetensors"),

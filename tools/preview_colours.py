@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from fantasyid_core import autoencoder, nano
-from fantasyid_core.people.clip import clip
-from fantasyid_core.people.person import VALIDATION, person
-from fantasyid_core.people.render import render
+from fantasyid_core.video import autoencoder
+from fantasyid_lab import nano
+from fantasyid_lab.people.clip import clip
+from fantasyid_lab.people.person import VALIDATION, person
+from fantasyid_lab.people.render import render
 
 PEOPLE = 24
 

@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from fantasyid_core import nano
-from fantasyid_core.training import settings
-from fantasyid_core.training.run import STAGES, Run
-from fantasyid_core.training.stage import Stage
-from fantasyid_core.training.stepper import Stepper
+from fantasyid_lab import nano
+from fantasyid_lab.training import settings
+from fantasyid_lab.training.run import STAGES, Run
+from fantasyid_lab.training.stage import Stage
+from fantasyid_lab.training.stepper import Stepper
 
 RATE = 1e-5  # the weights hardly move
 

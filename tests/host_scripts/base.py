@@ -28,9 +28,9 @@ import comfy.model_management  # noqa: E402
 import torch  # noqa: E402
 from comfy_api.latest import io  # noqa: E402
 from pack.fantasyid_core.errors import FaceNotFoundError  # noqa: E402
-from pack.nodes import _paths  # noqa: E402
-from pack.nodes._base import FantasyIDNode  # noqa: E402
 from pack.nodes.download import FantasyIDDownload  # noqa: E402
+from pack.nodes.host import paths  # noqa: E402
+from pack.nodes.host.base import FantasyIDNode  # noqa: E402
 
 CAUSES = {
     "own": FaceNotFoundError("no face in the photo"),
@@ -72,12 +72,12 @@ found: dict = {"node": execute(Probe, cause="nothing")[0]}
 found["causes"] = {name: outcome(lambda name=name: execute(Probe, cause=name)) for name in CAUSES}
 found["input_types"] = list(Probe.INPUT_TYPES()["required"])
 
-found["shipped"] = Path(_paths.__file__).parents[1] / "models" == _paths.BUNDLED
-_paths.BUNDLED = bundled
-found["folders"], found["files"] = _paths.model_folders(), _paths.model_files()
-found["resolved"] = [_paths.resolve("tiny") == models / "tiny", _paths.resolve("one.safetensors").is_file()]
-found["bundled"] = _paths.resolve("shipped") == bundled / "shipped"
-found["shared parts"] = _paths.beside(_paths.resolve("shipped"), "face_model") == [
+found["shipped"] = Path(paths.__file__).parents[2] / "models" == paths.BUNDLED
+paths.BUNDLED = bundled
+found["folders"], found["files"] = paths.model_folders(), paths.model_files()
+found["resolved"] = [paths.resolve("tiny") == models / "tiny", paths.resolve("one.safetensors").is_file()]
+found["bundled"] = paths.resolve("shipped") == bundled / "shipped"
+found["shared parts"] = paths.beside(paths.resolve("shipped"), "face_model") == [
     bundled / "shipped" / "face_model",
     models / "face_model",
 ]
@@ -93,19 +93,19 @@ TRICKS = [
     "",
     ".hidden.safetensors",
 ]
-found["tricks"] = {name: outcome(lambda name=name: _paths.resolve(name)) for name in TRICKS}
-found["targets"] = {name: outcome(lambda name=name: _paths.download_folder(name)) for name in TRICKS}
-found["missing"] = _paths.check("absent")
-_paths.BUNDLED = base / "nothing"
-found["without a bundled model"] = [_paths.model_folders(), _paths.check("shipped")]
-found["identities"] = _paths.identity_files()
-found["identity_paths"] = [_paths.identity_path(name).is_file() for name in found["identities"]]
+found["tricks"] = {name: outcome(lambda name=name: paths.resolve(name)) for name in TRICKS}
+found["targets"] = {name: outcome(lambda name=name: paths.download_folder(name)) for name in TRICKS}
+found["missing"] = paths.check("absent")
+paths.BUNDLED = base / "nothing"
+found["without a bundled model"] = [paths.model_folders(), paths.check("shipped")]
+found["identities"] = paths.identity_files()
+found["identity_paths"] = [paths.identity_path(name).is_file() for name in found["identities"]]
 found["identity_tricks"] = [
-    outcome(lambda name=name: _paths.identity_path(name))
+    outcome(lambda name=name: paths.identity_path(name))
     for name in ("../secret.safetensors", "../secret.safetensors [output]", str(base / "secret.safetensors"), "absent")
 ]
-found["saved"] = _paths.save_path("faces/carol", ".safetensors").relative_to(base).as_posix()
-found["save_trick"] = outcome(lambda: _paths.save_path("../../carol", ".safetensors"))
+found["saved"] = paths.save_path("faces/carol", ".safetensors").relative_to(base).as_posix()
+found["save_trick"] = outcome(lambda: paths.save_path("../../carol", ".safetensors"))
 
 commit, content = "a" * 40, b'{"block_out_channels": [8]}'
 hub = base / "hub"

@@ -29,7 +29,7 @@ bench = Bench(SMOKE, "cpu", Path(sys.argv[1]), Path(sys.argv[1]), steps=2)
 rows = {mode.name: mode.rows for mode in MODES}
 found = list(rows[name := "ours, exact, compiled by the host's node"](bench, name))  # the first: nothing is there yet
 
-from pack.fantasyid_core import fp8  # noqa: E402
+from pack.fantasyid_core.dit import fp8  # noqa: E402
 
 fp8.missing = lambda device: None
 found += rows[name := "ours, fp8 products"](bench, name)

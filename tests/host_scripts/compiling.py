@@ -11,12 +11,14 @@ host.start(Path(sys.argv[2]), "--cpu", "--use-pytorch-cross-attention")  # as on
 import comfy.samplers  # noqa: E402
 import torch  # noqa: E402
 from comfy_api.torch_helpers import set_torch_compile_wrapper  # noqa: E402
-from pack.fantasyid_core import fp8  # noqa: E402
-from pack.fantasyid_core.injection import Injection  # noqa: E402
-from pack.fantasyid_core.step_cache import CacheSettings  # noqa: E402
-from pack.fantasyid_core.weights import read, read_config, split_published  # noqa: E402
-from pack.nodes import _native_model  # noqa: E402
-from pack.nodes._native_model import add_injection, load_model, set_fp8_products, set_step_cache  # noqa: E402
+from pack.fantasyid_core.dit import fp8  # noqa: E402
+from pack.fantasyid_core.dit.injection import Injection  # noqa: E402
+from pack.fantasyid_core.dit.step_cache import CacheSettings  # noqa: E402
+from pack.fantasyid_core.fusion.checkpoint import split_published  # noqa: E402
+from pack.fantasyid_core.io.weights import read, read_config  # noqa: E402
+from pack.nodes.host import dit  # noqa: E402
+from pack.nodes.host.model import load_model  # noqa: E402
+from pack.nodes.host.options import add_injection, set_fp8_products, set_step_cache  # noqa: E402
 from pack.nodes.sampling import trailing_sigmas  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -80,7 +82,7 @@ for name, keys in KEYS.items():
     }
 
 # on a CPU nothing is ever elsewhere: some blocks, then all, are said to be
-is_streamed = _native_model._is_streamed
+is_streamed = dit._is_streamed
 block = plain.model.diffusion_model.transformer_blocks[0]
 weight = next(block.parameters())
 found["on the device"] = is_streamed(block, torch.device("cpu"))
@@ -91,9 +93,9 @@ for name, keys in KEYS.items():
         ("all streamed", lambda *_: True),
     ):
         torch.compiler.reset()
-        _native_model._is_streamed = said
+        dit._is_streamed = said
         found[name][what] = graphs_of(first, keys)
-_native_model._is_streamed = is_streamed
+dit._is_streamed = is_streamed
 
 # 8-bit products, by their plain twin here
 found["refused"] = ""

@@ -12,8 +12,8 @@ for folder in folders:
     shutil.copytree(folder, base / "models" / "fantasyid" / folder.name)
 
 import torch  # noqa: E402
-from pack.fantasyid_core.detection import DetectedFace  # noqa: E402
-from pack.nodes._native_model import transformer_of  # noqa: E402
+from pack.fantasyid_core.detection.faces import DetectedFace  # noqa: E402
+from pack.nodes.host.options import transformer_of  # noqa: E402
 from pack.nodes.loading import FantasyIDLoadModel  # noqa: E402
 from pack.nodes.reconstruction import FantasyIDReconstruct  # noqa: E402
 from safetensors import safe_open  # noqa: E402

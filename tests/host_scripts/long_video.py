@@ -13,14 +13,17 @@ import comfy.model_base  # noqa: E402
 import comfy.samplers  # noqa: E402
 import torch  # noqa: E402
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode  # noqa: E402
+from pack.fantasyid_core.dit.injection import Injection, LayerAttention  # noqa: E402
+from pack.fantasyid_core.dit.step_cache import CacheSettings  # noqa: E402
 from pack.fantasyid_core.errors import SamplingError  # noqa: E402
-from pack.fantasyid_core.injection import Injection, LayerAttention  # noqa: E402
-from pack.fantasyid_core.long_video import Windows  # noqa: E402
-from pack.fantasyid_core.step_cache import CacheSettings  # noqa: E402
-from pack.fantasyid_core.weights import read, read_config, split_published  # noqa: E402
-from pack.nodes._native_model import NativeTransformer, add_injection, load_model, set_step_cache  # noqa: E402
-from pack.nodes._native_sampler import ReleaseSampler  # noqa: E402
-from pack.nodes._native_windows import set_windows  # noqa: E402
+from pack.fantasyid_core.fusion.checkpoint import split_published  # noqa: E402
+from pack.fantasyid_core.io.weights import read, read_config  # noqa: E402
+from pack.fantasyid_core.sampling.windows import Windows  # noqa: E402
+from pack.nodes.host.dit import NativeTransformer  # noqa: E402
+from pack.nodes.host.model import load_model  # noqa: E402
+from pack.nodes.host.options import add_injection, set_step_cache  # noqa: E402
+from pack.nodes.host.sampler import ReleaseSampler  # noqa: E402
+from pack.nodes.host.windows import set_windows  # noqa: E402
 from pack.nodes.long_video import FantasyIDLongVideo  # noqa: E402
 from pack.nodes.sampling import trailing_sigmas  # noqa: E402
 from torch import Tensor  # noqa: E402

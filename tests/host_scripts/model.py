@@ -14,12 +14,14 @@ import comfy.patcher_extension  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
+from pack.fantasyid_core.dit.injection import Injection, LayerAttention  # noqa: E402
+from pack.fantasyid_core.dit.transformer import from_published  # noqa: E402
 from pack.fantasyid_core.errors import IdentityError, SamplingError, WeightsError  # noqa: E402
-from pack.fantasyid_core.injection import Injection, LayerAttention  # noqa: E402
-from pack.fantasyid_core.transformer import from_published  # noqa: E402
-from pack.fantasyid_core.weights import read, read_config, split_published  # noqa: E402
-from pack.nodes._native_model import add_injection, load_model, transformer_of  # noqa: E402
-from pack.nodes._native_sampler import ReleaseSampler  # noqa: E402
+from pack.fantasyid_core.fusion.checkpoint import split_published  # noqa: E402
+from pack.fantasyid_core.io.weights import read, read_config  # noqa: E402
+from pack.nodes.host.model import load_model  # noqa: E402
+from pack.nodes.host.options import add_injection, transformer_of  # noqa: E402
+from pack.nodes.host.sampler import ReleaseSampler  # noqa: E402
 from pack.nodes.sampling import trailing_sigmas  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 

@@ -9,7 +9,7 @@ host.start(Path(sys.argv[1]))
 
 import comfy.ops  # noqa: E402
 import torch  # noqa: E402
-from pack.nodes._operators import to_host_operators  # noqa: E402
+from pack.nodes.host.operators import to_host_operators  # noqa: E402
 from torch import nn  # noqa: E402
 
 torch.set_grad_enabled(False)

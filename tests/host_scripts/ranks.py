@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import torch.distributed as dist
 
-from fantasyid_core import nano, parallel
-from fantasyid_core.injection import Injection, InjectionRun
-from fantasyid_core.transformer import FantasyIDTransformer, diffusers_arguments
+from fantasyid_core.dit import parallel
+from fantasyid_core.dit.injection import Injection, InjectionRun
+from fantasyid_core.dit.transformer import FantasyIDTransformer, diffusers_arguments
+from fantasyid_lab import nano
 
 LAYOUTS = {"guidance": (2, 1), "context": (1, 2), "both": (2, 2)}
 folder = Path(sys.argv[1])

@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from comfy_api.internal import make_locked_method_func  # noqa: E402
 from comfy_execution.graph_utils import ExecutionBlocker  # noqa: E402
 from comfy_extras.nodes_hunyuan3d import SaveGLB  # noqa: E402
-from pack.fantasyid_core.detection import DetectedFace  # noqa: E402
+from pack.fantasyid_core.detection.faces import DetectedFace  # noqa: E402
 from pack.fantasyid_core.images import load_photo  # noqa: E402
 from pack.nodes import reconstruction  # noqa: E402
 from pack.nodes.detection import FantasyIDDetectFace  # noqa: E402

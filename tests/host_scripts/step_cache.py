@@ -14,11 +14,13 @@ import comfy.samplers  # noqa: E402
 import torch  # noqa: E402
 from comfy_api.torch_helpers import set_torch_compile_wrapper  # noqa: E402
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode  # noqa: E402
-from pack.fantasyid_core.injection import Injection  # noqa: E402
-from pack.fantasyid_core.weights import read, read_config, split_published  # noqa: E402
-from pack.nodes._native_model import add_injection, load_model, transformer_of  # noqa: E402
-from pack.nodes._native_sampler import ReleaseSampler  # noqa: E402
+from pack.fantasyid_core.dit.injection import Injection  # noqa: E402
+from pack.fantasyid_core.fusion.checkpoint import split_published  # noqa: E402
+from pack.fantasyid_core.io.weights import read, read_config  # noqa: E402
 from pack.nodes.acceleration import FantasyIDFaster  # noqa: E402
+from pack.nodes.host.model import load_model  # noqa: E402
+from pack.nodes.host.options import add_injection, transformer_of  # noqa: E402
+from pack.nodes.host.sampler import ReleaseSampler  # noqa: E402
 from pack.nodes.sampling import trailing_sigmas  # noqa: E402
 from torch import Tensor  # noqa: E402
 

@@ -16,7 +16,7 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from comfy.text_encoders import genmo, pixart_t5  # noqa: E402
 from pack.fantasyid_core.errors import FantasyIDError  # noqa: E402
-from pack.nodes._native_text import encode_text, load_text_encoder  # noqa: E402
+from pack.nodes.host.text import encode_text, load_text_encoder  # noqa: E402
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel, T5TokenizerFast  # noqa: E402
 
 torch.set_grad_enabled(False)

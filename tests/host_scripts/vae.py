@@ -14,7 +14,7 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from diffusers import AutoencoderKLCogVideoX  # noqa: E402
 from pack.fantasyid_core.errors import FantasyIDError  # noqa: E402
-from pack.nodes._native_vae import encode_sample, load_vae  # noqa: E402
+from pack.nodes.host.vae import encode_sample, load_vae  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 torch.set_grad_enabled(False)

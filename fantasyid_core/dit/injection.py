@@ -1,0 +1,184 @@
+"""Layer-aware injection: every DiT block's own cross-attention to the ID descriptor (paper, section 3.3).
+
+The descriptor is a constant of the video, so the keys and values of all layers are computed once per sampling run.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import IdentityError
+from .kernels import Norm, WeightsOf, layer_norm, own_weights
+
+
+class LayerAttention(nn.Module):
+    """Cross-attention of one DiT block's visual tokens to the identity tokens (release: `LayerAttention`).
+
+    Args:
+        dim: width of the visual tokens (release: 3072).
+        token_dim: K, width of the identity tokens (2048).
+        inner_dim: heads × head_dim (2048).
+        head_dim: 128 in the release.
+
+    A host may replace `weights_of` (of a layer norm) where it holds weights elsewhere or patches them.
+    """
+
+    weights_of: WeightsOf = staticmethod(own_weights)
+
+    def __init__(self, dim: int, token_dim: int, inner_dim: int, head_dim: int = 128):
+        super().__init__()
+        self.head_dim = head_dim
+        self.norm1 = nn.LayerNorm(token_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, inner_dim, bias=False)
+        self.to_kv = nn.Linear(token_dim, 2 * inner_dim, bias=False)
+        self.to_out = nn.Linear(inner_dim, dim, bias=False)
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Identity tokens (B, N, K) → keys and values, each (B, heads, N, head_dim)."""
+        k, v = self.to_kv(self.norm1(tokens)).unflatten(2, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return k.contiguous(), v.contiguous()
+
+    def forward(self, hidden: Tensor, identity: tuple[Tensor, Tensor] | Tensor) -> Tensor:
+        """Visual tokens (B, L, dim) → what the identity adds to them, (B, L, dim).
+
+        identity: its keys and values, or its tokens (B, N, K) where these are not used twice.
+        """
+        keys_values = self.keys_values(identity) if isinstance(identity, Tensor) else identity
+        normed = layer_norm(hidden, Norm(*self.weights_of(self.norm2, hidden), self.norm2.eps))
+        q = self.to_q(normed).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        k, v = (x.expand(len(q), -1, -1, -1) for x in keys_values)
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@dataclass(frozen=True, eq=False)
+class Injection:
+    """One identity applied to a model, with the artist's settings.
+
+    Attributes:
+        tokens: (N, K) the ID descriptor: face tokens, then vertex tokens.
+        strength: factor on what every layer adds; 1 as trained, 0 off.
+        start, end: part of the sampling run in which it acts, 0 first step … 1 last, both ends included.
+        layer_weights: one factor per injection layer, or empty for 1 everywhere.
+        guided: whether the unconditional branch goes without it, so that guidance leads to the person as it leads to
+            the prompt; in the release both branches have it.
+    """
+
+    tokens: Tensor
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    layer_weights: tuple[float, ...] = ()
+    guided: bool = False
+
+    def acts(self, progress: float) -> bool:
+        """Whether `progress` lies in its part of the run."""
+        return self.start <= progress <= self.end
+
+    def weight(self, layer: int, progress: float) -> float:
+        """Factor on injection layer `layer` at `progress` (0 first step … 1 last)."""
+        if not self.acts(progress):
+            return 0.0
+        return self.strength * (self.layer_weights[layer] if self.layer_weights else 1.0)
+
+
+class InjectionRun:
+    """Identities over one sampling run. Holds what is constant in it: the keys and values of every layer.
+
+    Make a new one for every run: a LoRA or another model changes the layers that the keys and values come from.
+
+    Args:
+        keep: False where a host changes weights in the middle of a run; keys and values are then computed every time.
+
+    Attributes:
+        unconditional: for each of the equal parts that the next batch is made of, whether it is an unconditional
+            branch; empty: none is.
+    """
+
+    def __init__(self, injections: Sequence[Injection], keep: bool = True):
+        self.injections = tuple(injections)
+        self.unconditional: tuple[bool, ...] = ()
+        self._keep = keep
+        self._keys_values: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def depends_on_progress(self) -> bool:
+        """Whether an identity acts on a part of the run only."""
+        return any(i.start > 0 or i.end < 1 for i in self.injections)
+
+    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+        """Visual tokens (B, L, dim) after one block → the same with every identity added by injection layer `layer`."""
+        added = hidden
+        for i, injection in enumerate(self.injections):
+            weight = injection.weight(layer, progress)
+            if weight == 0.0:
+                continue
+            identity = self._layer(i, layer, attention, hidden)
+            left_out = self.unconditional if injection.guided and any(self.unconditional) else (False,)
+            parts = zip(added.chunk(len(left_out)), hidden.chunk(len(left_out)), left_out, strict=True)
+            summed = [x if out else torch.add(x, attention(seen, identity), alpha=weight) for x, seen, out in parts]
+            added = summed[0] if len(summed) == 1 else torch.cat(summed)
+        return added
+
+    def _layer(self, i: int, layer: int, attention: LayerAttention, like: Tensor) -> tuple[Tensor, Tensor]:
+        key = (i, layer, like.device, like.dtype)
+        if key in self._keys_values:
+            return self._keys_values[key]
+        keys_values = attention.keys_values(self.injections[i].tokens[None].to(like))
+        if self._keep:
+            self._keys_values[key] = keys_values
+        return keys_values
+
+
+def check(injection: Injection, layers: nn.ModuleList) -> None:
+    """Raise IdentityError where an identity or its layer weights do not fit a model's injection layers."""
+    if not len(layers):
+        raise IdentityError(
+            "This model has no identity injection layers (no 'layer_attention' tensors). Load a FantasyID transformer; "
+            "a plain CogVideoX cannot take an identity."
+        )
+    if not math.isfinite(injection.strength):
+        raise IdentityError(f"The identity's strength must be a finite number; got {injection.strength}.")
+    width = layers[0].norm1.weight.shape[0]
+    if injection.tokens.shape[-1] != width:
+        raise IdentityError(
+            f"The identity has tokens of width {injection.tokens.shape[-1]}, but this model expects {width}: it was "
+            "made with another model's identity encoder. Run Feature Fusion again with the encoder of this model."
+        )
+    if injection.layer_weights and len(injection.layer_weights) != len(layers):
+        raise IdentityError(
+            f"{len(injection.layer_weights)} layer weights were given for {len(layers)} injection layers; "
+            "give one per layer, or none for 1 everywhere."
+        )
+
+
+def parse_curve(text: str, layers: int) -> tuple[float, ...]:
+    """Layer weights from an artist's text: '' → none; '1', '0.5, 1, 0.5' → stretched linearly over the layers.
+
+    Raises:
+        IdentityError: something in it is not a finite number.
+    """
+    words = text.replace(",", " ").split()
+    try:
+        points = [float(word) for word in words]
+    except ValueError as error:
+        raise IdentityError(
+            f"Layer weights are numbers separated by commas, such as '0.5, 1, 1'; got '{text}'."
+        ) from error
+    return stretch(points, layers)
+
+
+def stretch(points: Sequence[float], layers: int) -> tuple[float, ...]:
+    """Control points → one weight per layer, linear in between; no points → () (1 everywhere)."""
+    curve = torch.tensor(list(points), dtype=torch.float64)
+    if not curve.isfinite().all():
+        raise IdentityError(f"Layer weights must be finite numbers; got {list(points)}.")
+    if not len(curve):
+        return ()
+    if len(curve) == 1:
+        return (curve.item(),) * layers
+    return tuple(F.interpolate(curve[None, None], layers, mode="linear", align_corners=True)[0, 0].tolist())

@@ -1,0 +1,1 @@
+"""Files: reading weights without executing anything, the published layout, downloads."""

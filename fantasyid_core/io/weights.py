@@ -1,0 +1,240 @@
+"""Weights files: reading them without a second copy in memory, and loading them strictly.
+
+Safetensors and PyTorch files are memory-mapped: a tensor that nobody uses is never read from the disk.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..errors import WeightsError, WeightsMissingError
+from .int8 import unpack
+
+BASE_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
+PICKLED = (".bin", ".pt", ".pth", ".tar", ".ckpt")
+INDEX = ".index.json"
+
+
+def find(folder: Path | str) -> Path:
+    """The one weights file (or index of shards) of a folder as diffusers or transformers write it.
+
+    Raises:
+        WeightsMissingError: no folder, no weights in it, or several files of which none has a usual name.
+    """
+    folder = Path(folder)
+    suffixes = (".safetensors", ".safetensors" + INDEX, ".bin", ".bin" + INDEX)
+    usual = [folder / (base + suffix) for suffix in suffixes for base in BASE_NAMES]
+    if not folder.is_dir():
+        raise WeightsMissingError(f"The folder {folder} is not there: expected weights in it, such as {usual[0].name}.")
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    by_kind = ([f for f in files if f.suffix == ".safetensors"], [f for f in files if f.suffix in PICKLED])
+    single = [kind[0] for kind in by_kind if len(kind) == 1]
+    found = [file for file in usual if file.is_file()] + single
+    if not found:
+        held = ", ".join(file.name for file in files[:8]) or "nothing"
+        raise WeightsMissingError(
+            f"No weights in {folder}: expected {usual[0].name}, but the folder holds {held}. Copy or download it again."
+        )
+    return found[0]
+
+
+def read(path: Path | str) -> dict[str, Tensor]:
+    """Tensors of a file, or of the folder that holds one or its shards: name → tensor on the CPU, memory-mapped.
+
+    Nested dictionaries of a PyTorch file get dotted names; what is no tensor in it is left out. What is stored in 8
+    bits (`eight_bits`) comes as fp16, in memory of its own.
+
+    Raises:
+        WeightsMissingError: no such file or folder, or a shard is missing.
+        WeightsError: not a weights file, truncated, or refused because it would run code; 8 bits without their scales.
+    """
+    path = Path(path)
+    if not path.is_file():
+        if path.suffix and not path.is_dir():
+            raise WeightsMissingError(f"The weights file {path} is not there.")
+        path = find(path)
+    tensors = _read_shards(path) if path.name.endswith(INDEX) else _read_file(path)
+    try:
+        return unpack(tensors)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def read_config(folder: Path | str) -> dict[str, Any]:
+    """`config.json` of a model folder.
+
+    Raises:
+        WeightsMissingError, WeightsError: it is not there, or not a JSON object.
+    """
+    return _read_json(Path(folder) / "config.json")
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The free-text header of a safetensors file; empty for other files."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(Path(path), error) from error
+
+
+def embedded_config(path: Path | str) -> dict[str, Any] | None:
+    """The `config.json` that a single safetensors file may carry in its header, as `config`; None without one.
+
+    Raises:
+        WeightsError: the header holds something else there.
+    """
+    text = read_metadata(path).get("config")
+    if text is None:
+        return None
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"The configuration in the header of {path} is no JSON object: {error}.") from error
+
+
+@contextmanager
+def configured(what: str) -> Iterator[None]:
+    """Around what builds a module from a `config.json`: values that make no such module raise WeightsError."""
+    try:
+        yield
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, NotImplementedError) as error:
+        raise WeightsError(
+            f"This config.json does not describe a {what} ({_first_line(error)}): copy or download it again."
+        ) from error
+
+
+def load_into(
+    module: nn.Module, tensors: Mapping[str, Tensor], *, ignore: Iterable[str] = (), what: str = "model"
+) -> None:
+    """Give `module` (may be on the meta device) these tensors as its parameters and buffers: no copy, dtype kept.
+
+    Args:
+        ignore: beginnings of names that may be missing or left over.
+        what: the module's name in the error.
+
+    Raises:
+        WeightsError: names are missing or left over, or a shape differs.
+    """
+    wanted, ignored = module.state_dict(), tuple(ignore)
+    missing = [name for name in wanted if name not in tensors and not name.startswith(ignored)]
+    unknown = [name for name in tensors if name not in wanted and not name.startswith(ignored)]
+    shared = {name: tensors[name] for name in wanted if name in tensors}
+    shapes = [
+        f"{name} expected {tuple(wanted[name].shape)} found {tuple(tensor.shape)}"
+        for name, tensor in shared.items()
+        if tensor.shape != wanted[name].shape
+    ]
+    problems = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for names, kind in ((missing, "missing"), (unknown, "left over"), (shapes, "of another shape"))
+        if names
+    ]
+    if problems:
+        raise WeightsError(
+            f"These weights are not of this {what}: of {len(wanted)} tensors {'; '.join(problems)}. "
+            "Check that the file belongs to this model and that config.json lies beside it."
+        )
+    module.load_state_dict(shared, strict=False, assign=True)
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    _refuse_placeholder(path)
+    return _read_safetensors(path) if path.suffix in (".safetensors", ".sft") else _read_pickled(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files of before PyTorch 1.6 cannot be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} was refused: it is no weights file, or holds more than tensors and could run code when loaded "
+            f"({_first_line(error)})."
+        ) from error
+    except Exception as error:  # a damaged pickle fails in any way
+        raise _unreadable(path, error) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors.")
+    return dict(_flatten(content))
+
+
+def _flatten(content: Mapping, prefix: str = "") -> Iterable[tuple[str, Tensor]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, Tensor):
+            yield f"{prefix}{name}", value.detach()
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
+        raise WeightsError(f"{index} names no shards: expected an object 'weight_map' of tensor name to file name.")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(names.values())):
+        if not re.fullmatch(r"[\w.-]+", shard):
+            raise WeightsError(f"{index} names the shard '{shard}', which is not a file name of its own folder.")
+        if not (index.parent / shard).is_file():
+            raise WeightsMissingError(
+                f"The shard {index.parent / shard} is not there, but {index.name} lists it: copy or download it too."
+            )
+        tensors |= _read_file(index.parent / shard)
+    absent = [name for name in names if name not in tensors]
+    if absent:
+        raise WeightsError(f"The shards of {index} lack {len(absent)} tensors that it lists, such as {absent[0]}.")
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise WeightsMissingError(f"{path} is not there: it is part of the model's folder, copy or download it too.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise WeightsError(f"{path} is not valid JSON ({_first_line(error)}): copy or download it again.") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+    return content
+
+
+def _refuse_placeholder(path: Path) -> None:
+    """Say so when a download left a web page or a Git LFS pointer where weights should be."""
+    with path.open("rb") as file:
+        head = file.read(64).lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path} is a Git LFS pointer, not the weights: run 'git lfs pull' or download the file.")
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(f"{path} is a web page, not weights: the download needs a login or was blocked. Repeat it.")
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    size = path.stat().st_size if path.is_file() else 0
+    return WeightsError(
+        f"{path} ({size:,} bytes) cannot be read: truncated or not a weights file ({_first_line(error)}). "
+        "Copy or download it again."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

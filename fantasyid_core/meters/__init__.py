@@ -1,0 +1,1 @@
+"""Meters: who is in a video, and how the face and the head move."""

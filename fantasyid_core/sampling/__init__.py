@@ -1,0 +1,1 @@
+"""Sampling: the released schedule, and windows for videos longer than the model was trained on."""

@@ -1,0 +1,119 @@
+"""The released sampling recipe.
+
+One loop for both schedulers; the velocity comes from a function, so that a host can batch, stream or offload.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import SamplingError
+
+if TYPE_CHECKING:
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+
+    Scheduler = CogVideoXDPMScheduler | CogVideoXDDIMScheduler
+
+SCHEDULERS = ("dpm", "ddim")
+TRAIN_STEPS = 1000
+STEPS, GUIDANCE = 50, 6.0
+
+# scheduler_config.json of the published folder
+RELEASE_SCHEDULE = {
+    "num_train_timesteps": TRAIN_STEPS,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "rescale_betas_zero_snr": True,
+    "snr_shift_scale": 1.0,
+}
+
+Velocity = Callable[[Tensor, int], Tensor]
+Callback = Callable[[int, Tensor, Tensor], None]
+
+
+def make_scheduler(name: str, config: Mapping = RELEASE_SCHEDULE) -> "Scheduler":
+    """diffusers' CogVideoX scheduler `dpm` (as released) or `ddim`, from a published `scheduler_config.json`."""
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+
+    classes = {"dpm": CogVideoXDPMScheduler, "ddim": CogVideoXDDIMScheduler}
+    if name not in classes:
+        raise SamplingError(f"There is no scheduler '{name}'; choose one of {', '.join(SCHEDULERS)}.")
+    return classes[name].from_config(dict(config))
+
+
+def denoise(
+    velocity: Velocity,
+    latents: Tensor,
+    *,
+    scheduler: str = "dpm",
+    steps: int = STEPS,
+    generator: torch.Generator | None = None,
+    schedule: Mapping = RELEASE_SCHEDULE,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Run the sampling loop.
+
+    Args:
+        velocity: (latents, timestep 0…999) → predicted velocity after guidance, float32, the shape of `latents`.
+        latents: the first noise, any shape; standard normal.
+        generator: where the DPM scheduler draws its noise; DDIM draws none.
+        callback: called after each step with (step index, latents, predicted clean latents).
+
+    Returns:
+        The clean latents, scaled as the model sees them.
+
+    Raises:
+        SamplingError: fewer than one step, or more than there are timesteps.
+    """
+    solver = make_scheduler(scheduler, schedule)
+    solver.set_timesteps(_checked(steps))
+    times = solver.timesteps.tolist()
+    latents = latents * solver.init_noise_sigma
+    clean = None
+    for i, timestep in enumerate(times):
+        v = velocity(latents, timestep)
+        if scheduler == "dpm":
+            previous = times[i - 1] if i else None
+            latents, clean = solver.step(v, clean, timestep, previous, latents, generator=generator, return_dict=False)
+        else:
+            latents, clean = solver.step(v, timestep, latents, return_dict=False)[:2]
+        latents = latents.to(v.dtype)
+        if callback is not None:
+            callback(i, latents, clean)
+    return latents
+
+
+def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def timesteps(steps: int, schedule: Mapping = RELEASE_SCHEDULE) -> list[int]:
+    """The release's timesteps, first to last, each in 0…999."""
+    solver = make_scheduler("ddim", schedule)
+    solver.set_timesteps(_checked(steps))
+    return solver.timesteps.tolist()
+
+
+def _checked(steps: int) -> int:
+    if not 1 <= steps <= TRAIN_STEPS:
+        raise SamplingError(f"Steps must lie between 1 and {TRAIN_STEPS}; got {steps}.")
+    return steps
+
+
+def to_variance_exploding(latents: Tensor, sigma: Tensor) -> Tensor:
+    """Latents as the release steps them (variance-preserving) → as k-diffusion's samplers do (variance-exploding)."""
+    return latents * (sigma**2 + 1).sqrt()
+
+
+def velocity_of(noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+    """The velocity behind a prediction of the clean latents from variance-exploding `noisy` ones."""
+    return (noisy / (sigma**2 + 1) - clean) * (sigma**2 + 1).sqrt() / sigma

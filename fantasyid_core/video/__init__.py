@@ -1,0 +1,1 @@
+"""Video: frames and latents, and CogVideoX's autoencoder."""

@@ -1,0 +1,99 @@
+"""How alike two faces look, without a recognition network: histograms of gradients over the aligned crop (HOG).
+
+Gradients' directions, normalised by cell, are robust to light and, over cells of 2 cm, to small movements. What all
+faces share is taken away, and so are the directions in which pictures of one person differ most, by pose, expression
+and hair; they were learned on synthetic people (`tools/build_appearance.py`). It is not face recognition, see
+docs/views.md for how far it goes. A recognition network, where there is one, takes its place as another `Recogniser`.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..detection import yunet
+from ..detection.alignment import CROP_SIZE, FFHQ_TEMPLATE, align
+
+FILE = Path(__file__).parents[1] / "data" / "appearance.safetensors"
+# The face with its hairline and chin in the FFHQ crop, px: left, top, right, bottom.
+_AREA = (64, 64, 448, 500)
+_HEIGHT, _WIDTH, _CELL, _DIRECTIONS = 84, 72, 8, 8
+# The detector's landmarks differ by some pixels between a large and a small picture of one face; found once more at
+# one size they agree.
+_AGAIN, _REALIGNED = 96, 128
+
+
+class Recogniser(NamedTuple):
+    """What tells people apart.
+
+    Attributes:
+        embed: aligned crops (N, 512, 512, 3) float 0…1 → unit vectors (N, D), on any device.
+        same: cosine from which on two faces are taken for one person.
+        different: cosine below which they are taken for two; in between it cannot tell.
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    same: float
+    different: float
+
+
+@torch.no_grad()
+def describe(crops: Tensor) -> Tensor:
+    """Aligned crops (N, S, S, 3) float 0…1 → unit vectors (N, 576) float32 on their device."""
+    mean, nuisance = _learned(crops.device)
+    away = gradients(crops) - mean
+    return F.normalize(away - away @ nuisance.T @ nuisance, dim=1)
+
+
+@torch.no_grad()
+def gradients(crops: Tensor) -> Tensor:
+    """Aligned crops (N, S, S, 3) float 0…1 → unit histograms of their gradients (N, 576), the same for all purposes."""
+    crops = _realigned(crops.float())
+    x0, y0, x1, y1 = (round(edge * _REALIGNED / CROP_SIZE) for edge in _AREA)
+    grey = crops[:, y0:y1, x0:x1] @ crops.new_tensor([0.299, 0.587, 0.114])
+    grey = F.interpolate(grey[:, None], (_HEIGHT, _WIDTH), mode="bilinear", antialias=True)
+    return F.normalize(_histograms(grey).flatten(1), dim=1)
+
+
+def _realigned(crops: Tensor) -> Tensor:
+    """(N, S, S, 3) → (N, 128, 128, 3), aligned by the landmarks that the detector finds in the crop itself."""
+    small = F.interpolate(crops.movedim(-1, 1), (_AGAIN, _AGAIN), mode="bilinear", antialias=True).movedim(1, -1)
+    scale = crops.shape[1] / CROP_SIZE
+    template = torch.tensor(FFHQ_TEMPLATE) * scale
+    aligned = []
+    for crop, rows in zip(crops, yunet.find(small, min_score=0.5), strict=True):
+        found = rows[:, 4:14].reshape(-1, 5, 2) * (crops.shape[1] / _AGAIN)
+        away = (found - template).square().sum((1, 2))
+        landmarks = found[away.argmin()] if len(found) else template
+        aligned.append(align(crop, landmarks.to(crop.device), _REALIGNED)[0])
+    return torch.stack(aligned)
+
+
+def _histograms(grey: Tensor) -> Tensor:
+    """(N, 1, H, W) → (N, 8, H/8, W/8): how strong the gradients of each direction are in each cell."""
+    dx = grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2]
+    dy = grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1]
+    angle = torch.atan2(dy, dx) * (_DIRECTIONS / (2 * math.pi))
+    direction = torch.arange(_DIRECTIONS, device=grey.device).view(1, -1, 1, 1)
+    away = (angle - direction + _DIRECTIONS / 2) % _DIRECTIONS - _DIRECTIONS / 2
+    votes = (dx.square() + dy.square()).sqrt() * (1 - away.abs()).clamp(min=0)
+    # Cells overlap by half, so that a pixel of misalignment changes little.
+    cells = F.avg_pool2d(F.pad(votes, (1, 1, 1, 1)), 2 * _CELL, _CELL)
+    return cells / (cells.square().sum(1, keepdim=True).sqrt() + 0.02)
+
+
+@lru_cache(maxsize=4)
+def _learned(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The mean descriptor (576,) and the directions to leave out (K, 576), orthonormal."""
+    tensors = load_file(FILE)
+    return tensors["mean"].to(device), tensors["nuisance"].to(device)
+
+
+# Measured in docs/views.md.
+BUILT_IN = Recogniser(describe, same=0.48, different=0.28)

@@ -1,0 +1,189 @@
+"""Several photos or a video's frames of one person → a small collection of face crops (paper, section 3.1).
+
+Faces are followed over the frames, other people left out, and of the rest those are kept that are sharp and show
+poses and expressions which the others do not.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..detection.alignment import align
+from ..detection.faces import DetectedFace
+from ..detection.head_pose import HeadPose
+from ..errors import ImageError
+from ..images import as_photo
+from .appearance import BUILT_IN, Recogniser, describe
+from .recognition import tell_apart
+from .tracking import Sighting, Tracks, follow
+
+log = logging.getLogger(__name__)
+
+LEAVE_OUT, TRUST = PEOPLE = ("leave others out", "all pictures show this person")
+# Two views are near-duplicates if the cosine of their looks is above, and their poses (in the units below) nearer.
+_SAME_LOOK, _SAME_POSE = 0.9, 0.4
+# Degrees of yaw and of pitch, and difference of looks, that make two views about equally different.
+_YAW, _PITCH, _LOOK = 30.0, 20.0, 0.5
+# Views below this share of the best one's quality are not worth a pose.
+_MIN_QUALITY = 0.35
+
+
+@dataclass(frozen=True, eq=False)
+class FaceViews:
+    """Views of one person.
+
+    Attributes:
+        crops: (N, 512, 512, 3) float32 0…1, FFHQ-aligned, N ≥ 1; the first is the reference.
+        scores: (N,) float32 0…1, how well each shows the face.
+        poses: (N, 3) float32 yaw, pitch and roll in degrees (see `HeadPose`), or `None` where nobody knows.
+        origins: N words on where each comes from, such as "photo", "frame 12", "rendered", "augmented"; may be empty.
+        coverage: (N, 512, 512) float32 0…1, where a rendered view shows the person, or `None` where all do everywhere.
+        report: what was taken and what was left out, for the artist.
+    """
+
+    crops: Tensor
+    scores: Tensor
+    poses: Tensor | None = None
+    origins: tuple[str, ...] = ()
+    coverage: Tensor | None = None
+    report: str = ""
+
+
+def collect(
+    reference: DetectedFace,
+    images: Tensor | Sequence[Tensor] | None = None,
+    max_views: int = 8,
+    *,
+    people: str = LEAVE_OUT,
+    recogniser: Recogniser = BUILT_IN,
+    min_score: float = 0.6,
+    device: torch.device | str | None = None,
+) -> FaceViews:
+    """The reference and, from further photos or frames, what shows the same person in other ways; `max_views` in all.
+
+    After the reference they come in the order in which they were chosen: always the one that adds most to those before
+    it, so that the first k of them are what `max_views` = k gives. The same input gives the same views.
+
+    Args:
+        images: (B, H, W, C), a sequence of pictures of any sizes, or None. A frame without a face, or that is not a
+            usable picture, is skipped and reported.
+        max_views: 1 keeps the reference alone.
+        people: "leave others out" takes only faces that are followed from, or certainly look like, the reference; "all
+            pictures show this person" takes the largest face of every picture.
+        recogniser: tells people apart; the built-in one needs no download, see `appearance`.
+        min_score, device: as for `detection.detect`.
+
+    Raises:
+        ImageError: `images` is not a batch of pictures, or none of them can be used.
+    """
+    if max_views < 1:
+        raise ImageError(f"max_views is {max_views}; expected at least 1, the reference.")
+    if people not in PEOPLE:
+        raise ImageError(f"There is no choice '{people}' for people; expected one of: {', '.join(PEOPLE)}.")
+    if isinstance(images, Tensor) and images.ndim != 4:
+        raise ImageError(
+            f"The images have shape {tuple(images.shape)}; expected a batch (frames, height, width, channels)."
+        )
+    chosen: list[Sighting] = []
+    report = "1 view: the reference."
+    own = torch.stack([reference.crop, reference.crop.flip(1)])
+    if images is not None and len(images) and max_views > 1:
+        found = follow(images, recogniser, min_score=min_score, device=device)
+        sightings, who = _of_person(found, recogniser.embed(own), people, recogniser)
+        chosen = choose(describe(own[:1]).cpu()[0], reference.pose, sightings, max_views - 1)
+        report = _report(found, who, sightings, chosen)
+        log.info("FantasyID: %s", report.replace("\n", " "))
+
+    crops = [align(as_photo(images[s.frame]), s.landmarks.to(images[s.frame].device))[0] for s in chosen]
+    crops = torch.stack([reference.crop, *(crop.to(reference.crop) for crop in crops)])
+    poses = [reference.pose, *(s.pose for s in chosen)]
+    return FaceViews(
+        crops,
+        crops.new_tensor([reference.quality, *(s.quality for s in chosen)]),
+        crops.new_tensor([(p.yaw, p.pitch, p.roll) for p in poses]),
+        ("photo", *(f"frame {s.frame}" for s in chosen)),
+        report=report,
+    )
+
+
+def _of_person(found: Tracks, reference: Tensor, people: str, recogniser: Recogniser) -> tuple[list[Sighting], str]:
+    """The sightings of the person, and who was left out in words."""
+    if people == TRUST:
+        return _largest(found), "The largest face of every picture was taken for the person."
+    verdict = tell_apart(reference, found.tracks, recogniser)
+    words = [f"{len(verdict.person)} of {len(found.tracks)} tracks show the person"]
+    if verdict.others:
+        words.append(f"{len(verdict.others)} somebody else (left out)")
+    if verdict.unsure:
+        words.append(
+            f"of {len(verdict.unsure)} it is not certain (left out; if all pictures show this person alone or largest, "
+            f"choose '{TRUST}')"
+        )
+    return [s for track in verdict.person for s in track.sightings], ", ".join(words) + "."
+
+
+def _largest(found: Tracks) -> list[Sighting]:
+    largest: dict[int, Sighting] = {}
+    for track in found.tracks:
+        for s in track.sightings:
+            if s.frame not in largest or _area(s) > _area(largest[s.frame]):
+                largest[s.frame] = s
+    return [largest[frame] for frame in sorted(largest)]
+
+
+def _area(sighting: Sighting) -> float:
+    return float((sighting.box[2:] - sighting.box[:2]).prod())
+
+
+def choose(look: Tensor, pose: HeadPose, sightings: Sequence[Sighting], count: int) -> list[Sighting]:
+    """At most `count` sightings that are sharp, and unlike the reference (its look and pose) and each other.
+
+    Greedy farthest-point choice: the next is the one whose distance to the nearest of those chosen, in pose and look,
+    times the square of its quality is largest; of equals the earliest. Near-duplicates of a chosen one are never taken.
+    """
+    usable = max((s.quality for s in sightings), default=0.0) * _MIN_QUALITY
+    rest = [s for s in sightings if s.quality >= usable]
+    if not rest:
+        return []
+    looks = torch.stack([s.look for s in rest])
+    angles = torch.tensor([(s.pose.yaw / _YAW, s.pose.pitch / _PITCH) for s in rest])
+    quality = torch.tensor([s.quality for s in rest]).square()
+
+    def distances(look: Tensor, angle: Tensor) -> Tensor:
+        alike = looks @ look
+        turned = (angles - angle).square().sum(1)
+        apart = (turned + ((1 - alike) / _LOOK).square()).sqrt()
+        return torch.where((alike >= _SAME_LOOK) & (turned < _SAME_POSE**2), 0.0, apart)
+
+    nearest = distances(look, torch.tensor((pose.yaw / _YAW, pose.pitch / _PITCH)))
+    chosen: list[Sighting] = []
+    while len(chosen) < count:
+        gain, i = (nearest * quality).max(0)
+        if gain <= 0:
+            break
+        chosen.append(rest[int(i)])
+        nearest = torch.minimum(nearest, distances(looks[i], angles[i]))
+    return chosen
+
+
+def _report(found: Tracks, who: str, sightings: Sequence[Sighting], chosen: Sequence[Sighting]) -> str:
+    """Lines for the artist."""
+    lines = [f"{found.frames} pictures."]
+    if found.without_face:
+        missing = found.without_face
+        lines.append(f"No face in {len(missing)} of {found.frames}: {_numbers(missing)}; skipped.")
+    if found.unusable:
+        why = next(iter(found.unusable.values()))
+        lines.append(f"{len(found.unusable)} could not be used: {_numbers(list(found.unusable))}; skipped. {why}")
+    lines.append(who)
+    poses = len({s.bin for s in sightings})
+    lines.append(f"{poses} poses of the person seen (steps of 15° in yaw and pitch), {len(chosen)} views added.")
+    return "\n".join(lines)
+
+
+def _numbers(frames: Sequence[int], most: int = 8) -> str:
+    shown = ", ".join(str(frame) for frame in frames[:most])
+    return f"frame {shown}" + (" …" if len(frames) > most else "")

@@ -1,0 +1,193 @@
+"""Faces over the frames of a video, or over separate photos: who is where, for how long.
+
+A face is followed while its box overlaps the one before, its size changes little and it looks alike; a cut ends all
+tracks. Only numbers are kept of each face, and few of each pose, so that long videos need little memory.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..detection.faces import DetectedFace, detect
+from ..detection.head_pose import HeadPose
+from ..detection.selection import MIN_FACE
+from ..errors import ImageError
+from ..images import as_photo, resize
+from .appearance import Recogniser, describe
+
+log = logging.getLogger(__name__)
+
+BIN = 15.0  # degrees of yaw and pitch
+_PER_BIN = 4
+_MIN_OVERLAP, _MIN_SIZE_RATIO, _MIN_ALIKE, _MAX_GAP = 0.3, 0.6, 0.2, 5
+# Mean absolute difference of neighbouring frames' thumbnails from which on a cut lies between them.
+_CUT, _THUMBNAIL = 0.1, 24
+
+
+@dataclass(frozen=True, eq=False)
+class Sighting:
+    """One face in one frame, without its pixels; tensors on the CPU.
+
+    Attributes:
+        frame: number of the frame.
+        box: (4,) x0 y0 x1 y1 px.
+        landmarks: (5, 2) px.
+        pose: of the head.
+        quality: 0…1, `DetectedFace.quality`.
+        look: (576,) unit vector, `appearance.describe`: tells near-duplicates and follows the face.
+        identity: (D,) unit vector of the recogniser.
+    """
+
+    frame: int
+    box: Tensor
+    landmarks: Tensor
+    pose: HeadPose
+    quality: float
+    look: Tensor
+    identity: Tensor
+
+    @property
+    def bin(self) -> tuple[int, int]:
+        """Number of the pose's bin in yaw and pitch; (0, 0) is frontal."""
+        return round(self.pose.yaw / BIN), round(self.pose.pitch / BIN)
+
+
+@dataclass(eq=False)
+class Track:
+    """One face followed from frame to frame.
+
+    Attributes:
+        frames: numbers of the frames it is in.
+        last: its latest sighting.
+    """
+
+    frames: set[int] = field(default_factory=set)
+    last: Sighting | None = None
+    _bins: dict[tuple[int, int], list[Sighting]] = field(default_factory=dict)
+
+    def add(self, sighting: Sighting) -> None:
+        self.frames.add(sighting.frame)
+        self.last = sighting
+        best = self._bins.setdefault(sighting.bin, [])
+        best.append(sighting)
+        best.sort(key=lambda s: (-s.quality, s.frame))
+        del best[_PER_BIN:]
+
+    @property
+    def sightings(self) -> list[Sighting]:
+        """The best few of every pose, in the order of the frames."""
+        return sorted((s for best in self._bins.values() for s in best), key=lambda s: s.frame)
+
+
+@dataclass(frozen=True, eq=False)
+class Tracks:
+    """What `follow` found.
+
+    Attributes:
+        tracks: in the order in which they begin, and by size within a frame.
+        frames: how many frames there were.
+        without_face: numbers of the frames without a usable face.
+        unusable: frame number → what was wrong with it.
+    """
+
+    tracks: list[Track]
+    frames: int
+    without_face: list[int]
+    unusable: dict[int, str]
+
+
+def follow(
+    images: Tensor | Sequence[Tensor],
+    recogniser: Recogniser,
+    *,
+    min_score: float = 0.6,
+    device: torch.device | str | None = None,
+) -> Tracks:
+    """Find and follow all faces of at least 24 px.
+
+    Args:
+        images: frames (B, H, W, C) or a sequence of pictures, of any sizes, as `images.as_photo` takes them.
+        recogniser: gives the sightings their identity.
+        min_score, device: as for `detection.detect`.
+
+    Raises:
+        ImageError: not one of the frames can be used; what is wrong with the first.
+    """
+    tracks: list[Track] = []
+    active: list[Track] = []
+    without_face, unusable = [], {}
+    before: Tensor | None = None
+    first_error: ImageError | None = None
+    for number, image in enumerate(images):
+        try:
+            photo = as_photo(image, f"frame {number}")
+        except ImageError as error:
+            first_error = first_error or error
+            unusable[number] = str(error)
+            continue
+        thumbnail = resize(photo, _THUMBNAIL, _THUMBNAIL)
+        if before is None or float((thumbnail - before).abs().mean()) > _CUT:
+            active = []
+        before = thumbnail
+        faces = [face for face in detect(photo, min_score=min_score, device=device) if _large(face)]
+        if not faces:
+            without_face.append(number)
+            continue
+        sightings = _sightings(number, faces, recogniser)
+        active = [track for track in active if number - track.last.frame <= _MAX_GAP]
+        for sighting, track in _continued(active, sightings):
+            if track is None:
+                track = Track()
+                tracks.append(track)
+                active.append(track)
+            track.add(sighting)
+    if first_error is not None and len(unusable) == len(images):
+        raise first_error
+    return Tracks(tracks, len(images), without_face, unusable)
+
+
+def _large(face: DetectedFace) -> bool:
+    return float((face.box[2:] - face.box[:2]).min()) >= MIN_FACE
+
+
+def _sightings(number: int, faces: Sequence[DetectedFace], recogniser: Recogniser) -> list[Sighting]:
+    crops = torch.stack([face.crop for face in faces])
+    looks = describe(crops).cpu()
+    identities = looks if recogniser.embed is describe else recogniser.embed(crops).float().cpu()
+    return [
+        Sighting(number, face.box.cpu(), face.landmarks.cpu(), face.pose, face.quality, look, identity)
+        for face, look, identity in zip(faces, looks, identities, strict=True)
+    ]
+
+
+def _continued(tracks: Sequence[Track], sightings: Sequence[Sighting]) -> Iterator[tuple[Sighting, Track | None]]:
+    """Each sighting with the track that it continues, best matches first; the others with None."""
+    pairs = [
+        (match, i, j)
+        for i, sighting in enumerate(sightings)
+        for j, track in enumerate(tracks)
+        if (match := _match(track.last, sighting)) > 0
+    ]
+    free_sightings, free_tracks = set(range(len(sightings))), set(range(len(tracks)))
+    for _, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
+        if i in free_sightings and j in free_tracks:
+            free_sightings.remove(i)
+            free_tracks.remove(j)
+            yield sightings[i], tracks[j]
+    for i in sorted(free_sightings):
+        yield sightings[i], None
+
+
+def _match(before: Sighting, now: Sighting) -> float:
+    """How well a sighting continues another, above 0 where it may."""
+    alike = float(before.look @ now.look)
+    shared = (torch.minimum(before.box[2:], now.box[2:]) - torch.maximum(before.box[:2], now.box[:2])).clamp(min=0)
+    areas = [float((s.box[2:] - s.box[:2]).clamp(min=0).prod()) for s in (before, now)]
+    inner = float(shared.prod())
+    overlap = inner / max(sum(areas) - inner, 1e-6)
+    size_ratio = math.sqrt(min(areas) / max(*areas, 1e-6))
+    return overlap + alike if overlap >= _MIN_OVERLAP and size_ratio >= _MIN_SIZE_RATIO and alike >= _MIN_ALIKE else 0.0

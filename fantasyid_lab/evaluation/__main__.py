@@ -1,0 +1,107 @@
+"""`python -m fantasyid_lab.evaluation`: measure a model on people and prompts that no training saw."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from fantasyid_core.detection.selection import find_face
+from fantasyid_core.images import load_photo, to_pil
+
+from .. import nano
+from . import cases, generate, kept, pages, runs, tables
+from .cases import Case
+from .command import DTYPES, add_options, device_of, guarded, heading, say, settings_of, tables_of
+from .generate import Generator, Request
+from .modes import EXACT, parse
+from .runs import Run
+
+SHEET = 12  # people on the page of pictures
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return guarded(_run, _parser().parse_args(arguments))
+
+
+def _run(options: argparse.Namespace) -> None:
+    generator = None
+    if options.load_frames:
+        made = runs.load(options.load_frames)
+        settings = made[0].settings
+        drawn = cases.draw(settings.people, settings.seed, settings.frames)
+    else:
+        modes = parse(options.modes) if options.modes else (EXACT,)
+        controls = options.people if options.controls is None else options.controls
+        settings = settings_of(options, options.model, controls if len(modes) == 1 else 0)
+        drawn = cases.draw(settings.people, settings.seed, settings.frames)
+        generator = generate.load(options.model, device_of(options), DTYPES[settings.dtype])
+        made = runs.make(generator, drawn, settings, options.batch, say, modes)
+    if options.save_frames:
+        if len(made) == 1:
+            kept.save(options.save_frames, made[0].settings, made[0].outputs)
+        else:
+            runs.save(options.save_frames, made)
+        say(f"Frames are in {options.save_frames}")
+    if options.pictures:
+        _draw_pages(options, generator, drawn, made[0])
+    if options.no_judging:
+        return
+    found = tables_of(options, made, options.model / "judge")
+    print(heading(settings, options.embedding))
+    print(tables.one(found[0]) if len(made) == 1 else tables.side_by_side(made, found, _costs(made)))
+
+
+def _costs(made: list[Run]) -> dict[str, dict[str, str]]:
+    """What each mode saves and how far it strays."""
+    return {
+        "latents' error": {run.variant: f"{run.settings.error:.4f}" for run in made},
+        "s per video": {run.variant: f"{run.settings.seconds:.3f}" for run in made},
+    }
+
+
+def _draw_pages(options: argparse.Namespace, generator: Generator | None, drawn: list[Case], made: Run) -> None:
+    options.pictures.mkdir(parents=True, exist_ok=True)
+    shown, settings = drawn[:SHEET], made.settings
+    references = cases.show([case.reference for case in shown]).frames[:, 0]
+    truth = cases.show([case.asked for case in shown]).frames
+    lines = [
+        pages.Line(references[i], made.outputs.prompted[i], truth[i], f"{case.asked.person.seed}")
+        for i, case in enumerate(shown)
+    ]
+    _save(pages.page(lines), options.pictures / "unseen_people.jpg")
+    if not options.photos:
+        return
+    generator = generator or generate.load(options.model)
+    faces = [find_face(load_photo(path)).face for path in options.photos]
+    identities = [generator.identity(face) for face in faces]
+    prompt = "A video of a person in a blue shirt in front of a grey background, who smiles and turns to the left."
+    requests = [Request(prompt, who, settings.seed + i) for i, who in enumerate(identities)]
+    videos = generator.videos(requests, **settings.sampling)
+    lines = [
+        pages.Line(face.crop, video, None, path.stem)
+        for face, video, path in zip(faces, videos, options.photos, strict=True)
+    ]
+    _save(pages.page(lines), options.pictures / "real_photos.jpg")
+
+
+def _save(picture: torch.Tensor, path: Path) -> None:
+    to_pil(picture).save(path, quality=92)
+    say(f"Wrote {path}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fantasyid_lab.evaluation", description=__doc__)
+    add_options(parser)
+    add = parser.add_argument
+    add("--model", type=Path, default=nano.SHIPPED, help="folder in the published layout (the shipped model)")
+    add("--controls", type=int, help="of the people, how many also at strength 0 and with a wrong reference too (all)")
+    add("--modes", help="compare ways of computing, such as exact,cache=0.1,fp8,cache=0.1+fp8; without controls")
+    add("--pictures", type=Path, help="write pages of pictures into this folder")
+    add("--photos", type=Path, nargs="*", default=[], help="real photos for a page of their own")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""What the evaluation's commands have in common: options, who judges, where it runs."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from fantasyid_core.errors import FantasyIDError
+from fantasyid_core.meters import attribute_regressor, embedding
+
+from . import cases
+from .kept import Settings
+from .measure import Row
+from .processes import shared_out
+from .runs import Run, judged
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MANY = 30  # people, from whom on it is worth starting processes
+
+
+def guarded(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Run a command; an error that an artist should read goes to stderr. Returns the exit code."""
+    try:
+        run(options)
+    except FantasyIDError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of making and judging videos."""
+    add = parser.add_argument
+    add("--people", type=int, default=8, help="unseen people (8; the tables in the docs have 100)")
+    add("--seed", type=int, default=0, help="which people and prompts (0)")
+    add("--frames", type=int, default=cases.FRAMES, help="frames of a video, 4 k + 1 (25)")
+    add("--steps", type=int, default=20, help="denoising steps (20)")
+    add("--guidance", type=float, default=6.0, help="guidance scale (6)")
+    add("--guide-identity", action="store_true", help="guidance leads to the identity as to the prompt")
+    add(
+        "--references",
+        type=int,
+        default=1,
+        choices=range(1, 9),
+        metavar="K",
+        help="photos of each person, whose views' mean makes the identity (1)",
+    )
+    add("--scheduler", default="ddim", choices=("ddim", "dpm"), help="ddim repeats whatever the batch (ddim)")
+    add("--batch", type=int, default=8, help="videos at a time (8)")
+    add("--dtype", choices=DTYPES, help="of transformer and autoencoder (bf16 on a GPU, else fp32)")
+    add("--device", help="where videos are made and judged: cuda or cpu (cuda if there is one)")
+    add("--judge", type=Path, help="folder of the judge (judge/ in the model's, or in the shipped model's)")
+    add("--embedding", default=embedding.DLIB, choices=embedding.EMBEDDINGS, help="who judges faces (dlib)")
+    add("--embedding-folder", type=Path, action="append", default=[], help="where the embedding's model file lies")
+    add("--processes", type=int, help="that share the faces' embedding, which computes on one core each (all cores)")
+    add("--json", type=Path, help="write the table to this file too")
+    add("--save-frames", type=Path, help="keep the generated frames in this folder")
+    add("--load-frames", type=Path, help="judge the frames kept in this folder in place of generating")
+    add("--no-judging", action="store_true", help="generate only, as where dlib is missing")
+
+
+def device_of(options: argparse.Namespace) -> str:
+    """`--device`, or the GPU if there is one."""
+    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def settings_of(options: argparse.Namespace, model: Path, controls: int) -> Settings:
+    """What the options say of how `model` makes videos."""
+    device = device_of(options)
+    return Settings(
+        people=options.people,
+        seed=options.seed,
+        controls=min(controls, options.people),
+        frames=options.frames,
+        steps=options.steps,
+        guidance=options.guidance,
+        scheduler=options.scheduler,
+        model=model.name,
+        dtype=options.dtype or ("bf16" if device == "cuda" else "fp32"),
+        device=torch.cuda.get_device_name() if device == "cuda" else device,
+        guide_identity=options.guide_identity,
+        references=options.references,
+    )
+
+
+def tables_of(options: argparse.Namespace, runs: Sequence[Run], judge_folder: Path) -> list[list[Row]]:
+    """Judge runs as the options say; the tables are written to `--json` too."""
+    device = device_of(options)
+    reader = attribute_regressor.load(options.judge or judge_folder, device)
+    processes = options.processes or (os.cpu_count() if runs[0].settings.people >= MANY else 1)
+    with shared_out(options.embedding, options.embedding_folder, processes) as faces:
+        tables = judged(runs, reader, faces, device, say)
+    if options.json:
+        reports = [_report(run, options.embedding, rows) for run, rows in zip(runs, tables, strict=True)]
+        content = reports if len(reports) > 1 else reports[0]
+        options.json.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    return tables
+
+
+def heading(made: Settings, judged_by: str) -> str:
+    """How videos were made and judged, in a line above a table."""
+    guided = " to the identity too" if made.guide_identity else ""
+    photos = f" with {made.references} photos each" if made.references > 1 else ""
+    return (
+        f"{made.model}: {made.people} people{photos}, seed {made.seed}, {made.frames} frames, {made.steps} steps of "
+        f"{made.scheduler}, guidance {made.guidance:g}{guided}, {made.dtype}, made on {made.device}; faces judged by "
+        f"{judged_by}.\n"
+    )
+
+
+def say(text: str) -> None:
+    """A line about what goes on, beside the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _report(run: Run, judged_by: str, rows: Sequence[Row]) -> dict:
+    numbers = [{k: None if v != v else v for k, v in asdict(row).items()} for row in rows]  # NaN is no JSON
+    return {"variant": run.variant, "settings": asdict(run.settings), "embedding": judged_by, "rows": numbers}

@@ -1,0 +1,128 @@
+"""Models, or ways of computing one, on the same cases: made, kept, and measured against one truth."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fantasyid_core.errors import FantasyIDError
+from fantasyid_core.fusion.identity import Identity
+from fantasyid_core.meters.attribute_regressor import Judge
+from fantasyid_core.meters.embedding import Embedding
+
+from . import cases, generate, kept, measure
+from .cases import Case
+from .generate import Generator, Request
+from .kept import Settings
+from .measure import Outputs, Row
+from .modes import EXACT, Mode
+from .truth import EMBED_EVERY, known
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one model made of all cases in one way.
+
+    Attributes:
+        variant: what it is called in a table; several runs of a name stand side by side, as of two training seeds.
+    """
+
+    variant: str
+    settings: Settings
+    outputs: Outputs
+
+
+def make(
+    generator: Generator,
+    drawn: Sequence[Case],
+    settings: Settings,
+    batch: int,
+    say: Say,
+    modes: Sequence[Mode] = (EXACT,),
+) -> list[Run]:
+    """Every case as prompted, in every mode; the first `settings.controls` of them, in the first mode, at strength 0
+    and with the next one's reference too.
+
+    The first mode's latents are what the others' errors are measured from: ‖z − z₀‖ / ‖z₀‖, mean over the videos.
+    """
+    say("Making identities from the reference photos")
+    clips = [clip for case in drawn for clip in cases.photos(case, settings.references)]
+    photos = cases.show(clips, generator.device).frames[:, 0]
+    identities = [_identity(generator, of_one) for of_one in photos.split(settings.references)]
+    controls = range(settings.controls)
+    prompts = [case.asked.caption for case in drawn]
+    seeds = [1000 * settings.seed + i for i in range(len(drawn))]
+    asked = [Request(p, who, s) for p, who, s in zip(prompts, identities, seeds, strict=True)]
+    off = [Request(prompts[i], identities[i], seeds[i], strength=0.0) for i in controls]
+    swapped = [Request(prompts[i], identities[(i + 1) % len(controls)], seeds[i]) for i in controls]
+    runs: list[Run] = []
+    exact: Tensor | None = None
+    for mode in modes:
+        start = time.perf_counter()
+
+        def progress(done: int, of: int, start: float = start, mode: Mode = mode) -> None:
+            say(f"{mode.name}: {done} of {of} videos, {time.perf_counter() - start:.0f} s")
+
+        requests = asked if runs else [*asked, *off, *swapped]
+        latents = generator.sample(requests, batch=batch, progress=progress, mode=mode, **settings.sampling)
+        seconds = (time.perf_counter() - start) / len(requests)
+        exact = latents[: len(asked)] if exact is None else exact
+        error = float(((latents[: len(asked)] - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).mean())
+        say(f"{mode.name}: decoding")  # minutes of a CPU
+        videos = generator.decode(latents)
+        prompted, *rest = videos.split([len(drawn), *(0, 0)] if runs else [len(drawn), len(controls), len(controls)])
+        outputs = Outputs(prompted, *(x[:, ::EMBED_EVERY].contiguous() for x in rest))
+        made = replace(settings, mode=mode.name, seconds=seconds, error=error, controls=len(rest[0]))
+        runs.append(Run(mode.name, made, outputs))
+    return runs
+
+
+def _identity(generator: Generator, photos: Tensor) -> Identity:
+    face, *others = (generate.reference(photo, generator.device) for photo in photos)
+    return generator.identity(face, others)
+
+
+def save(folder: Path, runs: Iterable[Run], first: int = 0) -> None:
+    """Keep runs in `folder`, each in `VARIANT/NUMBER`, numbered from `first`."""
+    for number, run in enumerate(runs, first):
+        kept.save(folder / run.variant / f"{number}", run.settings, run.outputs)
+
+
+def load(folder: Path) -> list[Run]:
+    """What `save` wrote, or what `kept.save` did, which is one run.
+
+    Raises:
+        FantasyIDError: nothing is there, it is damaged, or the runs are not of the same cases.
+    """
+    if (folder / "settings.json").is_file():
+        return [Run(EXACT.name, *kept.load(folder))]
+    found = sorted(folder.glob("*/*/settings.json"), key=lambda path: int(path.parent.name))
+    runs = [Run(path.parent.parent.name, *kept.load(path.parent)) for path in found]
+    if not runs:
+        raise FantasyIDError(f"{folder} holds no frames: settings.json is missing there. Make them with --save-frames.")
+    if len({(run.settings.people, run.settings.seed, run.settings.frames) for run in runs}) > 1:
+        raise FantasyIDError(f"The runs in {folder} are not of the same people and frames; make them again alike.")
+    return runs
+
+
+def judged(
+    runs: Sequence[Run],
+    judge: Judge,
+    embedding: Embedding,
+    device: torch.device | str = "cpu",
+    say: Say = lambda text: None,
+) -> list[list[Row]]:
+    """The table of every run; all are of the same cases, whose truth is rendered and read once."""
+    settings = runs[0].settings
+    drawn = cases.draw(settings.people, settings.seed, settings.frames)
+    truth = known(drawn, judge, embedding, device, say)
+    tables = []
+    for run in runs:
+        say(f"Judging {run.variant} ({run.settings.model})")
+        tables.append(measure.measure(drawn, run.outputs, truth, judge, embedding, device, say))
+    return tables

@@ -1,0 +1,67 @@
+"""True renders of the cases, found, embedded and read once: what any number of models is compared with."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fantasyid_core.meters import likeness
+from fantasyid_core.meters.attribute_regressor import Judge, JudgeReading, look
+from fantasyid_core.meters.embedding import Embedding, embed, locate_small
+
+from . import cases
+from .cases import Case
+
+EMBED_EVERY = 6  # frames of a video that the embedding sees: every sixth, five of 25
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What true renders of N cases show.
+
+    Attributes:
+        reference, gallery, stranger: (N, D) unit vectors.
+        asked: (N, T', D) unit vectors of every sixth frame of the clips that the prompts describe, NaN without a face.
+        readings: what the judge reads in all frames of each.
+    """
+
+    reference: Tensor
+    gallery: Tensor
+    stranger: Tensor
+    asked: Tensor
+    readings: Sequence[JudgeReading]
+
+
+def known(
+    drawn: Sequence[Case],
+    judge: Judge,
+    embedding: Embedding,
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
+) -> Truth:
+    """Render the cases' clips on `device`, find and embed the faces, read the frames."""
+    say("Rendering the true clips")
+    asked = cases.show([case.asked for case in drawn], device).frames
+    say("Looking at their faces, rendering and reading the rest")
+    with ThreadPoolExecutor(1) as beside:  # while other processes embed
+        readings = beside.submit(lambda: [look(judge, frames) for frames in asked])
+        rest = beside.submit(
+            lambda: [
+                cases.show([getattr(case, name) for case in drawn], device, every=EMBED_EVERY).frames
+                for name in ("reference", "gallery", "stranger")
+            ]
+        )
+        own = vectors(embedding, asked[:, ::EMBED_EVERY], device)
+        reference, gallery, stranger = (vectors(embedding, frames, device) for frames in rest.result())
+        return Truth(reference[:, 0], likeness.average(gallery), likeness.average(stranger), own, readings.result())
+
+
+def vectors(embedding: Embedding, videos: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Small videos (N, T, H, W, 3) uint8 or float 0…1 → unit vectors (N, T, D), NaN without a face."""
+    flat = videos.flatten(0, 1)
+    if not len(flat):
+        return torch.empty(*videos.shape[:2], embedding.width)
+    flat = flat.float() / 255 if flat.dtype == torch.uint8 else flat
+    return embed(embedding, flat, locate_small(flat, device=device)).vectors.unflatten(0, videos.shape[:2])

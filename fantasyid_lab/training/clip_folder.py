@@ -1,0 +1,103 @@
+"""A folder of real clips as a source of identity batches: NAME.mp4 beside NAME.txt, its caption; one person in each.
+
+A clip is read when it is first drawn. What training needs of it then stays in host memory: for the 5B about 10 MB.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fantasyid_core.errors import TrainingError
+from fantasyid_core.optional_import import require
+
+from . import data
+from .prepared_clip import PreparedClip, prepare_clip
+from .stage import Batch, Context
+from .vocabulary import tokenizer
+
+log = logging.getLogger(__name__)
+HELD_OUT = 2  # clips at most that are looked at but not trained on
+EXPECTED = "Expected pairs of NAME.mp4, which shows one person's face, and NAME.txt, its caption"
+
+
+class FolderSource:
+    """Identity batches from the folder `options["data"]`, see `identity`.
+
+    Every clip has one window of the model's frames, at a place that its name and the run's seed decide. With
+    `multi_view` the references come from the rest of the clip, where that shows a face. Clips that cannot be used are
+    named in the log and left out. The last by name, two at most, are held out for validation.
+
+    Raises:
+        TrainingError: no clip of the folder can be used.
+        WeightsMissingError, PackageMissingError: the text encoder's vocabulary or a package is missing.
+    """
+
+    def __init__(self, context: Context, options: Mapping):
+        require("av", "Training on clips")
+        self.context, self.options = context, options
+        self.dtype = torch.bfloat16 if context.bf16 else torch.float32
+        self.ids = tokenizer(context.model)
+        self._kept: dict[Path, PreparedClip | None] = {}
+        self._reasons: list[str] = []
+        folder = Path(options["data"])
+        found = sorted(folder.glob("*.mp4"))
+        trained = max(1, len(found) - HELD_OUT)
+        self.clips = found[:trained]
+        if self._usable(0) is None:
+            nothing = "it holds no .mp4" if folder.is_dir() else "there is no such folder"
+            raise TrainingError(
+                f"No clip of '{folder}' can be trained on: {'; '.join(self._reasons[:4]) or nothing}. {EXPECTED}."
+            )
+        self.held_out = [clip for clip in map(self._clip, found[trained:]) if clip is not None]
+        if not self.held_out:
+            log.info("No clip is left for validation; the first of those that are trained on serves.")
+            self.held_out = [self._usable(0)]
+        self.empty = self._words("")
+
+    def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
+        """See `identity.Source`."""
+        clips = [self._usable(row) for row in data.randint(generator, len(self.clips), count).tolist()]
+        which = [int(x * len(c.crops)) for x, c in zip(data.rand(generator, count).tolist(), clips, strict=True)]
+        dropped = (data.rand(generator, count) < self.options["text_dropped"]).tolist()
+        words = [self.empty if drop else clip.words for drop, clip in zip(dropped, clips, strict=True)]
+        return self._stacked(clips, which, words)
+
+    def validation(self) -> Batch:
+        """See `identity.Source`: the clips that are held out, each with its first reference."""
+        clips, device = self.held_out, self.context.device
+        truth = torch.stack([clip.middle for clip in clips]).to(device).float() / 255
+        batch = self._stacked(clips, [0] * len(clips), [clip.words for clip in clips])
+        return batch | {"empty": self.empty[None].to(device), "truth": truth}
+
+    def _stacked(self, clips: Sequence[PreparedClip], which: Sequence[int], words: Sequence[Tensor]) -> Batch:
+        pairs = list(zip(clips, which, strict=True))
+        parts = {
+            "latents": torch.stack([clip.latents for clip in clips]).float(),
+            "face": torch.stack([clip.face for clip in clips]),
+            "words": torch.stack(list(words)),
+            "crops": torch.stack([clip.crops[i] for clip, i in pairs]).float() / 255,
+            "vertices": torch.stack([clip.vertices[i] for clip, i in pairs]),
+        }
+        return {name: x.to(self.context.device) for name, x in parts.items()}
+
+    def _usable(self, row: int) -> PreparedClip | None:
+        """The clip at `row` or the first one behind it that can be used: the same whatever was read before."""
+        in_order = self.clips[row:] + self.clips[:row]
+        return next((clip for clip in map(self._clip, in_order) if clip is not None), None)
+
+    def _clip(self, path: Path) -> PreparedClip | None:
+        if path not in self._kept:
+            try:
+                self._kept[path] = prepare_clip(path, self.context, self.options, self._words, self.dtype)
+            except TrainingError as error:
+                log.warning("%s is left out: %s.", path.name, error)
+                self._reasons.append(f"{path.name}: {error}")
+                self._kept[path] = None
+        return self._kept[path]
+
+    def _words(self, text: str) -> Tensor:
+        """Embeddings (L, D) of a text."""
+        return self.context.words(self.ids(text).to(self.context.device))[0].to("cpu", self.dtype)

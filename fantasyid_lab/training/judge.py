@@ -1,0 +1,95 @@
+"""Stage judge: the network of `evaluation.judge`, on rendered frames with their true labels.
+
+Options: `start_from`, folder of a judge to go on from (a new one); the others are arguments of `judge.Judge`.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fantasyid_core.meters import attribute_regressor, meters
+
+from ..evaluation import adherence
+from ..people.colours import COLOURS
+from . import data
+from .pool import Pool
+from .stage import Batch, Context, Stage, evaluating, trainable
+
+
+class JudgeObjective(nn.Module):
+    """The judge's own losses."""
+
+    def __init__(self, network: attribute_regressor.Judge):
+        super().__init__()
+        self.network = network
+
+    def forward(self, frames: Tensor, **targets: Tensor) -> dict[str, Tensor]:
+        """Frames (B, 3, H, W) 0…1 and the fields of `JudgeTargets`."""
+        losses = attribute_regressor.losses(self.network(frames), attribute_regressor.JudgeTargets(**targets))
+        return {"loss": sum(losses.values()), **losses}
+
+
+class JudgeStage(Stage):
+    """See the module."""
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        options = dict(self.settings.options)
+        before = options.pop("start_from", "")
+        network = (
+            attribute_regressor.load(Path(before)) if before else attribute_regressor.Judge(len(COLOURS), **options)
+        )
+        self.network = trainable(network).to(context.device)
+        self.objective = JudgeObjective(self.network)
+
+    def batch(self, step: int, generator: torch.Generator) -> Batch:
+        pool = self.context.pool
+        rows = data.randint(generator, pool.clips, self.settings.batch)
+        times = data.randint(generator, pool.frames.shape[1], self.settings.batch)
+        batch = labelled(pool, rows, times)
+        batch["frames"] = attribute_regressor.degrade(batch["frames"], generator)
+        return batch
+
+    def validate(self) -> dict[str, float]:
+        pool = self.context.validation
+        rows = torch.arange(min(64, pool.clips), device=pool.device).repeat_interleave(4)
+        times = torch.linspace(0, pool.frames.shape[1] - 1, 4, device=pool.device).long().repeat(len(rows) // 4)
+        batch = labelled(pool, rows, times)
+        with evaluating(self.network), self.context.autocast():
+            reading = self.network(batch["frames"])
+        off = (reading.landmarks - batch["landmarks"]).norm(dim=-1) * batch["frames"].shape[-1]
+        pose = (reading.pose - batch["pose"]).abs().median(0).values.tolist()
+        expression = (reading.expression - batch["expression"]).abs().mean()
+        return {
+            "landmarks_px": off.median().item(),
+            **dict(zip(("yaw_deg", "pitch_deg", "roll_deg"), pose, strict=True)),
+            "expression": expression.item(),
+            "shirt": (reading.shirt.argmax(1) == batch["shirt"]).float().mean().item(),
+            "background": (reading.background.argmax(1) == batch["background"]).float().mean().item(),
+        }
+
+    def export(self) -> None:
+        pool = self.context.validation
+        with evaluating(self.network):
+            read = [
+                attribute_regressor.look(self.network, frames.float() / 255).expression
+                for frames in pool.frames[: pool.clips]
+            ]
+        self.network.thresholds = adherence.thresholds(read, list(pool.expression[: pool.clips]))
+        landmarks = pool.landmarks[: pool.clips, :, :5].flatten(0, 1).cpu()
+        self.network.framing = meters.framing(landmarks, pool.frames.shape[2])
+        self.network.save(self.context.model_folder / "judge")
+
+
+def labelled(pool: Pool, rows: Tensor, times: Tensor) -> Batch:
+    """Frames `times` of clips `rows` with what they show."""
+    frames = pool.frames[rows, times].movedim(-1, 1).float() / 255
+    targets = attribute_regressor.JudgeTargets(
+        landmarks=attribute_regressor.to_unit(pool.landmarks[rows, times], pool.frames.shape[2]),
+        pose=pool.pose[rows, times],
+        expression=pool.expression[rows, times],
+        shirt=pool.shirt[rows],
+        background=pool.background[rows],
+    )
+    return {"frames": frames, **vars(targets)}

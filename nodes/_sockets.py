@@ -1,9 +1,0 @@
-"""The pack's own sockets. Everything else travels on the host's."""
-
-from comfy_api.latest import io
-
-Face = io.Custom("FANTASYID_FACE")  # fantasyid_core.detection.DetectedFace
-Mesh = io.Custom("FANTASYID_MESH")  # fantasyid_core.reconstruction.FaceMesh
-Views = io.Custom("FANTASYID_VIEWS")  # fantasyid_core.views.FaceViews
-Identity = io.Custom("FANTASYID_IDENTITY")  # fantasyid_core.fusion.Identity
-Encoder = io.Custom("FANTASYID_ENCODER")  # the loaded identity encoder, under the host's memory management

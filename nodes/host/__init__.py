@@ -1,0 +1,1 @@
+"""What adapts the core to ComfyUI: its models, memory management, samplers and folders."""

@@ -1,0 +1,80 @@
+"""The identity encoder under the host's memory management."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+
+from ...fantasyid_core.errors import WeightsMissingError
+from ...fantasyid_core.fusion.checkpoint import split_published
+from ...fantasyid_core.fusion.identity import Identity, IdentityEncoder, build_encoder, fuse
+from ...fantasyid_core.fusion.image_tower import ImageTower
+from ...fantasyid_core.fusion.mesh_hierarchy import load as load_topology
+from ...fantasyid_core.io.layout import TOPOLOGIES, TOWERS
+from ...fantasyid_core.io.weights import read
+from ...fantasyid_core.reconstruction.face_mesh import FaceMesh
+from ...fantasyid_core.views.collection import FaceViews
+from .operators import to_host_operators
+from .paths import SOURCE
+
+
+class NativeEncoder:
+    """Image tower, face abstractor, spiral network and reducer of one model; read from disk at first use."""
+
+    def __init__(self, config: Mapping, weights: Path, face_encoder: list[Path], face_model: list[Path]):
+        self._config, self._weights = config, weights
+        self._face_encoder, self._face_model = face_encoder, face_model
+        self._patcher: comfy.model_patcher.ModelPatcher | None = None
+
+    def fuse(self, views: FaceViews, mesh: FaceMesh, combine: str) -> Identity:
+        """Load onto the host's device, as its memory allows, and compute the identity there."""
+        patcher = self.patcher
+        comfy.model_management.load_models_gpu([patcher])
+        return fuse(patcher.model, views, mesh, combine, patcher.load_device)
+
+    @property
+    def patcher(self) -> comfy.model_patcher.ModelPatcher:
+        if self._patcher is None:
+            self._patcher = comfy.model_patcher.ModelPatcher(
+                self._build(),
+                load_device=comfy.model_management.get_torch_device(),
+                offload_device=comfy.model_management.unet_offload_device(),
+            )
+        return self._patcher
+
+    def _build(self) -> IdentityEncoder:
+        # Read again rather than kept: what is held of a mapped file holds all of it.
+        published = split_published(read(self._weights))
+        if not published.has_identity:
+            raise WeightsMissingError(
+                "This model has no identity encoder: its transformer is a plain CogVideoX without the tensors "
+                f"face_abstractor.*, vertex_spiral_net.* and vertex_reducer.*. {SOURCE}"
+            )
+        tower = find_first(self._face_encoder, TOWERS, "the image tower (face_encoder/)", SOURCE)
+        topology = find_first(
+            self._face_model,
+            TOPOLOGIES,
+            "the mesh hierarchy that the spiral network was trained on (face_model/)",
+            "transform.pkl comes with the code of FantasyID (assets/) and of CVTHead; copy it there.",
+        )
+        logging.info("FantasyID: %s", published.report)
+        encoder = build_encoder(
+            published,
+            ImageTower.from_state_dict(read(tower), live_only=True),
+            load_topology(topology),
+            self._config,
+        )
+        to_host_operators(encoder)
+        return encoder
+
+
+def find_first(folders: list[Path], names: tuple[str, ...], what: str, cure: str) -> Path:
+    """The first of `names` in the first of `folders` that has one. Raises WeightsMissingError."""
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    expected = " or ".join(str(folder / name) for folder in folders for name in names)
+    raise WeightsMissingError(f"Missing: {what}. Expected {expected}. {cure}")

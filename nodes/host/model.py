@@ -1,0 +1,171 @@
+"""The video DiT as a native `MODEL`: the host loads, streams, patches and samples it like one of its own."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models_base
+import torch
+from torch import Tensor, nn
+
+from ...fantasyid_core.dit.transformer import from_published
+from ...fantasyid_core.errors import IdentityError, WeightsError
+from ...fantasyid_core.fusion.checkpoint import Published
+from ...fantasyid_core.io.mmap import store_as
+from ...fantasyid_core.io.weights import configured
+from ...fantasyid_core.sampling.schedule import RELEASE_SCHEDULE, TRAIN_STEPS
+from ...fantasyid_core.video.latents import first_frame_condition
+from .dit import RUN, NativeTransformer, host_attention, window_of
+from .operators import borrow, to_host_operators
+from .options import OUTER_SAMPLE, around_run
+
+DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
+
+
+class CogVideoXLatents(comfy.latent_formats.LatentFormat):
+    """16 channels; the colours of live previews are a linear fit that the community made for CogVideoX's VAE."""
+
+    latent_channels = 16
+    latent_dimensions = 3
+    scale_factor = 0.7
+    latent_rgb_factors = (
+        *((0.1195, 0.0992, -0.0048), (-0.0012, 0.0550, 0.0213), (-0.0141, -0.0087, -0.0210), (0.0306, 0.1219, 0.0140)),
+        *((0.0927, 0.0303, 0.0508), (0.0379, 0.0494, 0.0586), (0.0177, 0.0088, 0.0360), (0.1061, 0.0234, 0.0572)),
+        *((0.1274, -0.0110, 0.0433), (-0.0187, 0.0822, 0.1061), (0.0084, 0.0762, 0.0930), (0.1294, 0.1236, 0.0448)),
+        *((0.0457, 0.0411, -0.0177), (0.0002, -0.0140, 0.0533), (0.0808, 0.1155, -0.0215), (-0.0152, -0.0058, 0.0722)),
+    )
+
+
+class FantasyIDConfig(comfy.supported_models_base.BASE):
+    """What the host asks a model configuration; sampling settings are the release's schedule."""
+
+    unet_extra_config: ClassVar[dict] = {}
+    sampling_settings: ClassVar[dict] = {
+        "beta_schedule": "linear",  # the host's name for scaled_linear
+        "linear_start": RELEASE_SCHEDULE["beta_start"],
+        "linear_end": RELEASE_SCHEDULE["beta_end"],
+        "timesteps": TRAIN_STEPS,
+        "zsnr": True,
+    }
+    latent_format = CogVideoXLatents
+    # 4.4 GiB for 49 × 480 × 720 with both guidance branches. On an H100 2.2 were measured, and 3.4 before blocks were
+    # fused, which they are not on every machine.
+    memory_usage_factor = 1.6
+
+
+class FantasyIDModel(comfy.model_base.QwenImage):
+    """The host's wrapper of the DiT. Only `isinstance` is wanted of its base class: the host maps LoRA names with the
+    prefix `transformer.`, as diffusers and PEFT write them, for that class and a few others by name."""
+
+    def __init__(self, config: FantasyIDConfig, transformer: NativeTransformer, device: torch.device | None):
+        config.unet_config["disable_unet_model_creation"] = True
+        comfy.model_base.BaseModel.__init__(self, config, comfy.model_base.ModelType.V_PREDICTION, device=device)
+        self.diffusion_model = transformer
+
+    extra_conds = comfy.model_base.BaseModel.extra_conds
+    extra_conds_shapes = comfy.model_base.BaseModel.extra_conds_shapes
+
+    def get_dtype(self) -> torch.dtype:
+        return self.diffusion_model.proj_out.weight.dtype
+
+    def _apply_model(self, x: Tensor, t: Tensor, c_concat: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        """The host cuts noise into context windows, but not always the image latents: those of the same frames."""
+        window = window_of(kwargs.get("transformer_options") or (args[2] if len(args) > 2 else {}))
+        if c_concat is not None and window is not None and c_concat.shape[2] != x.shape[2]:
+            c_concat = c_concat[:, :, window]
+        return super()._apply_model(x, t, c_concat, *args, **kwargs)
+
+    def concat_cond(self, **kwargs: Any) -> Tensor | None:
+        """The image latents (B, 16, T, H, W): the conditioning's `concat_latent_image`, else zeros.
+
+        Zeros as well for a model that was trained without a first frame.
+        """
+        noise, image = kwargs["noise"], kwargs.get("concat_latent_image")
+        channels = self.diffusion_model.config.in_channels - noise.shape[1]
+        if channels <= 0:
+            return None
+        if image is None or not self.diffusion_model.first_frame_condition:
+            return noise.new_zeros(noise.shape[0], channels, *noise.shape[2:])
+        if image.shape[-2:] != noise.shape[-2:]:
+            raise IdentityError(
+                f"The image condition is {image.shape[-1] * 8} × {image.shape[-2] * 8} pixels, the video "
+                f"{noise.shape[-1] * 8} × {noise.shape[-2] * 8}. Make both with the same width and height."
+            )
+        image = first_frame_condition(self.process_latent_in(image).to(kwargs["device"]), noise.shape[2])
+        return comfy.utils.resize_to_batch_size(image, noise.shape[0])
+
+
+def load_model(
+    config: Mapping, published: Published, weight_dtype: str = "default", vae_config: Mapping = {}
+) -> comfy.model_patcher.ModelPatcher:
+    """The published transformer as a host `MODEL`.
+
+    Args:
+        config: the transformer's `config.json`.
+        weight_dtype: a key of DTYPES; fp8 stores the blocks' linear layers so and computes in the host's choice.
+        vae_config: the VAE's `config.json`: the scale of its latents and, of our own, their colours for live previews.
+
+    Raises:
+        WeightsError: tensors and configuration do not fit each other.
+    """
+    if weight_dtype not in DTYPES:
+        raise WeightsError(f"There is no weight_dtype '{weight_dtype}'; choose one of: {', '.join(DTYPES)}.")
+    transformer = from_published(config, published, NativeTransformer)
+    for block in transformer.transformer_blocks:
+        block.attend, block.weights_of, block.borrow = host_attention, transformer.norm_weights, borrow
+    for attention in transformer.layer_attention:
+        attention.weights_of = transformer.norm_weights
+    left = to_host_operators(transformer)
+    if left:
+        raise RuntimeError(f"modules without a host operator: {left}")
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    compute = _cast(transformer, DTYPES[weight_dtype], load_device)
+    settings = FantasyIDConfig({})
+    settings.latent_format = _latent_format(vae_config)
+    settings.manual_cast_dtype = compute
+    model = FantasyIDModel(settings, transformer, offload_device)
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    patcher.add_wrapper_with_key(OUTER_SAMPLE, RUN, around_run)
+    return patcher
+
+
+def _latent_format(vae_config: Mapping) -> CogVideoXLatents:
+    latents = CogVideoXLatents()
+    latents.scale_factor = vae_config.get("scaling_factor", latents.scale_factor)
+    if "latent_rgb_factors" in vae_config:
+        latents.latent_rgb_factors = vae_config["latent_rgb_factors"]
+        latents.latent_rgb_factors_bias = vae_config.get("latent_rgb_factors_bias")
+        with configured("CogVideoX VAE"):
+            if torch.tensor(latents.latent_rgb_factors).shape != (latents.latent_channels, 3):
+                raise ValueError("its latent_rgb_factors are not 16 rows of 3 numbers")
+    return latents
+
+
+def _cast(transformer: NativeTransformer, wanted: torch.dtype | None, device: torch.device) -> torch.dtype | None:
+    """Store the weights as asked and say what to compute in (None: as stored), by the host's own rules."""
+    own = transformer.proj_out.weight.dtype
+    parameters = sum(p.numel() for p in transformer.parameters())
+    fp8 = wanted == torch.float8_e4m3fn
+    stored = comfy.model_management.unet_dtype(
+        model_params=parameters, supported_dtypes=SUPPORTED, weight_dtype=own if fp8 or wanted is None else wanted
+    )
+    if wanted is not None and not fp8:
+        stored = wanted
+    compute = comfy.model_management.unet_manual_cast(stored, device, SUPPORTED)
+    if fp8:
+        blocks = [*transformer.transformer_blocks.modules(), *transformer.layer_attention.modules()]
+        store_as([module.weight for module in blocks if isinstance(module, nn.Linear)], torch.float8_e4m3fn)
+        compute = compute or stored
+    store_as([x for x in transformer.state_dict(keep_vars=True).values() if x.dtype != torch.float8_e4m3fn], stored)
+    return compute

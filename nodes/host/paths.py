@@ -1,0 +1,145 @@
+"""Where the pack's files lie. Names that come from widgets never lead out of the host's folders."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import folder_paths
+
+from ...fantasyid_core.errors import FantasyIDError, IdentityError, SaveError, WeightsMissingError
+from ...fantasyid_core.io.layout import TRANSFORMERS
+
+KEY = "fantasyid"
+BUNDLED = Path(__file__).resolve().parents[2] / "models"  # what the pack ships: FantasyID-nano
+SOURCE = (
+    "Get the model with the node 'FantasyID Download Model', or by hand from Hugging Face (acvlab/FantasyID) or "
+    "ModelScope (amap_cvlab/FantasyID)."
+)
+
+# Folders that extra_model_paths.yaml maps to `fantasyid` are registered already and stay in front.
+folder_paths.add_model_folder_path(KEY, os.path.join(folder_paths.models_dir, KEY))
+
+
+def roots() -> list[Path]:
+    """The artist's folders of models, which win over the pack's `BUNDLED`; downloads go to the first."""
+    return [Path(root) for root in folder_paths.get_folder_paths(KEY)]
+
+
+def embedding_folders() -> list[Path]:
+    """Where model files of face embeddings lie: with the pack's models, or in the ecosystem's insightface folder."""
+    return [*roots(), Path(folder_paths.models_dir) / "insightface"]
+
+
+def transformer_folder(folder: Path) -> Path | None:
+    """The model's `transformer_ema/` or else `transformer/`; `None` if it has neither."""
+    return next((folder / name for name in TRANSFORMERS if (folder / name).is_dir()), None)
+
+
+def model_folders() -> list[str]:
+    """Names of the folders that hold a transformer in the published layout, the bundled model's among them."""
+    return sorted({entry.name for entry in _entries() if transformer_folder(entry) is not None})
+
+
+def model_files() -> list[str]:
+    """Names of the single .safetensors files directly in the model folders."""
+    return sorted({entry.name for entry in _entries() if entry.suffix == ".safetensors" and entry.is_file()})
+
+
+def resolve(name: str) -> Path:
+    """Path of a model folder or file that a widget names, the artist's own before the bundled one.
+
+    A name is one entry of a registered folder, so it cannot lead elsewhere; that an entry is itself a link, to another
+    drive say, is the artist's choice.
+
+    Raises:
+        WeightsMissingError: no such entry, or not a plain name.
+    """
+    places = " or ".join(str(root / (name if _is_plain(name) else "<name>")) for root in roots())
+    if not _is_plain(name):
+        raise WeightsMissingError(f"'{name}' is not a model's name: expected the name of one entry such as {places}.")
+    for root in (*roots(), BUNDLED):
+        if (root / name).exists():
+            return root / name
+    raise WeightsMissingError(f"The model '{name}' is not there: expected {places}. {SOURCE}")
+
+
+def check(name: str | None, find: Callable[[str], Path] = resolve) -> bool | str:
+    """For a node's `validate_inputs`: True, or why `find` refuses `name` (instead of the host's 'not in list').
+
+    `None` stands for a name that arrives through a link: it is not known before the run, which looks it up again.
+    """
+    if name is None:
+        return True
+    try:
+        find(name)
+    except FantasyIDError as error:
+        return str(error)
+    return True
+
+
+def beside(model: Path, part: str) -> list[Path]:
+    """Where a model's `face_encoder/` or `face_model/` may lie: in its own folder, then shared by all models."""
+    own = [model / part] if model.is_dir() else []
+    return own + [root / part for root in roots()]
+
+
+def download_folder(name: str) -> Path:
+    """Where a model called `name` is downloaded to; it need not exist.
+
+    Raises:
+        FantasyIDError: not a plain name.
+    """
+    if not _is_plain(name):
+        raise FantasyIDError(f"'{name}' cannot be a folder's name: use letters, digits, '-', '_' and '.' only.")
+    return roots()[0] / name
+
+
+def identity_files() -> list[str]:
+    """Saved identities in the host's input folder, and in its output folder with the host's mark ' [output]'."""
+    found = []
+    for base, mark in (
+        (folder_paths.get_input_directory(), ""),
+        (folder_paths.get_output_directory(), " [output]"),
+    ):
+        files = sorted(Path(base).glob("**/*.safetensors"))
+        found += [file.relative_to(base).as_posix() + mark for file in files]
+    return found
+
+
+def identity_path(name: str) -> Path:
+    """Path of a saved identity that a widget names, as `identity_files` lists them.
+
+    Raises:
+        IdentityError: no such file, or it lies outside of the host's input and output folders.
+    """
+    plain, base = folder_paths.annotated_filepath(name)
+    base = Path(base or folder_paths.get_input_directory()).resolve()
+    path = (base / plain.strip()).resolve()
+    if not path.is_relative_to(base):
+        raise IdentityError(f"The identity '{name}' lies outside of {base}: put the file there and choose it again.")
+    if not path.is_file():
+        raise IdentityError(f"The identity '{name}' is not there: expected {path}, as 'Save Identity' writes it.")
+    return path
+
+
+def save_path(prefix: str, suffix: str) -> Path:
+    """A free file name in the host's output folder: `prefix` (may name sub-folders), a counter, `suffix`.
+
+    Raises:
+        SaveError: the prefix leads out of the output folder, or the folder cannot be made.
+    """
+    try:
+        folder, stem, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    except Exception as error:  # the host raises a bare Exception for a prefix such as ../../x
+        reason = str(error).splitlines()[0]
+        raise SaveError(f"Cannot save as '{prefix}': the name must stay in the output folder ({reason}).") from error
+    return Path(folder) / f"{stem}_{counter:05}_{suffix}"
+
+
+def _entries() -> list[Path]:
+    places = [root for root in (*roots(), BUNDLED) if root.is_dir()]
+    return [entry for root in places for entry in root.iterdir() if _is_plain(entry.name)]
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and not name.startswith(".") and not any(c in name for c in '/\\:*?"<>|\0')

