@@ -6,6 +6,7 @@ from . import (
     acceleration,
     detection,
     download,
+    example_photo,
     fusion,
     injection,
     loading,
@@ -19,7 +20,7 @@ from . import (
 )
 
 STAGES = (
-    *(download, loading, text, detection, reconstruction, views, fusion, injection),
+    *(download, loading, text, example_photo, detection, reconstruction, views, fusion, injection),
     *(acceleration, sampling, video, long_video, meters),
 )
 

@@ -40,9 +40,11 @@ def fit_imports() -> None:
     if not any(isinstance(finder, _TorchvisionOperators) for finder in sys.meta_path):
         sys.meta_path.insert(0, _TorchvisionOperators())
     if importlib.util.find_spec("torchaudio") is None:
-        spec = importlib.machinery.ModuleSpec("torchaudio", loader=None)
-        sys.modules["torchaudio"] = stand_in = ModuleType("torchaudio", "Empty stand-in: no audio in this environment.")
-        stand_in.__spec__ = spec
+        for name in ("torchaudio", "torchaudio.functional"):
+            spec = importlib.machinery.ModuleSpec(name, loader=None, is_package=True)
+            sys.modules[name] = stand_in = ModuleType(name, "Empty stand-in: no audio in this environment.")
+            stand_in.__spec__, stand_in.__path__ = spec, []
+        sys.modules["torchaudio"].functional = sys.modules["torchaudio.functional"]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""`python -m tools.draw_example_photos`: draw photos and clips of FantasyID Example Photo, into `web/photos/`.
+
+They show synthetic people of the split `TEST`: of none of them has FantasyID-nano seen anything.
+"""
+
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from fantasyid_lab.people.clip import Clip, clip, still
+from fantasyid_lab.people.person import TEST, Person, person
+from fantasyid_lab.people.render import render
+
+from .environment import ROOT
+
+PHOTOS = ROOT / "web" / "photos"
+PHOTO_SIZE, CLIP_SIZE = 512, 320  # px
+FPS = 8
+PEOPLE = {  # name → who among the people of TEST, and which photo of them
+    "Amara": (51, 29),
+    "Ben": (45, 3),
+    "Chiyo": (31, 12),
+    "Elena": (34, 40),
+    "Idris": (30, 47),
+    "Rosa": (53, 38),
+}
+
+
+def turning(who: Person) -> Clip:
+    """The first clip of a person that shows both sides of the head, so that views can be taken from it."""
+    clips = (clip(who, seed) for seed in range(1000))
+    return next(found for found in clips if found.pose[:, 0].min() < -15 and found.pose[:, 0].max() > 15)
+
+
+def frames_of(drawn: Clip, size: int) -> np.ndarray:
+    """(F, size, size, 3) uint8."""
+    frames = render([drawn], size=size, device="cpu").frames[0]
+    return (frames * 255 + 0.5).byte().numpy()
+
+
+def write_video(file: Path, frames: np.ndarray) -> None:
+    """Write `frames` (F, H, W, 3) uint8 as H.264."""
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "24"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def main() -> None:
+    """Write every photo and clip."""
+    PHOTOS.mkdir(parents=True, exist_ok=True)
+    for name, (number, photo) in PEOPLE.items():
+        who = person(TEST[number])
+        (picture,) = frames_of(still(who, photo), PHOTO_SIZE)
+        Image.fromarray(picture).save(PHOTOS / f"{name}.jpg", quality=92, optimize=True)
+        write_video(PHOTOS / f"{name}.mp4", frames_of(turning(who), CLIP_SIZE))
+
+
+if __name__ == "__main__":
+    main()
