@@ -35,6 +35,23 @@ _WRONG_LINKS = """() => {
 }"""
 
 
+_BOXES = """() => {
+  const { scale, offset } = app.canvas.ds, canvas = document.querySelector("#graph-canvas").getBoundingClientRect();
+  const nodes = app.graph.nodes.map((node) => {
+    const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
+    if (!drawn) {
+      const [x, y, width, height] = node.boundingRect;
+      return [node.title, [x, y, x + width, y + height]];
+    }
+    const { left, top, right, bottom } = drawn.getBoundingClientRect();
+    const x = (at) => (at - canvas.left) / scale - offset[0], y = (at) => (at - canvas.top) / scale - offset[1];
+    return [node.title, [x(left), y(top), x(right), y(bottom)]];
+  });
+  const groups = app.graph.groups.map(({ title, pos, size }) => [title, [...pos, pos[0] + size[0], pos[1] + size[1]]]);
+  return { nodes, groups };
+}"""
+
+
 def find_browser() -> Path | None:
     """An installed Chromium, Chrome or Edge; `None` where there is none."""
     found = [path for name in NAMES if (path := shutil.which(name))]
@@ -56,12 +73,17 @@ def open_browser(executable: Path) -> Iterator["Browser"]:
 
 
 class ComfyPage:
-    """The page of the server at `url`, in a profile of its own, with nothing opened yet."""
+    """The page of the server at `url`, in a profile of its own, with nothing opened yet.
 
-    def __init__(self, browser: "Browser", url: str):
+    Args:
+        vue_nodes: have nodes drawn as parts of the page ("Nodes 2.0") instead of on a canvas, where the page can.
+    """
+
+    def __init__(self, browser: "Browser", url: str, vue_nodes: bool = False):
         self.page: Page = browser.new_page(viewport={"width": 1600, "height": 900})
         # Else the page greets its first visitor with its template browser.
         self.page.request.post(f"{url}/settings/Comfy.TutorialCompleted", data="true")
+        self.page.request.post(f"{url}/settings/Comfy.VueNodes.Enabled", data=json.dumps(vue_nodes))
         self.page.goto(url)
         self.page.wait_for_function("() => window.app?.vueAppReady && window.app.graph")
         self.page.get_by_test_id("queue-button").wait_for()
@@ -98,6 +120,25 @@ class ComfyPage:
     def messages(self) -> list[str]:
         """The text of every dialog and alert that is open, such as the one about missing nodes."""
         return self.page.locator("[role=dialog]:visible, .p-toast-message:visible").all_inner_texts()
+
+    def boxes(self) -> dict[str, list[tuple[str, list[float]]]]:
+        """What takes up place on the canvas as drawn now: of `nodes` and `groups` the title and x0, y0, x1, y1."""
+        return self.page.evaluate(_BOXES)
+
+    def show_all(self) -> None:
+        """Bring the whole graph into view."""
+        self.page.evaluate(
+            """() => {
+              const boxes = [...app.graph.nodes, ...app.graph.groups].map((each) => each.boundingRect ?? each._bounding);
+              const left = Math.min(...boxes.map((box) => box[0])), top = Math.min(...boxes.map((box) => box[1]));
+              const right = Math.max(...boxes.map((box) => box[0] + box[2]));
+              const bottom = Math.max(...boxes.map((box) => box[1] + box[3]));
+              const { ds, canvas } = app.canvas, [width, height] = [canvas.clientWidth - 80, canvas.clientHeight - 120];
+              ds.scale = Math.min(width / (right - left), height / (bottom - top));
+              ds.offset = [80 / ds.scale - left, 70 / ds.scale - top];
+              app.canvas.setDirty(true, true);
+            }"""
+        )
 
     def workflow(self) -> dict[str, Any]:
         """The graph as the page would save it now."""

@@ -8,8 +8,11 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== "FantasyIDExamplePhoto") return;
     const person = node.widgets.find((widget) => widget.name === "person");
-    const photo = document.createElement("img");
-    Object.assign(photo.style, { width: "100%", height: "100%", minHeight: `${HEIGHT}px`, objectFit: "contain" });
+    const frame = document.createElement("div"), photo = document.createElement("img");
+    // Out of the flow: the node's size says how large the picture is, not the other way round.
+    Object.assign(photo.style, { position: "absolute", inset: 0, width: "100%", height: "100%", objectFit: "contain" });
+    Object.assign(frame.style, { position: "relative", width: "100%", height: "100%", minHeight: `${HEIGHT}px` });
+    frame.append(photo);
     const show = () => {
       photo.src = new URL(`photos/${encodeURIComponent(person.value)}.jpg`, import.meta.url).href;
       photo.alt = person.value;
@@ -26,11 +29,9 @@ app.registerExtension({
       show();
       return result;
     };
-    node.addDOMWidget("photo", "photo", photo, {
-      serialize: false,
-      hideOnZoom: false,
-      getMinHeight: () => HEIGHT,
-    });
+    const shown = node.addDOMWidget("photo", "photo", frame, { hideOnZoom: false, getMinHeight: () => HEIGHT });
+    shown.serialize = false; // neither in saved workflows
+    shown.options.serialize = false; // nor in what is run
     show();
   },
 });
