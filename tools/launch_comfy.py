@@ -40,9 +40,19 @@ def fit_imports() -> None:
     if not any(isinstance(finder, _TorchvisionOperators) for finder in sys.meta_path):
         sys.meta_path.insert(0, _TorchvisionOperators())
     if importlib.util.find_spec("torchaudio") is None:
-        spec = importlib.machinery.ModuleSpec("torchaudio", loader=None)
-        sys.modules["torchaudio"] = stand_in = ModuleType("torchaudio", "Empty stand-in: no audio in this environment.")
-        stand_in.__spec__ = spec
+        for name in ("torchaudio", "torchaudio.functional", "torchaudio.transforms"):
+            _stand_in(name)
+
+
+def _stand_in(name: str) -> None:
+    """An empty module, so that the host's `import` succeeds; whoever uses it fails."""
+    spec = importlib.machinery.ModuleSpec(name, loader=None, is_package=True)
+    module = ModuleType(name, "Empty stand-in: no audio in this environment.")
+    module.__spec__, module.__path__ = spec, []
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)
 
 
 if __name__ == "__main__":
