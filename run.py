@@ -1,6 +1,7 @@
 """The two commands: `python run.py demo [--photo FILE] [--prompt TEXT]` and `python run.py test [pytest arguments]`.
 
-Both set up everything in `.venv` themselves: Python 3.10 or newer and this checkout are enough.
+Both set up everything in `.venv` themselves: Python 3.10 or newer and this checkout are enough. With COMFYUI_PATH set
+to a ComfyUI of your own they use that one, in an environment beside the first: versions differ in what they require.
 """
 
 from __future__ import annotations  # so that an old Python reaches the message about its version
@@ -16,9 +17,8 @@ import time
 import venv
 from pathlib import Path
 
-from tools.environment import ROOT, SetupError, install
+from tools.environment import ROOT, SetupError, install, venv_folder
 
-VENV = ROOT / ".venv"
 WORKFLOWS = ROOT / "workflows"
 NANO = "FantasyID-nano"  # the model that comes with the pack
 DEMO_PHOTO = WORKFLOWS / "assets" / "portrait.jpg"
@@ -39,8 +39,9 @@ def main() -> int:
     if rest and arguments.command == "demo":
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        if Path(sys.prefix).resolve() != VENV.resolve():
-            return _again_in_venv()
+        place = venv_folder()
+        if Path(sys.prefix).resolve() != place.resolve():
+            return _again_in(place)
         install(for_tests=arguments.command == "test", say=_say)
         if arguments.command == "test":
             return subprocess.call([sys.executable, "-m", "pytest", *WORKERS, *rest], cwd=ROOT)
@@ -52,22 +53,22 @@ def main() -> int:
         return 130
 
 
-def _again_in_venv() -> int:
-    """Run this same command line with the Python of `.venv`, which is made first if it is absent or broken."""
+def _again_in(place: Path) -> int:
+    """Run this same command line with the Python of a virtual environment, made first if it is absent or broken."""
     if sys.version_info < (3, 10):  # noqa: UP036
         raise SetupError(f"Python 3.10 to 3.13 is needed; this is {sys.version.split()[0]}.")
-    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     try:
         usable = subprocess.call([python, "-c", "import pip"], stderr=subprocess.DEVNULL) == 0
     except OSError:
         usable = False
     if not usable:
-        _say(f"Making {VENV} …")
+        _say(f"Making {place} …")
         try:
-            venv.create(VENV, clear=True, with_pip=True, symlinks=os.name != "nt")
+            venv.create(place, clear=True, with_pip=True, symlinks=os.name != "nt")
         except (OSError, subprocess.CalledProcessError) as error:
             raise SetupError(
-                f"Could not make {VENV}: {error}. On Debian and Ubuntu the package python3-venv is needed."
+                f"Could not make {place}: {error}. On Debian and Ubuntu the package python3-venv is needed."
             ) from error
     return subprocess.call([python, __file__, *sys.argv[1:]])
 
@@ -80,6 +81,7 @@ def _demo(photo: Path, prompt: str | None) -> int:
     if not photo.is_file():
         _say(f"Error: there is no photo at {photo}.")
         return 1
+    shutil.rmtree(DEMO_OUTPUT, ignore_errors=True)  # else a run that fails would leave the one before's video
     base = ROOT / ".work" / "demo"
     model, server_arguments = _demo_model(base)
     workflow = WORKFLOWS / ("fantasyid_nano.json" if model == NANO else "fantasyid.json")
@@ -105,12 +107,13 @@ def _demo(photo: Path, prompt: str | None) -> int:
         _say(f"Error: the workflow saved no {', '.join(missing)}.")
         return 1
     done = time.monotonic()
-    _say(f"Done: {DEMO_OUTPUT}. {done - started:.0f} s, and {started - began:.0f} s to start ComfyUI.")
+    _say(f"Done in {done - started:.0f} s, and {started - began:.0f} s to start ComfyUI.")
     if model == NANO:
         _say(
             "FantasyID-nano is a demonstration, trained on synthetic people: not a likeness engine. "
             "The README says where to get the published model."
         )
+    _say(str(next(DEMO_OUTPUT.glob("video.*"))))
     return 0
 
 
@@ -147,7 +150,6 @@ def _fill_in(graph: dict, info: dict, model: str, photo: str, prompt: str | None
 
 def _collect(server, run) -> list[str]:
     """Copy the saved files to `output/demo/` under their plain names; returns what was expected but not saved."""
-    shutil.rmtree(DEMO_OUTPUT, ignore_errors=True)
     DEMO_OUTPUT.mkdir(parents=True)
     found = set()
     for file in run.files:

@@ -85,7 +85,7 @@ def test_reduced_detail_does_not_alias():
 def test_another_process_sees_what_this_one_sees():
     pytest.importorskip("dlib")
     script = (
-        "import torch; from fantasyid_lab.evaluation import embedding, processes\n"
+        "import torch; from fantasyid_core.meters import embedding; from fantasyid_lab.evaluation import processes\n"
         "if __name__ == '__main__':\n"
         "    chips = torch.rand(3, 150, 150, 3, generator=torch.Generator().manual_seed(0))\n"
         "    with processes.shared_out('dlib', [], 2) as shared:\n"

@@ -136,7 +136,6 @@ def test_a_widget_that_a_node_got_after_the_file_was_saved_is_left_to_the_node()
 @pytest.mark.parametrize(
     ("node", "reason"),
     [
-        ({"id": 1, "type": "EmptyImage", "mode": 4}, "bypassed"),
         ({"id": 1, "type": "NoSuchNode"}, "NoSuchNode .* unknown"),
         ({"id": 1, "type": "EmptyImage", "widgets_values": [64]}, "no value for 'height'"),
     ],

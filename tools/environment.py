@@ -73,8 +73,23 @@ def find_host() -> Path:
     return Path(wheel.submodule_search_locations[0]) / "_comfyui"
 
 
+def venv_folder() -> Path:
+    """The environment that belongs to the ComfyUI in use: `.venv`, or one named after the version in COMFYUI_PATH.
+
+    Raises:
+        SetupError: COMFYUI_PATH is no ComfyUI.
+    """
+    if not os.environ.get("COMFYUI_PATH"):
+        return ROOT / ".venv"
+    text = (find_host() / "comfyui_version.py").read_text("utf-8")
+    version = re.search(r"__version__ = \"([\w.+-]+)\"", text)
+    if version is None:
+        raise SetupError(f"{find_host()} does not say which ComfyUI it is: its comfyui_version.py has no __version__.")
+    return ROOT / f".venv-comfyui-{version[1]}"
+
+
 def install(for_tests: bool, say: Callable[[str], None]) -> None:
-    """Install what is missing into the running Python, which is the checkout's `.venv`. Seconds when nothing changed.
+    """Install what is missing into the running Python, that of `venv_folder`. Seconds when nothing changed.
 
     Raises:
         SetupError: pip failed.

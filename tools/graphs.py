@@ -8,6 +8,8 @@ from typing import Any
 from .comfy_client import Graph
 
 MODEL, SIZE = "FantasyID", {"width": 192, "height": 128}  # the stand-in in the published model's place
+# 0.3.75 has a codec of its own, 0.33 one within the format; each ignores the other's.
+SAVE_VIDEO = {"format": "mp4", "codec": "h264", "format.codec": "h264"}
 NANO, NANO_SIZE = "FantasyID-nano", {"width": 160, "height": 160}
 
 
@@ -116,5 +118,5 @@ def video_of(graph: Graph, prefix: str = "video/test") -> Graph:
     """`graph`, saving its node `sample` as a video."""
     return frames_of(graph) | {
         "video": node("CreateVideo", images=["decode", 0], fps=8),
-        "save": node("SaveVideo", video=["video", 0], filename_prefix=prefix, format="mp4", codec="h264"),
+        "save": node("SaveVideo", video=["video", 0], filename_prefix=prefix, **SAVE_VIDEO),
     }

@@ -1,5 +1,6 @@
 """The host's modules and the pack in one process, without the server: for adapter tests and benchmarks."""
 
+import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,3 +23,25 @@ def start(base: Path, *arguments: str) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    if importlib.util.find_spec("comfy_aimdo") and importlib.util.find_spec("comfy.memory_management"):
+        _enable_dynamic_vram()
+
+
+def _enable_dynamic_vram() -> None:
+    """What ComfyUI's `main.py` does before its server starts, where the card and the arguments allow dynamic VRAM."""
+    import comfy_aimdo.control
+    from comfy.cli_args import enables_dynamic_vram
+
+    if not enables_dynamic_vram():
+        return
+    comfy_aimdo.control.init(simple_vram_headroom=None, nvml_pressure=True)
+    import comfy.memory_management
+    import comfy.model_management
+    import comfy.model_patcher
+
+    devices = comfy.model_management.get_all_torch_devices()
+    if not any(device.type == "cuda" for device in devices):
+        return
+    if comfy_aimdo.control.init_devices((device.index, 0) for device in devices):
+        comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+        comfy.memory_management.aimdo_enabled = True

@@ -40,11 +40,19 @@ def fit_imports() -> None:
     if not any(isinstance(finder, _TorchvisionOperators) for finder in sys.meta_path):
         sys.meta_path.insert(0, _TorchvisionOperators())
     if importlib.util.find_spec("torchaudio") is None:
-        for name in ("torchaudio", "torchaudio.functional"):
-            spec = importlib.machinery.ModuleSpec(name, loader=None, is_package=True)
-            sys.modules[name] = stand_in = ModuleType(name, "Empty stand-in: no audio in this environment.")
-            stand_in.__spec__, stand_in.__path__ = spec, []
-        sys.modules["torchaudio"].functional = sys.modules["torchaudio.functional"]
+        for name in ("torchaudio", "torchaudio.functional", "torchaudio.transforms"):
+            _stand_in(name)
+
+
+def _stand_in(name: str) -> None:
+    """An empty module, so that the host's `import` succeeds; whoever uses it fails."""
+    spec = importlib.machinery.ModuleSpec(name, loader=None, is_package=True)
+    module = ModuleType(name, "Empty stand-in: no audio in this environment.")
+    module.__spec__, module.__path__ = spec, []
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)
 
 
 if __name__ == "__main__":
