@@ -21,9 +21,13 @@ from tools.environment import ROOT, SetupError, install, venv_folder
 
 WORKFLOWS = ROOT / "workflows"
 NANO = "FantasyID-nano"  # the model that comes with the pack
-DEMO_PHOTO = WORKFLOWS / "assets" / "portrait.jpg"
+DEMO_PHOTO = ROOT / "web" / "photos" / "Amara.jpg"  # as in the first workflow
 DEMO_OUTPUT = ROOT / "output" / "demo"
-DEMO_FILES = ("video", "face", "mesh", "contact_sheet")  # what the workflow saves, each as demo/NAME
+DEMO_PICTURES = {  # saved beside the video: name → node and output
+    "face": ("FantasyIDDetectFace", "crop"),
+    "mesh": ("FantasyIDReconstruct", "preview"),
+    "contact_sheet": ("FantasyIDViews", "contact_sheet"),
+}
 WORKERS = ("-n", "2", "--dist", "loadfile")  # `run.py test -n 0` has pytest's own process run all, for a debugger
 
 
@@ -84,7 +88,7 @@ def _demo(photo: Path, prompt: str | None) -> int:
     shutil.rmtree(DEMO_OUTPUT, ignore_errors=True)  # else a run that fails would leave the one before's video
     base = ROOT / ".work" / "demo"
     model, server_arguments = _demo_model(base)
-    workflow = WORKFLOWS / ("fantasyid_nano.json" if model == NANO else "fantasyid.json")
+    workflow = WORKFLOWS / ("01 First video.json" if model == NANO else "07 Published model.json")
     server_arguments.append("--use-pytorch-cross-attention")  # on a CPU a third faster than the host's choice there
     began = time.monotonic()
     _say("Starting ComfyUI …")
@@ -93,6 +97,7 @@ def _demo(photo: Path, prompt: str | None) -> int:
             info = server.object_info()
             graph = to_graph(json.loads(workflow.read_text("utf-8")), info)
             _fill_in(graph, info, model, server.upload_image(photo), prompt)
+            _save_pictures(graph, info)
             started = time.monotonic()
             _say(f"Running workflows/{workflow.name} on {photo} …")
             run = server.run(graph, timeout=24 * 3600, on_event=_Progress(graph))
@@ -138,14 +143,26 @@ def _fill_in(graph: dict, info: dict, model: str, photo: str, prompt: str | None
     """Put the model, the photo and the prompt into the graph, whatever the workflow had been saved with."""
     for node in graph.values():
         kind, inputs, title = node["class_type"], node["inputs"], node["_meta"]["title"]
-        if kind == "LoadImage":
-            inputs["image"] = photo
+        if kind == "FantasyIDExamplePhoto":
+            node.update(class_type="LoadImage", inputs={"image": photo})
+            continue
+        if kind == "SaveVideo":
+            inputs["filename_prefix"] = "demo/video"
         if prompt and kind == "FantasyIDTextEncode" and "Prompt" in title and "Negative" not in title:
             inputs["text"] = prompt
         for name, (choices, *options) in info[kind]["input"].get("required", {}).items():
             choices = options[0].get("options", []) if choices == "COMBO" else choices
             if kind.startswith("FantasyID") and isinstance(choices, list) and model in choices:
                 inputs[name] = model
+
+
+def _save_pictures(graph: dict, info: dict) -> None:
+    """Have face, mesh and contact sheet saved, which the workflow only shows."""
+    for name, (kind, output) in DEMO_PICTURES.items():
+        key = next(key for key, node in graph.items() if node["class_type"] == kind)
+        source = [key, info[kind]["output_name"].index(output)]
+        inputs = {"images": source, "filename_prefix": f"demo/{name}"}
+        graph[name] = {"class_type": "SaveImage", "inputs": inputs, "_meta": {"title": f"Save {name}"}}
 
 
 def _collect(server, run) -> list[str]:
@@ -158,7 +175,7 @@ def _collect(server, run) -> list[str]:
             name = re.sub(r"_\d+_$", "", path.stem)
             (DEMO_OUTPUT / f"{name}{path.suffix}").write_bytes(server.download(file))
             found.add(name)
-    return [name for name in DEMO_FILES if name not in found]
+    return [name for name in ("video", *DEMO_PICTURES) if name not in found]
 
 
 class _Progress:

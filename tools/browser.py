@@ -20,6 +20,9 @@ PLACES = (
 )
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
+# In 1.49 the test id is on the button itself, in 1.32 around it and a menu's.
+_RUN = "button[data-testid=queue-button], [data-testid=queue-button] button"
+
 # Links that lead nowhere or join two types, inputs that name a link that is not there.
 _WRONG_LINKS = """() => {
   const wrong = [], types = (type) => String(type).split(",");
@@ -158,6 +161,19 @@ class ComfyPage:
             values,
         )
 
+    def enable(self, *kinds: str) -> None:
+        """Have all nodes of these types run, those bypassed or muted too."""
+        self.page.evaluate(
+            "(kinds) => app.graph.nodes.forEach((node) => { if (kinds.includes(node.type)) node.mode = 0; })",
+            list(kinds),
+        )
+
+    def settle(self) -> None:
+        """Wait until nodes that are parts of the page have the size of what is in them."""
+        boxes = None
+        while boxes != (boxes := self.boxes()):
+            self.page.wait_for_timeout(300)
+
     def replace(self, old: str, new: str) -> None:
         """Put a new node of type `new` in the place of the one of type `old`: its first output takes over the links."""
         self.page.evaluate(
@@ -189,7 +205,7 @@ class ComfyPage:
     def run(self) -> str:
         """Press the page's Run button; returns the id of the queued run, or raises with what the page answers."""
         with self.page.expect_response(lambda response: response.url.endswith("/prompt")) as response:
-            self.page.get_by_test_id("queue-button").get_by_role("button").first.click()
+            self.page.locator(_RUN).first.click()
         answer = response.value.json()
         if answer.get("node_errors") or not response.value.ok:  # of a graph that is wrong in part, the rest runs
             raise RuntimeError(f"The server refused the workflow: {answer}")

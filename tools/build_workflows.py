@@ -61,7 +61,9 @@ _BUILD = """([nodes, groups]) => {
   }
   return Object.fromEntries(Object.entries(made).map(([key, node]) => [key, node.id]));
 }"""
-_SIZES = "(ids) => Object.fromEntries(Object.entries(ids).map(([key, id]) => [key, [...app.graph.getNodeById(id).size]]))"
+_SIZES = (
+    "(ids) => Object.fromEntries(Object.entries(ids).map(([key, id]) => [key, [...app.graph.getNodeById(id).size]]))"
+)
 
 
 def build(page: ComfyPage, nodes: dict[str, Node], places: dict[str, Any], groups: list[dict]) -> dict[str, int]:
@@ -75,7 +77,7 @@ def build(page: ComfyPage, nodes: dict[str, Node], places: dict[str, Any], group
 def measure(page: ComfyPage, nodes: dict[str, Node]) -> dict[str, tuple[float, float]]:
     """Width and height of every node as the page draws it, px."""
     ids = build(page, nodes, {}, [])
-    page.page.wait_for_timeout(1500)  # Vue-rendered nodes grow to their widgets
+    page.settle()
     return page.page.evaluate(_SIZES, ids)
 
 
@@ -142,15 +144,17 @@ def main() -> None:
     executable = find_browser()
     if executable is None:
         raise SystemExit("No Chromium, Chrome or Edge is installed: the page must say how large the nodes are.")
-    with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server, open_browser(executable) as browser:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ComfyServer(Path(folder)) as server,
+        open_browser(executable) as browser,
+    ):
         measured = []
         for vue in (True, False):
             page = ComfyPage(browser, server.url, vue_nodes=vue)
             measured.append([measure(page, each.nodes) for each in wanted])
         for workflow, of_vue, of_classic in zip(wanted, *measured, strict=True):
-            sizes = {
-                key: [max(of_vue[key][i], of_classic[key][i]) for i in (0, 1)] for key in workflow.nodes
-            }
+            sizes = {key: [max(of_vue[key][i], of_classic[key][i]) for i in (0, 1)] for key in workflow.nodes}
             places, groups = lay_out(workflow, sizes)
             places["note"] = [0, 30]
             for key, node in workflow.nodes.items():

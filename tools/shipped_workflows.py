@@ -64,7 +64,6 @@ PARK = (
 )
 
 
-
 def preview(title: str, source: Source) -> Node:
     """Shows a picture and saves nothing, so that what a run has made is the video."""
     return Node("PreviewImage", title, inputs={"images": source}, size=(300, 320))
@@ -135,9 +134,7 @@ def video(
     """From latents to the saved video: nodes `decode`, `frames`, `save`, with `mark` behind their names."""
     return {
         f"decode{mark}": Node("VAEDecode", inputs={"samples": latents, "vae": ("load", "VAE")}, size=(260, 0)),
-        f"frames{mark}": Node(
-            "CreateVideo", None, {"fps": 8}, {"images": (f"decode{mark}", "IMAGE")}, size=(260, 0)
-        ),
+        f"frames{mark}": Node("CreateVideo", None, {"fps": 8}, {"images": (f"decode{mark}", "IMAGE")}, size=(260, 0)),
         f"save{mark}": Node(
             "SaveVideo", None, {"filename_prefix": prefix}, {"video": (f"frames{mark}", "VIDEO")}, size=size
         ),
@@ -179,7 +176,9 @@ A demonstration of the method, trained on synthetic people: **not a likeness eng
 
 {CONSENT}""",
         models(NANO)
-        | prompts("A young woman with long black hair in a white shirt before a yellow wall smiles and talks to the camera.")
+        | prompts(
+            "A young woman with long black hair in a white shirt before a yellow wall smiles and talks to the camera."
+        )
         | identity(NANO, "Amara", "shape only")
         | {"sample": sampler(NANO_SAMPLER)}
         | video(("sample", "LATENT")),
@@ -381,7 +380,9 @@ The video is encoded, noised by two thirds and drawn again with another person: 
             [IDENTITY_GROUP],
             [
                 Group("The video", [["other"], ["source", "scaled"], ["encoded"]], "#b06634"),
-                Group("Video with the other face", [["apply"], ["sample"], ["decode", "frames"], ["save"]], VIDEO_COLOR),
+                Group(
+                    "Video with the other face", [["apply"], ["sample"], ["decode", "frames"], ["save"]], VIDEO_COLOR
+                ),
             ],
         ],
     )
@@ -400,7 +401,9 @@ def saved_identity() -> Workflow:
             "store": Node("FantasyIDSaveIdentity", inputs={"identity": ("id", "identity")}),
             "stored": Node("FantasyIDLoadIdentity", None, {"file": SAVED}),
         }
-        | prompts("A young woman with long brown hair in a brown shirt before a blue wall smiles and talks to the camera.")
+        | prompts(
+            "A young woman with long brown hair in a brown shirt before a blue wall smiles and talks to the camera."
+        )
         | {"sample": sampler(NANO_SAMPLER)}
         | video(("sample", "LATENT"))
     )
