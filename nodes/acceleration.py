@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..fantasyid_core.dit.step_cache import START, THRESHOLD, CacheSettings
 from ..fantasyid_core.optional_import import require
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 
 STEP_CACHES = ("off", "first block")
 
@@ -15,7 +15,7 @@ class FantasyIDFaster(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDFaster",
             display_name="FantasyID Faster",
-            category=CATEGORY,
+            **listed("1 model", "speed", "step cache", "teacache", "fp8", "optimize"),
             description=(
                 "Switches that make sampling faster and less exact; with all of them off the video is the exact one. "
                 "Before or after Apply FantasyID and LoRAs, for every sampler. The weights are shared, not copied."

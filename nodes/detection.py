@@ -12,7 +12,7 @@ from ..fantasyid_core.detection import insightface, selection, yunet
 from ..fantasyid_core.detection.by_hand import face_in_box, face_in_mask
 from ..fantasyid_core.detection.faces import MAX_FACES
 from ..fantasyid_core.errors import FaceNotFoundError
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 from .host.sockets import Face
 
 YUNET, INSIGHTFACE = "YuNet", "InsightFace "
@@ -25,7 +25,7 @@ class FantasyIDDetectFace(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDDetectFace",
             display_name="FantasyID Detect Face",
-            category=CATEGORY,
+            **listed("2 photo", "face id", "find face", "face crop", "portrait", "person", "identity"),
             description=(
                 "Finds the faces in a photo, chooses one and cuts it out upright, 512 × 512. Of a batch or video it "
                 "takes the frame that shows the chosen face best and skips frames without one. Needs no download."
@@ -106,7 +106,7 @@ class FantasyIDDrawnFace(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDDrawnFace",
             display_name="FantasyID Face by Hand",
-            category=CATEGORY,
+            **listed("2 photo", "face by mask", "face box", "anime face", "person"),
             description=(
                 "Takes the face where you say it is: in a painted mask, or in a box. For drawings, anime and masks, or "
                 "wherever no detector finds the face. It should look at the viewer and stand upright."

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..fantasyid_core.errors import DownloadError
 from ..fantasyid_core.io import download
 from .host import paths
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 
 LICENCES = (
     "FantasyID's code is under Apache-2.0; its weights build on CogVideoX-5B, with its own licence: read both "
@@ -24,7 +24,7 @@ class FantasyIDDownload(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDDownload",
             display_name="FantasyID Download Model",
-            category=CATEGORY,
+            **listed("1 model", "install", "weights", "hugging face"),
             description=(
                 "Downloads the published model from Hugging Face into models/fantasyid. It resumes after an "
                 "interruption, stays at one revision and checks every file's hash. The first run without 'confirm' "

@@ -8,7 +8,7 @@ from comfy_api.latest import InputImpl, io
 from PIL import Image
 
 from ..fantasyid_core.errors import FantasyIDError
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 
 PHOTOS = Path(__file__).resolve().parents[1] / "web" / "photos"  # where the page can show them too
 
@@ -19,7 +19,7 @@ class FantasyIDExamplePhoto(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDExamplePhoto",
             display_name="FantasyID Example Photo",
-            category=CATEGORY,
+            **listed("2 photo", "portrait", "person", "sample image", "test face"),
             description=(
                 "A photo to begin with: six people who do not exist, drawn by the pack. FantasyID-nano has learned "
                 "from such people, though never from these. For your own photo put Load Image in its place; for your "

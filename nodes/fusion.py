@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..fantasyid_core.fusion.identity import COMBINE, load_identity, save_identity
 from .host import paths
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 from .host.sockets import Encoder, Identity, Mesh, Views
 
 CONSENT = "An identity file describes a person's face: keep and share it only with that person's consent."
@@ -17,7 +17,7 @@ class FantasyIDFuse(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDFuse",
             display_name="FantasyID Feature Fusion",
-            category=CATEGORY,
+            **listed("4 identity", "identity", "person", "face embedding", "consistent character", "likeness"),
             description=(
                 "Fuses what the face looks like (views) with its 3-D shape (mesh) into the identity that the video "
                 "model follows. Computed once; it stays on the GPU."
@@ -54,7 +54,7 @@ class FantasyIDSaveIdentity(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDSaveIdentity",
             display_name="FantasyID Save Identity",
-            category=CATEGORY,
+            **listed("4 identity", "save person", "save character", "face embedding", "consistent character"),
             description=f"Saves an identity (its tokens and the reference crop) to the output folder. {CONSENT}",
             inputs=[
                 Identity.Input("identity", tooltip="From FantasyID Feature Fusion."),
@@ -86,7 +86,7 @@ class FantasyIDLoadIdentity(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDLoadIdentity",
             display_name="FantasyID Load Identity",
-            category=CATEGORY,
+            **listed("4 identity", "load person", "load character", "face embedding", "consistent character"),
             description=f"Loads a saved identity from the input or output folder. {CONSENT}",
             inputs=[
                 io.Combo.Input(

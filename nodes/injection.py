@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..fantasyid_core.dit.injection import Injection, parse_curve
 from ..fantasyid_core.optional_import import require
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 from .host.sockets import Identity
 
 
@@ -27,7 +27,18 @@ class FantasyIDApply(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDApply",
             display_name="Apply FantasyID",
-            category=CATEGORY,
+            **listed(
+                "4 identity",
+                "identity",
+                "face id",
+                "ip-adapter",
+                "ipadapter",
+                "pulid",
+                "instantid",
+                "consistent character",
+                "person",
+                "likeness",
+            ),
             description=(
                 "Makes a MODEL follow an identity. The result works with KSampler, SamplerCustomAdvanced and the "
                 "FantasyID Sampler. Applying twice adds both identities; the weights are shared, not copied."

@@ -10,7 +10,7 @@ from ..fantasyid_core.fusion.checkpoint import split_published
 from ..fantasyid_core.io.weights import embedded_config, read, read_config
 from ..fantasyid_core.optional_import import require
 from .host import paths
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 from .host.sockets import Encoder
 
 FROM_FOLDER = "from the model's folder"
@@ -23,7 +23,7 @@ class FantasyIDLoadModel(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDLoadModel",
             display_name="FantasyID Load Model",
-            category=CATEGORY,
+            **listed("1 model", "face id", "consistent character", "person video", "checkpoint", "CogVideoX"),
             description=(
                 "Loads a FantasyID model: the video transformer as a native MODEL, its VAE, and the identity encoder. "
                 "FantasyID-nano comes with the pack: a small demonstration, trained on synthetic people, not a "

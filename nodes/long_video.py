@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..fantasyid_core.errors import SamplingError
 from ..fantasyid_core.optional_import import require
 from ..fantasyid_core.sampling.windows import windows
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 
 FIRST_FRAME = {"as trained": None, "in every window": True, "in the first window only": False}
 
@@ -18,7 +18,7 @@ class FantasyIDLongVideo(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDLongVideo",
             display_name="FantasyID Long Video",
-            category=CATEGORY,
+            **listed("5 video", "longer video", "context windows", "more frames", "talking head"),
             description=(
                 "For more frames than the model was trained on: every step is predicted in overlapping windows of that "
                 "length, blended where they overlap, with the same identity in each. Time grows with the length, "

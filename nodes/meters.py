@@ -11,7 +11,7 @@ from ..fantasyid_core.meters import attribute_regressor as judges
 from ..fantasyid_core.meters import embedding as embeddings
 from ..fantasyid_core.meters import meters
 from .host import paths
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 from .host.sockets import Face
 
 JUDGE_MODEL = "FantasyID-nano"  # the judge was trained beside it
@@ -23,7 +23,7 @@ class FantasyIDLikenessMeter(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDLikenessMeter",
             display_name="FantasyID Likeness Meter",
-            category=CATEGORY,
+            **listed("6 measure", "likeness", "face similarity", "identity", "same person", "compare faces"),
             description=(
                 "Measures how like a person the face in a video is, frame by frame, with a face recognition network "
                 "that took no part in training. Compare settings by it: the same person, prompt and seed, another "
@@ -81,7 +81,7 @@ class FantasyIDMotionMeter(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDMotionMeter",
             display_name="FantasyID Motion Meter",
-            category=CATEGORY,
+            **listed("6 measure", "movement", "optical flow", "still video"),
             description=(
                 "Measures how much the face moves in a video (expressions, talking), and the head apart. A face "
                 "that was copied from the photo onto every frame hardly moves. The network that reads expressions and "

@@ -17,7 +17,7 @@ from ..fantasyid_core.reconstruction.flame import load as load_flame
 from ..fantasyid_core.reconstruction.glb import write_glb
 from ..fantasyid_core.reconstruction.mesh_files import write_obj, write_ply
 from .host import paths
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 from .host.sockets import Face, Mesh
 
 DECA, LANDMARK_FIT = METHODS = ("DECA", "landmark fit")
@@ -31,7 +31,7 @@ class FantasyIDReconstruct(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDReconstruct",
             display_name="FantasyID Reconstruct 3D",
-            category=CATEGORY,
+            **listed("3 face shape", "3d face", "DECA", "FLAME", "face mesh", "head"),
             description=(
                 "Estimates the 3-D shape of a face from its photo: with DECA and FLAME, or from the face's landmarks "
                 "with the face model alone. DECA and FLAME are licensed for non-commercial research and are not "
@@ -119,7 +119,7 @@ class FantasyIDLoadMesh(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDLoadMesh",
             display_name="FantasyID Load Mesh",
-            category=CATEGORY,
+            **listed("3 face shape", "3d face", "import ply", "vertices", "DECA"),
             description=(
                 "Loads a face mesh from a .ply file, such as DECA or the released scripts write it. It must have the "
                 "topology that the model was trained on: FLAME's 5023 vertices for the published one."
@@ -154,7 +154,7 @@ class FantasyIDTurntable(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDTurntable",
             display_name="FantasyID Turntable",
-            category=CATEGORY,
+            **listed("3 face shape", "3d face", "rotate", "preview mesh"),
             description="Turns a mesh once around its vertical axis: frames for Preview Image or Create Video.",
             inputs=[
                 Mesh.Input("mesh", tooltip="From FantasyID Reconstruct 3D or FantasyID Load Mesh."),
@@ -175,7 +175,7 @@ class FantasyIDSaveMesh(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDSaveMesh",
             display_name="FantasyID Save Mesh",
-            category=CATEGORY,
+            **listed("3 face shape", "3d face", "export glb", "obj", "ply"),
             description="Saves a mesh to the output folder. A face belongs to a person: ask before you share it.",
             inputs=[
                 Mesh.Input("mesh", tooltip="From FantasyID Reconstruct 3D or FantasyID Load Mesh."),

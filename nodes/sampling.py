@@ -14,7 +14,7 @@ from ..fantasyid_core.errors import SamplingError
 from ..fantasyid_core.optional_import import require
 from ..fantasyid_core.sampling.schedule import GUIDANCE, SCHEDULERS, STEPS, TRAIN_STEPS, timesteps
 from ..fantasyid_core.video.latents import squeeze_to_frame
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 from .host.sockets import Identity
 from .injection import guide_identity_input
 from .video import empty_latent, size_inputs
@@ -26,7 +26,17 @@ class FantasyIDSampler(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDSampler",
             display_name="FantasyID Sampler",
-            category=CATEGORY,
+            **listed(
+                "5 video",
+                "photo to video",
+                "image to video",
+                "talking head",
+                "identity",
+                "person",
+                "face id",
+                "consistent character",
+                essentials="Video Generation",
+            ),
             description=(
                 "The released recipe in one node: CogVideoX's DPM or DDIM schedule, guidance, and the reference face "
                 "as first latent frame, if the model was trained so. Takes a plain MODEL, which then follows the "
@@ -139,7 +149,7 @@ class FantasyIDSigmas(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDSigmas",
             display_name="FantasyID Sigmas",
-            category=CATEGORY,
+            **listed("5 video", "scheduler", "timesteps", "trailing"),
             description=(
                 "The release's trailing timesteps as SIGMAS, for SamplerCustomAdvanced. KSampler's scheduler 'simple' "
                 "is almost the same; 'normal' and 'ddim_uniform' are not."

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .host import paths
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 
 
 class FantasyIDTextEncode(FantasyIDNode):
@@ -12,7 +12,7 @@ class FantasyIDTextEncode(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDTextEncode",
             display_name="FantasyID Text Encode",
-            category=CATEGORY,
+            **listed("5 video", "prompt", "text", "what happens"),
             description=(
                 "Encodes a prompt as the model expects it: 226 tokens of its T5, without attention mask and without "
                 "prompt weights. Use one for the prompt and one, usually empty, for the negative prompt."
@@ -50,7 +50,7 @@ class FantasyIDLoadTextEncoder(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDLoadTextEncoder",
             display_name="FantasyID Load Text Encoder",
-            category=CATEGORY,
+            **listed("1 model", "clip", "t5", "prompt"),
             description=(
                 "Loads the T5 text encoder that lies in a model's folder (text_encoder/). If you already have T5-XXL, "
                 "CLIPLoader with type 'pixart' saves the disk space for the published model."

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..fantasyid_core.video.latents import FRAMES, HEIGHT, LATENT_CHANNELS, WIDTH, latent_size, squeeze_to_frame
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 from .host.sockets import Identity
 
 MAX_SIDE = 2048
@@ -57,7 +57,7 @@ class FantasyIDImageCondition(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDImageCondition",
             display_name="FantasyID Image Condition",
-            category=CATEGORY,
+            **listed("5 video", "image to video", "i2v", "empty latent", "first frame"),
             description=(
                 "For KSampler and SamplerCustomAdvanced: the empty latent of a video, and the reference face as its "
                 "first latent frame, as the release does. Without an identity the model gets no first frame; "

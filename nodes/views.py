@@ -13,7 +13,7 @@ from ..fantasyid_core.views.augmentation import augment
 from ..fantasyid_core.views.collection import LEAVE_OUT, PEOPLE, FaceViews, collect
 from ..fantasyid_core.views.contact_sheet import contact_sheet
 from .host import paths
-from .host.base import CATEGORY, FantasyIDNode
+from .host.base import FantasyIDNode, listed
 from .host.sockets import Face, Mesh, Views
 
 LOOKS = "looks"
@@ -25,7 +25,14 @@ class FantasyIDViews(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDViews",
             display_name="FantasyID Multi-View",
-            category=CATEGORY,
+            **listed(
+                "4 identity",
+                "several photos",
+                "reference photos",
+                "video to identity",
+                "consistent character",
+                "person",
+            ),
             description=(
                 "Collects views of one person: the detected face and, from further photos or a video's frames, sharp "
                 "faces of the same person in other poses and expressions. Other people and near-duplicates are left "
@@ -96,7 +103,7 @@ class FantasyIDNewViews(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDNewViews",
             display_name="FantasyID New Views",
-            category=CATEGORY,
+            **listed("4 identity", "novel views", "rotate face", "one photo", "turn head", "consistent character"),
             description=(
                 "Makes views from one photo: its pixels on the face's mesh, turned to other poses. What the photo does "
                 "not show stays grey and is left out of the coverage mask; nothing is invented. Altered copies in "

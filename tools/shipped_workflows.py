@@ -250,7 +250,6 @@ FIVE = {
 def five_prompts() -> Workflow:
     """One identity in five videos."""
     nodes = models(NANO) | identity(NANO, "Chiyo", "shape only") | {"neg": prompt("", "Negative prompt")}
-    prompt_column, samplers, decoders, savers = [], [], [], []
     rows = []
     for number, (act, text) in enumerate(FIVE.items(), 1):
         pos, sample = f"pos{number}", f"sample{number}"

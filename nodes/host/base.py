@@ -1,5 +1,6 @@
-"""What every node of the pack shares: its category and how errors reach the artist."""
+"""What every node of the pack shares: its place in the menu and how errors reach the artist."""
 
+from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
@@ -7,6 +8,23 @@ from comfy_api.latest import io
 from ...fantasyid_core.errors import FantasyIDError
 
 CATEGORY = "FantasyID"
+_KNOWN = {field.name for field in fields(io.Schema)}  # the search's words came after 0.3.75
+
+
+def listed(stage: str, *aliases: str, essentials: str | None = None) -> dict[str, Any]:
+    """Where artists find a node, as arguments of `io.Schema`.
+
+    Args:
+        stage: the folder in the menu; its number keeps the order of a photo's way.
+        aliases: what they may type into the search instead of the node's name.
+        essentials: the folder among ComfyUI's essential nodes.
+    """
+    arguments = {
+        "category": f"{CATEGORY}/{stage}",
+        "search_aliases": list(aliases),
+        "essentials_category": essentials,
+    }
+    return {name: value for name, value in arguments.items() if name in _KNOWN}
 
 
 class FantasyIDNode(io.ComfyNode):
