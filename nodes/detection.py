@@ -11,7 +11,8 @@ from comfy_api.latest import io
 from ..fantasyid_core.detection import insightface, selection, yunet
 from ..fantasyid_core.detection.by_hand import face_in_box, face_in_mask
 from ..fantasyid_core.detection.faces import MAX_FACES
-from ..fantasyid_core.errors import FaceNotFoundError
+from ..fantasyid_core.errors import FaceNotFoundError, WeightsMissingError
+from .host import paths
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Face
 
@@ -81,6 +82,10 @@ class FantasyIDDetectFace(FantasyIDNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, detector: str | None = None) -> bool:
+        return paths.left_to_the_run(detector)
 
     @classmethod
     def run(
@@ -162,10 +167,13 @@ def finder(detector: str) -> Callable[[torch.Tensor, float], list[torch.Tensor]]
     """The detector that the widget names, loaded.
 
     Raises:
-        WeightsMissingError, WeightsError, PackageMissingError: InsightFace or its models are missing or broken.
+        WeightsMissingError, WeightsError, PackageMissingError: InsightFace or its models are missing or broken, or
+            there is no such detector.
     """
-    if not detector.startswith(INSIGHTFACE):
+    if detector == YUNET:
         return yunet.find
+    if not detector.startswith(INSIGHTFACE):
+        raise WeightsMissingError(f"There is no detector '{detector}'; choose one of: {', '.join(detectors())}.")
     return insightface.load(insightface.find_detector(detector.removeprefix(INSIGHTFACE), *insight_roots()))
 
 

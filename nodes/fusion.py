@@ -91,7 +91,7 @@ class FantasyIDLoadIdentity(FantasyIDNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=paths.identity_files(),
+                    options=paths.offered(paths.identity_files()),
                     tooltip="An identity file in the input folder, or in the output folder (marked [output]).",
                 )
             ],
@@ -99,8 +99,8 @@ class FantasyIDLoadIdentity(FantasyIDNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
-        return paths.check(file, paths.identity_path)
+    def validate_inputs(cls, file: str | None) -> bool:
+        return paths.left_to_the_run(file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> float:

@@ -33,7 +33,7 @@ class FantasyIDLoadModel(FantasyIDNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=[*paths.model_folders(), *paths.model_files()],
+                    options=paths.offered([*paths.model_folders(), *paths.model_files()]),
                     tooltip="A folder in the published layout, or a single transformer file, in models/fantasyid; "
                     "or FantasyID-nano, which comes with the pack.",
                 ),
@@ -62,8 +62,8 @@ class FantasyIDLoadModel(FantasyIDNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str) -> bool | str:
-        return paths.check(model_name)
+    def validate_inputs(cls, model_name: str | None, vae_name: str | None = None) -> bool:
+        return paths.left_to_the_run(model_name, vae_name)
 
     @classmethod
     def run(cls, model_name: str, weight_dtype: str, vae_name: str = FROM_FOLDER) -> io.NodeOutput:

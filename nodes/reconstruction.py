@@ -42,7 +42,7 @@ class FantasyIDReconstruct(FantasyIDNode):
                 Face.Input("face", tooltip="From FantasyID Detect Face; DECA looks at its photo, not at the crop."),
                 io.Combo.Input(
                     "model_name",
-                    options=[*paths.model_folders(), *paths.model_files()],
+                    options=paths.offered([*paths.model_folders(), *paths.model_files()]),
                     tooltip="The model whose face_model folder holds DECA and FLAME (or models/fantasyid/face_model).",
                 ),
                 io.Combo.Input(
@@ -83,8 +83,8 @@ class FantasyIDReconstruct(FantasyIDNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str) -> bool | str:
-        return paths.check(model_name)
+    def validate_inputs(cls, model_name: str | None) -> bool:
+        return paths.left_to_the_run(model_name)
 
     @classmethod
     def run(
@@ -127,7 +127,7 @@ class FantasyIDLoadMesh(FantasyIDNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=mesh_files(),
+                    options=paths.offered(mesh_files()),
                     tooltip="A .ply file in ComfyUI's input folder. Copy it there, then press R.",
                 )
             ],
@@ -135,8 +135,8 @@ class FantasyIDLoadMesh(FantasyIDNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
-        return paths.check(file, mesh_path)
+    def validate_inputs(cls, file: str | None) -> bool:
+        return paths.left_to_the_run(file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> int:

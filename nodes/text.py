@@ -58,7 +58,7 @@ class FantasyIDLoadTextEncoder(FantasyIDNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=paths.model_folders(),
+                    options=paths.offered(paths.model_folders()),
                     tooltip="The model of FantasyID Load Model: its folder has a text_encoder/ in it.",
                 )
             ],
@@ -66,8 +66,8 @@ class FantasyIDLoadTextEncoder(FantasyIDNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str) -> bool | str:
-        return paths.check(model_name)
+    def validate_inputs(cls, model_name: str | None) -> bool:
+        return paths.left_to_the_run(model_name)
 
     @classmethod
     def run(cls, model_name: str) -> io.NodeOutput:

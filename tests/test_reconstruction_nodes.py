@@ -61,7 +61,7 @@ def test_every_input_has_a_tooltip(found):
 
 def test_a_vertex_file_becomes_a_mesh_of_dots(found):
     assert found["files"] == ["broken.ply", "people/anne.ply"]
-    assert found["loaded"] == [[642, 3], [1, 512, 512, 3], True]
+    assert found["loaded"] == [[642, 3], [1, 512, 512, 3]]
     assert found["blocked"], "nodes that need triangles are stopped"
 
 
@@ -76,5 +76,4 @@ def test_a_damaged_vertex_file_is_named(found):
 
 
 def test_names_never_lead_out_of_the_input_folder(found):
-    assert all(isinstance(answer, str) for answer in found["tricks"]), "the server refuses the graph"
-    assert all(answer.startswith("MeshError: ") for answer in found["tricks_run"]), "and so does the node"
+    assert all(answer.startswith("MeshError: ") for answer in found["tricks"])

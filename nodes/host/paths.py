@@ -1,7 +1,6 @@
 """Where the pack's files lie. Names that come from widgets never lead out of the host's folders."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -10,6 +9,7 @@ from ...fantasyid_core.errors import FantasyIDError, IdentityError, SaveError, W
 from ...fantasyid_core.io.layout import TRANSFORMERS
 
 KEY = "fantasyid"
+NOTHING = "nothing is there yet"
 BUNDLED = Path(__file__).resolve().parents[2] / "models"  # what the pack ships: FantasyID-nano
 SOURCE = (
     "Get the model with the node 'FantasyID Download Model', or by hand from Hugging Face (acvlab/FantasyID) or "
@@ -63,17 +63,17 @@ def resolve(name: str) -> Path:
     raise WeightsMissingError(f"The model '{name}' is not there: expected {places}. {SOURCE}")
 
 
-def check(name: str | None, find: Callable[[str], Path] = resolve) -> bool | str:
-    """For a node's `validate_inputs`: True, or why `find` refuses `name` (instead of the host's 'not in list').
+def offered(names: list[str]) -> list[str]:
+    """What a widget lists: an empty list would give the page no value, and the server would refuse the graph."""
+    return names or [NOTHING]
 
-    `None` stands for a name that arrives through a link: it is not known before the run, which looks it up again.
+
+def left_to_the_run(*names: str | None) -> bool:
+    """For a node's `validate_inputs`: accept any file's name (None: it comes through a link); the run looks it up.
+
+    A name that the server refuses beforehand is a red frame without a reason on the page, or "A node rejected one or
+    more inputs", and the savers that do not hang on it run alone. What the run raises is shown in a window.
     """
-    if name is None:
-        return True
-    try:
-        find(name)
-    except FantasyIDError as error:
-        return str(error)
     return True
 
 

@@ -95,9 +95,9 @@ TRICKS = [
 ]
 found["tricks"] = {name: outcome(lambda name=name: paths.resolve(name)) for name in TRICKS}
 found["targets"] = {name: outcome(lambda name=name: paths.download_folder(name)) for name in TRICKS}
-found["missing"] = paths.check("absent")
+found["missing"] = outcome(lambda: paths.resolve("absent"))
 paths.BUNDLED = base / "nothing"
-found["without a bundled model"] = [paths.model_folders(), paths.check("shipped")]
+found["without a bundled model"] = [paths.model_folders(), outcome(lambda: paths.resolve("shipped"))]
 found["identities"] = paths.identity_files()
 found["identity_paths"] = [paths.identity_path(name).is_file() for name in found["identities"]]
 found["identity_tricks"] = [

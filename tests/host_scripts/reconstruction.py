@@ -95,7 +95,7 @@ SaveGLB.execute(host_mesh, "host")
 found["host_saved"] = (output / "host_00001_.glb").stat().st_size > 10_000
 mesh, preview, blocked = execute(FantasyIDLoadMesh, file="people/anne.ply")
 found["blocked"] = isinstance(blocked, ExecutionBlocker)
-found["loaded"] = [list(mesh.vertices.shape), list(preview.shape), FantasyIDLoadMesh.validate_inputs("people/anne.ply")]
+found["loaded"] = [list(mesh.vertices.shape), list(preview.shape)]
 found["broken"] = outcome(FantasyIDLoadMesh, file="broken.ply")
 tricks = (
     "../outside.ply",
@@ -106,6 +106,5 @@ tricks = (
     "",
     "a\0.ply",
 )
-found["tricks"] = [FantasyIDLoadMesh.validate_inputs(name) for name in tricks]
-found["tricks_run"] = [outcome(FantasyIDLoadMesh, file=name) for name in tricks]
+found["tricks"] = [outcome(FantasyIDLoadMesh, file=name) for name in tricks]
 host.report(**found)
