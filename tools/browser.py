@@ -125,14 +125,15 @@ class ComfyPage:
         return self.page.locator("[role=dialog]:visible, .p-toast-message:visible").all_inner_texts()
 
     def boxes(self) -> dict[str, list[tuple[str, list[float]]]]:
-        """What takes up place on the canvas as drawn now: of `nodes` and `groups` the title and x0, y0, x1, y1."""
+        """What is drawn on the canvas: of `nodes` and `groups` the title and x0, y0, x1, y1."""
         return self.page.evaluate(_BOXES)
 
     def show_all(self) -> None:
         """Bring the whole graph into view."""
         self.page.evaluate(
             """() => {
-              const boxes = [...app.graph.nodes, ...app.graph.groups].map((each) => each.boundingRect ?? each._bounding);
+              const drawn = [...app.graph.nodes, ...app.graph.groups];
+              const boxes = drawn.map((each) => each.boundingRect ?? each._bounding);
               const left = Math.min(...boxes.map((box) => box[0])), top = Math.min(...boxes.map((box) => box[1]));
               const right = Math.max(...boxes.map((box) => box[0] + box[2]));
               const bottom = Math.max(...boxes.map((box) => box[1] + box[3]));

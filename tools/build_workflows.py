@@ -122,7 +122,7 @@ def tidy(saved: dict[str, Any], workflow: Workflow) -> dict[str, Any]:
             for each in node["inputs"]:
                 if each["name"] in ("format", "codec"):
                     each["type"] = "COMBO"
-            node["widgets_values"] = node["widgets_values"][:1] + ["auto", "auto"]
+            node["widgets_values"][1:] = ["auto", "auto"]
             node["outputs"] = []
         if node["type"] == "CLIPLoader":  # where it is missing, the page says so and knows where it is
             node["properties"]["models"] = [T5]

@@ -34,6 +34,7 @@ class ComfyServer(ComfyClient):
         arguments: more of ComfyUI's own, e.g. `["--lowvram"]` (not on a CPU: ComfyUI has them exclude each other).
         environment: variables to add to this process' own.
         start_timeout: seconds until the server must answer.
+        pack: the folder that is installed as the pack.
 
     Raises:
         ServerError: on entering, if the server does not start; the message ends with its log.
@@ -45,6 +46,7 @@ class ComfyServer(ComfyClient):
         arguments: tuple[str, ...] | list[str] = (),
         environment: dict[str, str] | None = None,
         start_timeout: float = 300,
+        pack: Path = ROOT,
     ):
         self.port = _free_port()
         super().__init__(f"http://127.0.0.1:{self.port}")
@@ -54,6 +56,7 @@ class ComfyServer(ComfyClient):
         self._arguments = arguments
         self._environment = environment or {}
         self._start_timeout = start_timeout
+        self._pack = pack
 
     def __enter__(self) -> "ComfyServer":
         try:
@@ -93,7 +96,7 @@ class ComfyServer(ComfyClient):
     def _start(self) -> None:
         for folder in FOLDERS:
             (self.base / folder).mkdir(parents=True, exist_ok=True)
-        _put_pack(self.base / "custom_nodes" / "ComfyUI-FantasyID")
+        _put_pack(self._pack, self.base / "custom_nodes" / "ComfyUI-FantasyID")
         command = [sys.executable, str(ROOT / "tools" / "launch_comfy.py"), str(find_host())]
         command += ["--port", str(self.port), "--base-directory", str(self.base), "--disable-api-nodes"]
         command += ["--database-url", f"sqlite:///{(self.base / 'user' / 'comfyui.db').as_posix()}"]
@@ -131,13 +134,13 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _put_pack(place: Path) -> None:
-    """Link the checkout to `place`, or copy it where links are not allowed (Windows without developer mode)."""
+def _put_pack(pack: Path, place: Path) -> None:
+    """Link `pack` to `place`, or copy it where links are not allowed (Windows without developer mode)."""
     if place.is_symlink():
         place.unlink()
     elif place.exists():
         shutil.rmtree(place)
     try:
-        place.symlink_to(ROOT, target_is_directory=True)
+        place.symlink_to(pack, target_is_directory=True)
     except OSError:
-        shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(".*", "output", "__pycache__"))
+        shutil.copytree(pack, place, ignore=shutil.ignore_patterns(".*", "output", "__pycache__"))

@@ -1,0 +1,50 @@
+"""The archive that the registry installs: what is in it, and that it is all that ComfyUI needs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tools.archive import archived_files, unpack
+from tools.comfy_host import ComfyServer
+from tools.workflow import to_graph
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"fantasyid_core", "locales", "models", "nodes", "subgraphs", "web", "workflows"}
+FILES = {"LICENSE", "README.md", "THIRD_PARTY.md", "__init__.py", "pyproject.toml", "requirements.txt"}
+CONTRACT = json.loads((ROOT / "tests" / "contract.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A new ComfyUI with the archive's files as the pack, and nothing else."""
+    pack = unpack(tmp_path_factory.mktemp("archive"))
+    with ComfyServer(tmp_path_factory.mktemp("empty"), pack=pack) as server:
+        yield server
+
+
+def test_it_holds_what_nodes_need_and_no_more():
+    files = [Path(file) for file in archived_files()]
+    assert {file.parts[0] for file in files if len(file.parts) > 1} == FOLDERS
+    assert {file.name for file in files if len(file.parts) == 1} == FILES
+    nano = sum((ROOT / file).stat().st_size for file in files if file.parts[0] == "models")
+    rest = sum((ROOT / file).stat().st_size for file in files if file.parts[0] != "models")
+    assert rest < 5e6 < nano
+    assert not [file for file in files if file.suffix in {".py", ".json"} and "test" in file.stem]
+
+
+def test_all_nodes_are_there(installed: ComfyServer):
+    info = installed.object_info()
+    assert {name for name in info if name.startswith("FantasyID")} == set(CONTRACT)
+    assert "FantasyID-nano" in info["FantasyIDLoadModel"]["input"]["required"]["model_name"][1]["options"]
+
+
+def test_the_first_workflow_runs(installed: ComfyServer):
+    file = next(path for path in archived_files() if path.startswith("workflows/01"))
+    graph = to_graph(json.loads((ROOT / file).read_text("utf-8")), installed.object_info())
+    (sampler,) = [node for node in graph.values() if node["class_type"] == "FantasyIDSampler"]
+    sampler["inputs"] |= {"steps": 1, "frames": 5, "width": 96, "height": 96}
+    run = installed.run(graph, timeout=300)
+    assert run.error is None
+    assert [file["filename"] for file in run.files if file["type"] == "output"] == ["video_00001_.mp4"]
