@@ -89,6 +89,14 @@ class ComfyClient:
         info = self._json("GET", f"/object_info/{node}" if node else "/object_info")
         return info[node] if node else info
 
+    def global_subgraphs(self, key: str = "") -> dict[str, Any]:
+        """The boxes that the server offers, by key, or one with its content."""
+        return self._json("GET", f"/global_subgraphs/{key}" if key else "/global_subgraphs")
+
+    def workflow_templates(self) -> dict[str, list[str]]:
+        """Names of the workflows that packs bring, by the pack's folder."""
+        return self._json("GET", "/workflow_templates")
+
     def upload_image(self, path: Path) -> str:
         """Copy a picture into the server's input folder; returns the name that LoadImage takes."""
         import aiohttp
