@@ -193,7 +193,7 @@ def joined(workflow: dict, *links: tuple[int, int, int, int, str]) -> dict:
 
 def test_the_box_of_a_whole_video_makes_a_video(comfy: ComfyServer):
     workflow, box = box_of("Identity video")
-    set_widgets(box, steps=1, width=96, height=96, frames=5)
+    set_widgets(box, settings="as set here", steps=1, width=96, height=96, frames=5)
     photo = one(900, "FantasyIDExamplePhoto", values=("Ben",))
     save = one(901, "SaveVideo", ("video", None, "VIDEO"), values=("video/box", "auto", "auto"))
     workflow["nodes"] += [photo, save]

@@ -5,9 +5,18 @@ from typing import Any
 
 NANO, PUBLISHED = "FantasyID-nano", "FantasyID"
 NANO_SIZE = {"width": 160, "height": 160, "frames": 25}
-NANO_SAMPLER = {"seed": 42, "steps": 20, "guidance": 4, "scheduler": "ddim", **NANO_SIZE, "guide_identity": True}
+BY_MODEL = {"settings": "default for this model"}  # so that who picks another model gets its size and steps
+NANO_SAMPLER = {
+    **BY_MODEL,
+    "seed": 42,
+    "steps": 20,
+    "guidance": 4,
+    "scheduler": "ddim",
+    **NANO_SIZE,
+    "guide_identity": True,
+}
 PUBLISHED_SIZE = {"width": 720, "height": 480, "frames": 49}
-PUBLISHED_SAMPLER = {"seed": 42, "steps": 50, "guidance": 6, "scheduler": "dpm", **PUBLISHED_SIZE}
+PUBLISHED_SAMPLER = {**BY_MODEL, "seed": 42, "steps": 50, "guidance": 6, "scheduler": "dpm", **PUBLISHED_SIZE}
 BYPASSED = 4
 
 Source = tuple[str, str]  # a node's key and the name of one of its outputs
@@ -188,6 +197,8 @@ Press **Run**. The small model comes with the pack and nothing is downloaded: 3 
 {NANO_PROMPTS}
 
 {OWN_PHOTO}
+
+**Size and steps** are the model's own as long as the sampler's *settings* say so; with *as set here* its widgets count.
 
 ## What it is
 
@@ -703,7 +714,7 @@ def video_box() -> Blueprint:
             "mode": [("mesh", "mode")],
             **{
                 name: [("sample", name)]
-                for name in ("seed", "steps", "guidance", "width", "height", "frames", "guide_identity")
+                for name in ("seed", "settings", "steps", "guidance", "width", "height", "frames", "guide_identity")
             },
         },
         {"video": ("frames", "VIDEO"), "frames": ("decode", "IMAGE"), "faces found": ("face", "preview")},

@@ -14,6 +14,7 @@ from ...fantasyid_core.dit.injection import InjectionRun
 from ...fantasyid_core.dit.kernels import Rotary
 from ...fantasyid_core.dit.step_cache import StepCaches
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
+from ...fantasyid_core.sampling.defaults import AS_RELEASED, SamplingDefaults
 from ...fantasyid_core.sampling.schedule import TRAIN_STEPS
 
 INJECTIONS, RUN, FP8 = "fantasyid_injections", "fantasyid_run", "fantasyid_fp8"
@@ -29,6 +30,7 @@ def host_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class NativeTransformer(FantasyIDTransformer):
     """The DiT in the host's calling convention, (B, C, T, H, W), taking part in its wrappers and block patches."""
 
+    defaults: SamplingDefaults = AS_RELEASED
     _rotary: tuple[tuple, Rotary | None] = ((), None)
     _norms: dict[tuple, tuple[Tensor, Tensor]] | None = None
 
