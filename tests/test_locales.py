@@ -33,9 +33,9 @@ def test_every_node_has_its_words(comfy: ComfyServer, language: str):
         told = translated[name]
         assert set(told["inputs"]) == inputs, name
         assert list(told["outputs"]) == [str(i) for i in range(outputs)], name
-        assert told["display_name"].strip() and told["description"].strip(), name
+        assert all(told[key].strip() for key in ("display_name", "description")), name
         for key, each in {**told["inputs"], **told["outputs"]}.items():
-            assert each["name"].strip() and each["tooltip"].strip(), f"{name}: {key}"
+            assert all(each[part].strip() for part in ("name", "tooltip")), f"{name}: {key}"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
