@@ -1,4 +1,4 @@
-"""Clips as a player shows them: turned, mirrored, cut, oblong, unevenly spaced; names and captions of other programs."""
+"""Clips as a player shows them: turned, mirrored, cut, oblong, unevenly spaced; captions of other programs."""
 
 import struct
 from collections.abc import Sequence

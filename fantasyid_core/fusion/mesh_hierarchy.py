@@ -13,6 +13,8 @@ from torch import Tensor
 from ..errors import MeshError, SaveError, WeightsMissingError
 from ..geometry import check_mesh
 from ..io import unpickle
+from ..io.listing import has_suffix
+from ..io.weights import SAFETENSORS
 from .spirals import spirals
 
 __all__ = ["Topology", "load", "save", "spirals"]
@@ -63,7 +65,7 @@ def load(path: str | Path, levels: int = RELEASE_LEVELS) -> Topology:
         raise WeightsMissingError(
             f"The mesh hierarchy {path} is not there. transform.pkl comes with the code of FantasyID; copy it there."
         )
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, levels)
+    return _read_safetensors(path) if has_suffix(path, SAFETENSORS) else _read_pickle(path, levels)
 
 
 def save(topology: Topology, path: str | Path) -> None:
