@@ -175,7 +175,7 @@ def test_a_file_s_content_tells_how_it_is_read_not_its_name(tmp_path, tensors):
         save_file(tensors, tmp_path / name)
         assert_same(weights.read(tmp_path / name), tensors)
     torch.save(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(WeightsError, match="is a PyTorch file.*rename it"):
+    with pytest.raises(WeightsError, match=r"is a PyTorch file.*rename it"):
         weights.read(tmp_path / "x.safetensors")
 
 
@@ -194,7 +194,7 @@ def test_pytorch_s_advice_to_load_unsafely_is_never_passed_on(tmp_path):
     for name in ("class.pt", "damaged.pt"):
         with pytest.raises(pickle.UnpicklingError, match="weights_only"):
             torch.load(tmp_path / name, weights_only=True)
-        with pytest.raises(WeightsError, match="Nothing of it was executed. Download the") as caught:
+        with pytest.raises(WeightsError, match=r"Nothing of it was executed\. Download the") as caught:
             weights.read(tmp_path / name)
         assert "weights_only" not in str(caught.value)
     assert cause(RuntimeError("Re-running with `weights_only=False` will likely succeed.")) == "RuntimeError"
