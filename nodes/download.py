@@ -28,7 +28,7 @@ class FantasyIDDownload(FantasyIDNode):
             description=(
                 "Downloads the published model from Hugging Face into models/fantasyid. It resumes after an "
                 "interruption, stays at one revision and checks every file's hash. The first run without 'confirm' "
-                f"says what would be fetched and how large it is. {LICENCES}"
+                f"says under the node what would be fetched and how large it is. {LICENCES}"
             ),
             is_output_node=True,
             inputs=[
@@ -70,7 +70,10 @@ class FantasyIDDownload(FantasyIDNode):
         plan = download.plan(folder, repository, revision)
         what = f"{len(plan.files)} files, {plan.size / 1e9:.2f} GB, {repository} at {plan.commit}"
         if not confirm:
-            told = f"Nothing was downloaded yet. It would be {what}, to {folder}. {LICENCES} To download it, tick 'confirm' and run again."
+            told = (
+                f"Nothing was downloaded yet. It would be {what}, to {folder}. {LICENCES} "
+                "To download it, tick 'confirm' and run again."
+            )
             notes.show(told)
             # Not red: this is the answer that was asked for. What hangs on the model's name waits without a word.
             return io.NodeOutput(ExecutionBlocker(None), ui={"text": [told]})

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import stat
 import sys
 import zipfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import nn
 from fantasyid_core.errors import WeightsError, WeightsMissingError, cause
 from fantasyid_core.fusion import checkpoint
 from fantasyid_core.io import weights
+from fantasyid_core.io.layout import save_tensors
 
 
 @pytest.fixture
@@ -352,3 +354,15 @@ def test_a_single_file_may_carry_its_configuration(tmp_path):
     assert weights.embedded_config(tmp_path / "without.safetensors") is None
     with pytest.raises(WeightsError, match="no JSON object"):
         weights.embedded_config(tmp_path / "wrong.safetensors")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_what_is_saved_may_be_read_by_whom_the_system_lets_read(tmp_path, tensors, mask, mode):
+    before = os.umask(mask)
+    try:
+        save_tensors(tensors, tmp_path / "new" / "x.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new" / "x.safetensors").stat().st_mode) == mode
+    assert_same(weights.read(tmp_path / "new" / "x.safetensors"), tensors)
