@@ -73,8 +73,9 @@ def load(file: Path) -> "InsightDetector":
         PackageMissingError: insightface or what it needs is missing or broken.
         WeightsError: not a face detector with landmarks.
     """
-    zoo = require("insightface.model_zoo.model_zoo", "The InsightFace detector", "insightface onnxruntime")
-    runtime = require("onnxruntime", "The InsightFace detector", "onnxruntime")
+    purpose = "The InsightFace detector"
+    zoo = require("insightface.model_zoo.model_zoo", purpose, "insightface onnxruntime", ["get_model"])
+    runtime = require("onnxruntime", purpose, names=["get_available_providers"])
     refuse_foreign(file)
     there = runtime.get_available_providers()
     failed = None

@@ -223,7 +223,7 @@ def _dlib(path: Path) -> Embedding:
 
 @lru_cache(maxsize=1)
 def _dlib_network(path: Path):
-    dlib = require("dlib", "The face embedding 'dlib'", "dlib-bin")
+    dlib = require("dlib", "The face embedding 'dlib'", "dlib-bin", ["face_recognition_model_v1"])
     with _loading(path):
         return dlib.face_recognition_model_v1(str(path))
 
@@ -253,7 +253,7 @@ def _arcface(path: Path) -> Embedding:
 
 @lru_cache(maxsize=1)
 def _arcface_session(path: Path):
-    runtime = require("onnxruntime", "The face embedding 'ArcFace'", "onnxruntime")
+    runtime = require("onnxruntime", "The face embedding 'ArcFace'", "onnxruntime", ["InferenceSession"])
     with _loading(path):
         return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 

@@ -138,7 +138,7 @@ def _as_shown(frame: "VideoFrame", stream_aspect: Fraction | None) -> Tensor:
 
 @contextmanager
 def _opened(clip: Path) -> Iterator["VideoStream"]:
-    av = require("av", "Training on clips")
+    av = require("av", "Training on clips", names=["open", "FFmpegError"])
     try:
         with av.open(str(clip)) as container:
             stream = container.streams.best("video")
