@@ -1,5 +1,10 @@
 """Typed errors of the core. Every message says what was wrong with which input, what was expected and what to do."""
 
+import re
+
+_LONGEST = 200
+_UNSAFE_ADVICE = re.compile("weights_only|allow_pickle|trust_remote_code|add_safe_globals", re.IGNORECASE)
+
 
 class FantasyIDError(Exception):
     """Base of every error that this library raises on purpose."""
@@ -51,3 +56,9 @@ class TrainingError(FantasyIDError):
 
 class HardwareError(FantasyIDError):
     """This machine cannot do what was switched on."""
+
+
+def cause(error: BaseException) -> str:
+    """What another library's error says, for our message: its first line, without advice to open a file unsafely."""
+    line = (str(error).strip().splitlines() or [""])[0][:_LONGEST]
+    return type(error).__name__ if not line or _UNSAFE_ADVICE.search(line) else line

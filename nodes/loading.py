@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..fantasyid_core.errors import WeightsMissingError
 from ..fantasyid_core.fusion.checkpoint import split_published
 from ..fantasyid_core.io.weights import embedded_config, read, read_config
-from ..fantasyid_core.optional_import import require
+from ..fantasyid_core.optional_import import require_diffusers
 from .host import paths
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Encoder
@@ -67,7 +67,7 @@ class FantasyIDLoadModel(FantasyIDNode):
 
     @classmethod
     def run(cls, model_name: str, weight_dtype: str, vae_name: str = FROM_FOLDER) -> io.NodeOutput:
-        require("diffusers", "The video transformer", "'diffusers>=0.35'")
+        require_diffusers("The video transformer")
         from ..fantasyid_core.dit.transformer import infer_config
         from .host.encoder import NativeEncoder
         from .host.model import load_model

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..fantasyid_core.dit.injection import Injection
 from ..fantasyid_core.errors import SamplingError
-from ..fantasyid_core.optional_import import require
+from ..fantasyid_core.optional_import import require_diffusers
 from ..fantasyid_core.sampling.schedule import GUIDANCE, SCHEDULERS, STEPS, TRAIN_STEPS, timesteps
 from ..fantasyid_core.video.latents import squeeze_to_frame
 from .host.base import FantasyIDNode, listed
@@ -103,7 +103,7 @@ class FantasyIDSampler(FantasyIDNode):
         noise=None,
         guide_identity: bool = False,
     ) -> io.NodeOutput:
-        require("diffusers", "The FantasyID Sampler", "'diffusers>=0.35'")
+        require_diffusers("The FantasyID Sampler")
         from .host.options import add_injection, at_once, injections_of, transformer_of
         from .host.sampler import ReleaseSampler
         from .host.vae import encode_sample
@@ -165,7 +165,7 @@ class FantasyIDSigmas(FantasyIDNode):
 
     @classmethod
     def run(cls, model, steps: int) -> io.NodeOutput:
-        require("diffusers", "FantasyID Sigmas", "'diffusers>=0.35'")
+        require_diffusers("FantasyID Sigmas")
         from .host.options import transformer_of
 
         transformer_of(model)

@@ -10,9 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import MeshError, SaveError, WeightsMissingError
+from ..errors import MeshError, WeightsMissingError
 from ..geometry import check_mesh
 from ..io import unpickle
+from ..io.layout import save_tensors
+from ..io.listing import has_suffix
+from ..io.weights import SAFETENSORS
 from .spirals import spirals
 
 __all__ = ["Topology", "load", "save", "spirals"]
@@ -63,23 +66,18 @@ def load(path: str | Path, levels: int = RELEASE_LEVELS) -> Topology:
         raise WeightsMissingError(
             f"The mesh hierarchy {path} is not there. transform.pkl comes with the code of FantasyID; copy it there."
         )
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, levels)
+    return _read_safetensors(path) if has_suffix(path, SAFETENSORS) else _read_pickle(path, levels)
 
 
 def save(topology: Topology, path: str | Path) -> None:
     """Write `topology.safetensors`. Raises SaveError when the disk refuses it."""
-    from safetensors.torch import save_file
-
     tensors = {"levels": torch.tensor(topology.levels), "template": topology.template}
     tensors |= {f"faces.{i}": faces for i, faces in enumerate(topology.faces)}
     tensors |= {f"spirals.{i}": lists for i, lists in enumerate(topology.spirals)}
     for name, transforms in (("down", topology.down), ("up", topology.up)):
         for i, transform in enumerate(transforms):
             tensors |= {f"{name}.{i}.{part}": transform[j] for j, part in enumerate(PARTS)}
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    except Exception as error:  # safetensors reports a full disk with an error type of its own
-        raise SaveError(f"The mesh hierarchy could not be saved to {path}: {error}.") from error
+    save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(path))
 
 
 def _read_pickle(path: Path, levels: int) -> Topology:

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from ..errors import DownloadError
+from .text_files import read_text
 
 REPOSITORY = "acvlab/FantasyID"
 LOCK = "fantasyid.lock.json"
@@ -229,7 +230,7 @@ def _open(url: str, headers: dict[str, str] | None = None) -> HTTPResponse:
 
 def _read_lock(folder: Path) -> dict:
     try:
-        lock = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        lock = json.loads(read_text(folder / LOCK))
         return {"repository": str(lock["repository"]), "commit": str(lock["commit"]), "files": dict(lock["files"])}
     except FileNotFoundError:
         return {}

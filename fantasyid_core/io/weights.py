@@ -15,10 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import WeightsError, WeightsMissingError
+from ..errors import WeightsError, WeightsMissingError, cause
+from .formats import AGAIN, is_safetensors, refuse_foreign
 from .int8 import unpack
+from .listing import has_suffix, is_hidden
+from .text_files import read_text
 
 BASE_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
+SAFETENSORS = (".safetensors", ".sft")
 PICKLED = (".bin", ".pt", ".pth", ".tar", ".ckpt")
 INDEX = ".index.json"
 
@@ -34,8 +38,8 @@ def find(folder: Path | str) -> Path:
     usual = [folder / (base + suffix) for suffix in suffixes for base in BASE_NAMES]
     if not folder.is_dir():
         raise WeightsMissingError(f"The folder {folder} is not there: expected weights in it, such as {usual[0].name}.")
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    by_kind = ([f for f in files if f.suffix == ".safetensors"], [f for f in files if f.suffix in PICKLED])
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not is_hidden(file.name))
+    by_kind = ([f for f in files if has_suffix(f, kind)] for kind in (SAFETENSORS, PICKLED))
     single = [kind[0] for kind in by_kind if len(kind) == 1]
     found = [file for file in usual if file.is_file()] + single
     if not found:
@@ -79,7 +83,7 @@ def read_config(folder: Path | str) -> dict[str, Any]:
 
 def read_metadata(path: Path | str) -> dict[str, str]:
     """The free-text header of a safetensors file; empty for other files."""
-    if Path(path).suffix != ".safetensors":
+    if not has_suffix(path, SAFETENSORS):
         return {}
     try:
         with safe_open(path, "pt") as file:
@@ -110,7 +114,7 @@ def configured(what: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, NotImplementedError) as error:
         raise WeightsError(
-            f"This config.json does not describe a {what} ({_first_line(error)}): copy or download it again."
+            f"This config.json does not describe a {what} ({cause(error)}): copy or download it again."
         ) from error
 
 
@@ -149,8 +153,12 @@ def load_into(
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    _refuse_placeholder(path)
-    return _read_safetensors(path) if path.suffix in (".safetensors", ".sft") else _read_pickled(path)
+    refuse_foreign(path)
+    known = is_safetensors(path)
+    named = has_suffix(path, SAFETENSORS)
+    if named and known is False:  # PyTorch itself goes by the name
+        raise WeightsError(f"{path} is a PyTorch file, though its name says safetensors: rename it to end with .bin.")
+    return _read_safetensors(path) if named or known else _read_pickled(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -168,9 +176,10 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         except RuntimeError:  # files of before PyTorch 1.6 cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error))
         raise WeightsError(
-            f"{path} was refused: it is no weights file, or holds more than tensors and could run code when loaded "
-            f"({_first_line(error)})."
+            f"{path} was refused: it is no weights file, or holds more than tensors and could run code when loaded"
+            f"{f' (it names {named[1]})' if named else ''}. Nothing of it was executed. {AGAIN}"
         ) from error
     except Exception as error:  # a damaged pickle fails in any way
         raise _unreadable(path, error) from error
@@ -210,31 +219,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsMissingError(f"{path} is not there: it is part of the model's folder, copy or download it too.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (ValueError, OSError) as error:
-        raise WeightsError(f"{path} is not valid JSON ({_first_line(error)}): copy or download it again.") from error
+        raise WeightsError(f"{path} is not valid JSON ({cause(error)}): copy or download it again.") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
     return content
 
 
-def _refuse_placeholder(path: Path) -> None:
-    """Say so when a download left a web page or a Git LFS pointer where weights should be."""
-    with path.open("rb") as file:
-        head = file.read(64).lstrip().lower()
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not the weights: run 'git lfs pull' or download the file.")
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(f"{path} is a web page, not weights: the download needs a login or was blocked. Repeat it.")
-
-
 def _unreadable(path: Path, error: Exception) -> WeightsError:
     size = path.stat().st_size if path.is_file() else 0
     return WeightsError(
-        f"{path} ({size:,} bytes) cannot be read: truncated or not a weights file ({_first_line(error)}). "
+        f"{path} ({size:,} bytes) cannot be read: truncated or not a weights file ({cause(error)}). "
         "Copy or download it again."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

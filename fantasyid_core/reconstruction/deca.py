@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import WeightsError
+from ..io.listing import has_suffix
 from ..io.weights import load_into, read
 from . import known_files
 
@@ -140,7 +141,7 @@ def load_regressor(path: str | Path) -> Regressor:
         WeightsMissingError, WeightsError: no such file; damaged, unsafe or of another model.
     """
     tensors = read(path)
-    if Path(path).suffix == ".tar":
+    if has_suffix(path, [".tar"]):
         known_files.check(Path(path))
     published = {k.removeprefix(PUBLISHED_PREFIX): v for k, v in tensors.items() if k.startswith(PUBLISHED_PREFIX)}
     return Regressor.from_state_dict(published or tensors)

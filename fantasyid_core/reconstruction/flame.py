@@ -10,6 +10,8 @@ from torch import Tensor
 from ..errors import MeshError, WeightsError, WeightsMissingError
 from ..geometry import check_mesh
 from ..io import unpickle
+from ..io.listing import has_suffix
+from ..io.weights import SAFETENSORS
 from . import known_files
 
 SHAPE_COLUMNS = 300  # of `shapedirs`; the rest are expressions
@@ -130,7 +132,7 @@ def load(path: str | Path) -> Flame:
     path = Path(path)
     if not path.is_file():
         raise WeightsMissingError(f"The face model {path} is not there. {SOURCE}")
-    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors = _read_safetensors(path) if has_suffix(path, SAFETENSORS) else _read_pickle(path)
     for name, dimensions in _NAMES.items():
         shape = tuple(tensors[name].shape)
         if len(shape) != dimensions or 0 in shape:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fantasyid_core.errors import FantasyIDError, TrainingError
-from fantasyid_core.optional_import import require
+from fantasyid_core.optional_import import require, require_diffusers
 
 from . import settings as configuration
 from .settings import PoolSettings, Settings
@@ -23,8 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    for package in ("accelerate", "diffusers", "transformers"):
-        require(package, "Training")
+    require("accelerate", "Training", names=["Accelerator"])
+    require("transformers", "Training", names=["T5EncoderModel"])
+    require_diffusers("Training")
     from .loop import Stopped
 
     try:

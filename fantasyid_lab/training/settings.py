@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from fantasyid_core.errors import TrainingError
+from fantasyid_core.io.text_files import read_text
 
 HERE = Path(__file__).parent
 
@@ -96,9 +97,9 @@ def read(path: Path, changes: Sequence[str] = ()) -> Settings:
         raise TrainingError(f"The configuration {path} is not there; those that ship are in {HERE}.")
     toml = _toml()
     try:
-        table = toml.loads(path.read_text("utf-8"))
-    except toml.TOMLDecodeError as error:
-        raise TrainingError(f"{path} is not TOML: {error}.") from error
+        table = toml.loads(read_text(path))
+    except (OSError, ValueError) as error:  # TOMLDecodeError is a ValueError
+        raise TrainingError(f"{path} cannot be read as TOML: {error}.") from error
     for change in changes:
         key, sign, text = change.partition("=")
         if not sign:
