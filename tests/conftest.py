@@ -246,12 +246,15 @@ def context(pools: "tuple[Pool, Pool]", tmp_path: Path) -> "Callable[..., Contex
     """Makes the context of a training stage, with a model of test size."""
     from fantasyid_lab import nano
     from fantasyid_lab.training import settings
+    from fantasyid_lab.training.options import OPTIONS
     from fantasyid_lab.training.stage import Context
 
     small = {"steps": 6, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1}
 
     def make(stage: str, **changes) -> Context:
         told = settings.read(settings.HERE / f"{stage}.toml")
+        if "options" in changes:
+            changes["options"] = OPTIONS[stage](**changes["options"])
         told = replace(told, **small | {"pool": pools[0].settings} | changes)
         model = nano.build(sizes=nano.TINY)
         if stage == "identity":  # what is zero before training is not after the stage before

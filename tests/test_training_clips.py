@@ -26,7 +26,7 @@ from fantasyid_lab.people.render import render
 from fantasyid_lab.training import __main__ as command
 from fantasyid_lab.training import settings
 from fantasyid_lab.training.clip_folder import FolderSource
-from fantasyid_lab.training.identity import OPTIONS, IdentityStage
+from fantasyid_lab.training.identity import IdentityStage
 from fantasyid_lab.training.prepared_clip import PreparedClip, choose_window
 from fantasyid_lab.training.stage import Context
 from fantasyid_lab.training.vocabulary import tokenizer
@@ -106,7 +106,7 @@ def model(release: Path) -> nano.Nano:
 def source(folder: Path, model: nano.Nano, **options) -> FolderSource:
     told = settings.read(CONFIG)
     context = Context(told, model, None, None, out=folder, device=torch.device("cpu"), bf16=False)
-    return FolderSource(context, OPTIONS | dict(told.options) | {"data": str(folder)} | options)
+    return FolderSource(context, replace(told.options, data=str(folder), **options))
 
 
 def test_the_command_trains_the_identity_modules_on_clips(release: Path, clips: Path, tmp_path: Path):

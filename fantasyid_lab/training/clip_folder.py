@@ -5,7 +5,7 @@ A clip is read when it is first drawn. What training needs of it then stays in h
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from fantasyid_core.optional_import import require
 
 from . import data
 from .clip_files import SUFFIXES, find_clips
+from .options import IdentityOptions
 from .prepared_clip import PreparedClip, prepare_clip
 from .stage import Batch, Context
 from .vocabulary import tokenizer
@@ -26,7 +27,7 @@ EXPECTED = "Expected pairs of NAME.mp4, which shows one person's face, and NAME.
 
 
 class FolderSource:
-    """Identity batches from the folder `options["data"]`, see `identity`.
+    """Identity batches from the folder `options.data`.
 
     Every clip has one window of the model's frames, at a place that its name and the run's seed decide. With
     `multi_view` the references come from the rest of the clip, where that shows a face. Clips that cannot be used are
@@ -37,14 +38,14 @@ class FolderSource:
         WeightsMissingError, PackageMissingError: the text encoder's vocabulary or a package is missing.
     """
 
-    def __init__(self, context: Context, options: Mapping):
+    def __init__(self, context: Context, options: IdentityOptions):
         require("av", "Training on clips")
         self.context, self.options = context, options
         self.dtype = torch.bfloat16 if context.bf16 else torch.float32
         self.ids = tokenizer(context.model)
         self._kept: dict[Path, PreparedClip | None] = {}
         self._reasons: list[str] = []
-        folder = Path(options["data"])
+        folder = Path(options.data)
         found = find_clips(folder)
         first = next((i for i, path in enumerate(found) if self._clip(path) is not None), None)
         if first is None:
@@ -65,7 +66,7 @@ class FolderSource:
         """See `identity.Source`."""
         clips = [self._drawn(row, generator) for row in data.randint(generator, len(self.clips), count).tolist()]
         which = [int(x * len(c.crops)) for x, c in zip(data.rand(generator, count).tolist(), clips, strict=True)]
-        dropped = (data.rand(generator, count) < self.options["text_dropped"]).tolist()
+        dropped = (data.rand(generator, count) < self.options.text_dropped).tolist()
         words = [self.empty if drop else clip.words for drop, clip in zip(dropped, clips, strict=True)]
         return self._stacked(clips, which, words)
 
