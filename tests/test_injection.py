@@ -76,12 +76,10 @@ def test_two_identities_add_up_from_the_same_hidden_state(layer, hidden, tokens)
 def test_an_unconditional_branch_goes_without_an_identity_that_guidance_leads_to(layer, hidden, tokens):
     other = tokens.flip(0)
     run = InjectionRun([Injection(tokens, guided=True), Injection(other)])
-    run.unconditional = (False, True)
-    made = run.add_to(hidden, 0, layer, 0.0)
+    made = run.add_to(hidden, 0, layer, 0.0, unconditional=(False, True))
     alone, in_both = (InjectionRun([Injection(t)]).add_to(hidden, 0, layer, 0.0) - hidden for t in (tokens, other))
     torch.testing.assert_close(made[:1], (hidden + alone + in_both)[:1])
     torch.testing.assert_close(made[1:], (hidden + in_both)[1:])
-    run.unconditional = ()
     torch.testing.assert_close(run.add_to(hidden, 0, layer, 0.0), hidden + alone + in_both)
 
 

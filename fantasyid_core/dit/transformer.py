@@ -17,7 +17,7 @@ from ..errors import SamplingError, WeightsError
 from ..fusion.checkpoint import Published
 from ..io.weights import configured, load_into
 from .block import FusedBlock
-from .injection import InjectionRun, LayerAttention
+from .injection import Injector, LayerAttention
 from .kernels import Rotary
 from .step_cache import StepCache
 
@@ -67,7 +67,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         timestep: Tensor,
         *,
         rotary: Rotary | None = None,
-        run: InjectionRun | None = None,
+        run: Injector | None = None,
         progress: float = 0.0,
         run_block: RunBlock | None = None,
         cache: StepCache | None = None,
@@ -107,7 +107,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         run_block: RunBlock,
         time: Tensor,
         rotary: Rotary | None,
-        run: InjectionRun | None,
+        run: Injector | None,
         progress: float,
         visual: Tensor,
         words: Tensor,
@@ -195,7 +195,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
 
 
 @torch.compiler.disable
-def _inject(run: InjectionRun, visual: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+def _inject(run: Injector, visual: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
     """All is fused here already, and a compiled version would bind itself to numbers that an artist varies."""
     return run.add_to(visual, layer, attention, progress)
 
