@@ -55,7 +55,7 @@ class NativeTransformer(FantasyIDTransformer):
             x.transpose(1, 2),
             context,
             timesteps,
-            rotary=run.rotary(self, x),
+            rotary=run.rotary(self, x, options.get("rope_options") or {}),
             run=injector,
             progress=progress,
             run_block=_BlockPatches(self, options, x, attention, run),

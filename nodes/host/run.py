@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.ops
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ...fantasyid_core.dit.injection import Injection, InjectionRun
 from ...fantasyid_core.dit.kernels import Rotary
 from ...fantasyid_core.dit.step_cache import CacheSettings, StepCaches
+from ...fantasyid_core.dit.transformer import FantasyIDTransformer
 
 KEY = "fantasyid"
 
@@ -48,11 +50,16 @@ class Run:
         return self._norms[key]
 
     @torch.compiler.disable
-    def rotary(self, transformer: nn.Module, x: Tensor) -> Rotary | None:
-        """Rotary positions of latents (B, C, T, H, W)."""
-        key = (*x.shape[2:], x.device)
+    def rotary(self, transformer: FantasyIDTransformer, x: Tensor, rope: Mapping[str, float]) -> Rotary | None:
+        """Rotary positions of latents (B, C, T, H, W), moved as ComfyUI's `rope_options` say."""
+        scale = tuple(float(rope.get(f"scale_{axis}", 1.0)) for axis in "tyx")
+        shift = tuple(float(rope.get(f"shift_{axis}", 0.0)) for axis in "tyx")
+        size = (*x.shape[2:], x.device)
+        key = (size, scale, shift)
         if key not in self._rotary:
-            self._rotary[key] = transformer.rotary_embedding(*x.shape[2:], x.device)
+            moved = scale != (1.0,) * 3 or shift != (0.0,) * 3
+            embed = partial(transformer.rotary_embedding_moved, scale, shift) if moved else transformer.rotary_embedding
+            self._rotary[key] = embed(*size)
         return self._rotary[key]
 
 
