@@ -18,9 +18,12 @@ from ...fantasyid_core.io.mmap import store_as
 from ...fantasyid_core.io.weights import configured
 from ...fantasyid_core.sampling.schedule import RELEASE_SCHEDULE, TRAIN_STEPS
 from ...fantasyid_core.video.latents import first_frame_condition
-from .dit import RUN, NativeTransformer, host_attention, window_of
+from .attention import host_attention
+from .dit import NativeTransformer, window_of
+from .guidance import marked
 from .operators import borrow, to_host_operators
 from .options import OUTER_SAMPLE, around_run
+from .run import KEY
 
 DTYPES = {
     "default": None,
@@ -72,8 +75,10 @@ class FantasyIDModel(comfy.model_base.QwenImage):
         comfy.model_base.BaseModel.__init__(self, config, comfy.model_base.ModelType.V_PREDICTION, device=device)
         self.diffusion_model = transformer
 
-    extra_conds = comfy.model_base.BaseModel.extra_conds
     extra_conds_shapes = comfy.model_base.BaseModel.extra_conds_shapes
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        return comfy.model_base.BaseModel.extra_conds(self, **kwargs) | marked(kwargs)
 
     def get_dtype(self) -> torch.dtype:
         return self.diffusion_model.proj_out.weight.dtype
@@ -136,7 +141,7 @@ def load_model(
     settings.manual_cast_dtype = compute
     model = FantasyIDModel(settings, transformer, offload_device)
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
-    patcher.add_wrapper_with_key(OUTER_SAMPLE, RUN, around_run)
+    patcher.add_wrapper_with_key(OUTER_SAMPLE, KEY, around_run)
     return patcher
 
 

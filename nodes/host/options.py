@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_patcher
@@ -9,12 +10,14 @@ import comfy.patcher_extension
 from torch import Tensor
 
 from ...fantasyid_core.dit import fp8
-from ...fantasyid_core.dit.injection import Injection, InjectionRun
+from ...fantasyid_core.dit.injection import Injection
 from ...fantasyid_core.dit.injection import check as check_injection
-from ...fantasyid_core.dit.step_cache import CacheSettings, StepCaches
+from ...fantasyid_core.dit.step_cache import CacheSettings
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
 from ...fantasyid_core.errors import HardwareError, IdentityError
-from .dit import CACHE, CACHES, FP8, INJECTIONS, RUN, NativeTransformer
+from .dit import NativeTransformer
+from .guidance import mark
+from .run import KEY, Options, Run
 
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
 
@@ -37,15 +40,20 @@ def add_injection(model: comfy.model_patcher.ModelPatcher, injection: Injection)
         IdentityError: not a FantasyID model, or the identity was made for another.
     """
     check_injection(injection, transformer_of(model).layer_attention)
-    model = model.clone()
-    options = model.model_options["transformer_options"]
-    options[INJECTIONS] = [*options.get(INJECTIONS, []), injection]
-    return model
+    return _with(model, injections=(*injections_of(model), injection))
 
 
 def injections_of(model: comfy.model_patcher.ModelPatcher) -> Sequence[Injection]:
     """The identities that `model` injects."""
-    return model.model_options["transformer_options"].get(INJECTIONS, ())
+    return Options.of(model.model_options["transformer_options"]).injections
+
+
+def _with(model: comfy.model_patcher.ModelPatcher, **changes: Any) -> comfy.model_patcher.ModelPatcher:
+    """A clone of `model`, sharing its weights, with other `Options`."""
+    model = model.clone()
+    options = model.model_options["transformer_options"]
+    options[KEY] = replace(Options.of(options), **changes)
+    return model
 
 
 def set_fp8_products(model: comfy.model_patcher.ModelPatcher, on: bool) -> comfy.model_patcher.ModelPatcher:
@@ -61,9 +69,7 @@ def set_fp8_products(model: comfy.model_patcher.ModelPatcher, on: bool) -> comfy
             f"fp8_products needs an NVIDIA card of compute capability 8.9 or more (RTX 40 and 50, L4, L40, H100 and "
             f"newer); {why}. Switch it off; to save memory, weight_dtype fp8_e4m3fn of Load Model works everywhere."
         )
-    model = model.clone()
-    model.model_options["transformer_options"][FP8] = on
-    return model
+    return _with(model, fp8=on)
 
 
 def set_step_cache(
@@ -75,9 +81,7 @@ def set_step_cache(
         IdentityError: not a FantasyID model.
     """
     transformer_of(model)
-    model = model.clone()
-    model.model_options["transformer_options"][CACHE] = settings
-    return model
+    return _with(model, step_cache=settings)
 
 
 def at_once(model_options: Mapping, latents: Tensor) -> tuple[int, int, int]:
@@ -94,16 +98,15 @@ def around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
     transformer.check_sizes(*size)
     if not transformer.trained_at(*size):
         logging.warning("FantasyID: this model knows %s; other videos come out worse.", transformer.trained_size)
+    ours = Options.of(options)
+    mark(guider, ours.injections)
     constant = "registered_hooks" not in guider.model_options  # hooks swap weights in the middle of a run
-    options[RUN] = InjectionRun(options.get(INJECTIONS, ()), keep=constant)
-    caches = options[CACHES] = StepCaches(options[CACHE]) if options.get(CACHE) else None
-    transformer.start_run(keep=constant)
+    run = Run(ours.injections, ours.step_cache, keep=constant)
+    options[KEY] = replace(ours, run=run)
     try:
         latents = executor(*args, **kwargs)
-        if caches is not None:
-            logging.info("FantasyID: %s.", caches.report())
+        if run.step_caches is not None:
+            logging.info("FantasyID: %s.", run.step_caches.report())
         return latents
     finally:
-        options.pop(RUN, None)
-        options.pop(CACHES, None)
-        transformer.start_run(keep=False)
+        options[KEY] = ours
