@@ -91,6 +91,7 @@ def _transformer_config(heads: int, head_dim: int, layers: int, time: int, text:
         "vertex_depth_scale": 4.0,
         # Whether the reference crop goes in as first latent frame (release: true).
         "first_frame_condition": False,
+        "sampling_defaults": {"steps": 20, "guidance": 4.0, "scheduler": "ddim", "guide_identity": True},
     }
 
 

@@ -16,7 +16,7 @@ def guide_identity_input() -> io.Boolean.Input:
         optional=True,
         tooltip=(
             "On: the negative prompt's branch goes without the identity, so that guidance leads to the person as it "
-            "leads to the prompt. Off: both have it, as released."
+            "leads to the prompt: best with FantasyID-nano. Off: both have it, as the published model was released."
         ),
     )
 

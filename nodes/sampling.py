@@ -14,10 +14,11 @@ from ..fantasyid_core.errors import SamplingError
 from ..fantasyid_core.optional_import import require_diffusers
 from ..fantasyid_core.sampling.schedule import GUIDANCE, SCHEDULERS, STEPS, TRAIN_STEPS, timesteps
 from ..fantasyid_core.video.latents import squeeze_to_frame
+from .host import notes
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Identity
 from .injection import guide_identity_input
-from .video import empty_latent, size_inputs
+from .video import AS_SET, by_model, empty_latent, own_size, settings_input, size_inputs
 
 
 class FantasyIDSampler(FantasyIDNode):
@@ -60,7 +61,11 @@ class FantasyIDSampler(FantasyIDNode):
                     tooltip="The same seed draws the same noise, on CPU and GPU.",
                 ),
                 io.Int.Input(
-                    "steps", default=STEPS, min=1, max=TRAIN_STEPS, tooltip="50 as released; 30 are often enough."
+                    "steps",
+                    default=STEPS,
+                    min=1,
+                    max=TRAIN_STEPS,
+                    tooltip="The published model: 50 as released, 30 are often enough. FantasyID-nano: 20.",
                 ),
                 io.Float.Input(
                     "guidance",
@@ -68,19 +73,22 @@ class FantasyIDSampler(FantasyIDNode):
                     min=1.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="Guidance scale: how closely the video follows the prompt. 6 as released; 1 is off.",
+                    tooltip="How closely the video follows the prompt; 1 is off. The published model: 6 as released. "
+                    "FantasyID-nano: 4, with guide_identity on.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=list(SCHEDULERS),
                     default=SCHEDULERS[0],
-                    tooltip="dpm: as released. ddim: draws no noise on the way, and equals KSampler's ddim.",
+                    tooltip="dpm: as released. ddim: draws no noise on the way, equals KSampler's ddim, and is what "
+                    "FantasyID-nano was measured with.",
                 ),
                 *size_inputs(),
                 io.Noise.Input(
                     "noise", optional=True, tooltip="From RandomNoise: replaces the first noise that seed would give."
                 ),
                 guide_identity_input(),
+                settings_input("size, steps, guidance, scheduler and guide_identity"),
             ],
             outputs=[io.Latent.Output(tooltip="The video's latents, for VAE Decode.")],
         )
@@ -102,12 +110,20 @@ class FantasyIDSampler(FantasyIDNode):
         frames,
         noise=None,
         guide_identity: bool = False,
+        settings: str = AS_SET,
     ) -> io.NodeOutput:
         require_diffusers("The FantasyID Sampler")
-        from .host.options import add_injection, at_once, injections_of, transformer_of
+        from .host.options import add_injection, at_once, defaults_of, injections_of, transformer_of
         from .host.sampler import ReleaseSampler
         from .host.vae import encode_sample
 
+        if by_model(settings):
+            own = defaults_of(model)
+            width, height, frames = own_size(model, frames)
+            steps, guidance, scheduler, guide_identity = own.steps, own.guidance, own.scheduler, own.guide_identity
+            notes.show(
+                f"{width} × {height} pixels, {frames} frames, {steps} steps of {scheduler}, guidance {guidance:g}."
+            )
         if not math.isfinite(guidance):
             raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released.")
         latent = empty_latent(frames, height, width)
@@ -157,18 +173,26 @@ class FantasyIDSigmas(FantasyIDNode):
             inputs=[
                 io.Model.Input("model", tooltip="The FantasyID MODEL that will be sampled."),
                 io.Int.Input(
-                    "steps", default=STEPS, min=1, max=TRAIN_STEPS, tooltip="Denoising steps; 50 as released."
+                    "steps",
+                    default=STEPS,
+                    min=1,
+                    max=TRAIN_STEPS,
+                    tooltip="Denoising steps. The published model: 50 as released; FantasyID-nano: 20.",
                 ),
+                settings_input("steps"),
             ],
             outputs=[io.Sigmas.Output(tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
-    def run(cls, model, steps: int) -> io.NodeOutput:
+    def run(cls, model, steps: int, settings: str = AS_SET) -> io.NodeOutput:
         require_diffusers("FantasyID Sigmas")
-        from .host.options import transformer_of
+        from .host.options import defaults_of
 
-        transformer_of(model)
+        own = defaults_of(model)
+        if by_model(settings):
+            steps = own.steps
+            notes.show(f"{steps} steps.")
         return io.NodeOutput(trailing_sigmas(model, steps))
 
 

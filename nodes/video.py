@@ -5,11 +5,14 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
+from ..fantasyid_core.errors import SamplingError
 from ..fantasyid_core.video.latents import FRAMES, HEIGHT, LATENT_CHANNELS, WIDTH, latent_size, squeeze_to_frame
+from .host import notes
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Identity
 
 MAX_SIDE = 2048
+AS_SET, BY_MODEL = SETTINGS = ("as set here", "default for this model")
 
 
 def size_inputs() -> list[io.Input]:
@@ -45,6 +48,38 @@ def size_inputs() -> list[io.Input]:
     ]
 
 
+def settings_input(what: str) -> io.Combo.Input:
+    """The widget of every node whose numbers hang on the model: which numbers count, those of the node or the model's.
+
+    Args:
+        what: which of the node's widgets it stands for.
+    """
+    return io.Combo.Input(
+        "settings",
+        options=list(SETTINGS),
+        default=AS_SET,
+        optional=True,
+        tooltip=f"as set here: what the widgets say. default for this model: {what} of the model in their place, shown "
+        "under the node. FantasyID-nano: 160 × 160, 25 frames, 20 steps, guidance 4, ddim, guide_identity on. The "
+        "published model: 720 × 480, 49 frames, 50 steps, guidance 6, dpm, off.",
+    )
+
+
+def by_model(settings: str) -> bool:
+    """Whether the model's own numbers count. Raises SamplingError for a choice that there is not."""
+    if settings not in SETTINGS:
+        raise SamplingError(f"There are no settings '{settings}'; choose one of: {', '.join(SETTINGS)}.")
+    return settings == BY_MODEL
+
+
+def own_size(model, frames: int) -> tuple[int, int, int]:
+    """Width, height and frames that a MODEL was made for; with FantasyID Long Video the length stays `frames`."""
+    from .host.options import defaults_of, is_windowed
+
+    own = defaults_of(model)
+    return own.width, own.height, frames if is_windowed(model) else own.frames
+
+
 def empty_latent(frames: int, height: int, width: int) -> dict[str, torch.Tensor]:
     """A `LATENT` of zeros for a video of this size. Raises SamplingError where there is none."""
     size = (1, LATENT_CHANNELS, *latent_size(frames, height, width))
@@ -60,8 +95,7 @@ class FantasyIDImageCondition(FantasyIDNode):
             **listed("5 video", "image to video", "i2v", "empty latent", "first frame"),
             description=(
                 "For KSampler and SamplerCustomAdvanced: the empty latent of a video, and the reference face as its "
-                "first latent frame, as the release does. Without an identity the model gets no first frame; "
-                "FantasyID-nano was trained without one and leaves it aside."
+                "first latent frame, as the release does. Without an identity the model gets no first frame."
             ),
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The encoded prompt."),
@@ -69,6 +103,10 @@ class FantasyIDImageCondition(FantasyIDNode):
                 io.Vae.Input("vae", tooltip="The VAE of FantasyID Load Model."),
                 *size_inputs(),
                 Identity.Input("identity", optional=True, tooltip="Its reference crop becomes the first latent frame."),
+                settings_input("width, height and frames"),
+                io.Model.Input(
+                    "model", optional=True, tooltip="The MODEL that will be sampled: 'settings' asks it for its size."
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The prompt with the image condition."),
@@ -80,10 +118,26 @@ class FantasyIDImageCondition(FantasyIDNode):
         )
 
     @classmethod
-    def run(cls, positive, negative, vae, width: int, height: int, frames: int, identity=None) -> io.NodeOutput:
+    def run(
+        cls,
+        positive,
+        negative,
+        vae,
+        width: int,
+        height: int,
+        frames: int,
+        identity=None,
+        settings: str = AS_SET,
+        model=None,
+    ) -> io.NodeOutput:
         from .host.vae import check_vae
 
         check_vae(vae)
+        if by_model(settings):
+            if model is None:
+                raise SamplingError(f"'{BY_MODEL}' needs the model: connect 'model', or choose '{AS_SET}'.")
+            width, height, frames = own_size(model, frames)
+            notes.show(f"{width} × {height} pixels, {frames} frames.")
         latent = empty_latent(frames, height, width)
         if identity is not None:
             values = {"concat_latent_image": vae.encode(squeeze_to_frame(identity.image, height, width))}

@@ -44,7 +44,7 @@ def test_the_first_workflow_runs(installed: ComfyServer):
     file = next(path for path in archived_files() if path.startswith("workflows/01"))
     graph = to_graph(json.loads((ROOT / file).read_text("utf-8")), installed.object_info())
     (sampler,) = [node for node in graph.values() if node["class_type"] == "FantasyIDSampler"]
-    sampler["inputs"] |= {"steps": 1, "frames": 5, "width": 96, "height": 96}
+    sampler["inputs"] |= {"settings": "as set here", "steps": 1, "frames": 5, "width": 96, "height": 96}
     run = installed.run(graph, timeout=300)
     assert run.error is None
     assert [file["filename"] for file in run.files if file["type"] == "output"] == ["video_00001_.mp4"]

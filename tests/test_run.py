@@ -57,7 +57,10 @@ def test_the_demo_makes_a_video_from_a_photo(command: ModuleType, comfy: ComfySe
     """All of it, the model of the pack at its own size, but in fewer steps and on the tests' server."""
     workflow = (ROOT / "workflows" / "01 First video.json").read_text("utf-8")
     assert '[42, "fixed", 20, ' in workflow
-    (tmp_path / "01 First video.json").write_text(workflow.replace('[42, "fixed", 20, ', '[42, "fixed", 4, '), "utf-8")
+    (tmp_path / "01 First video.json").write_text(
+        workflow.replace('[42, "fixed", 20, ', '[42, "fixed", 4, ').replace("default for this model", "as set here"),
+        "utf-8",
+    )
     monkeypatch.setattr(command, "WORKFLOWS", tmp_path)
     monkeypatch.setattr("tools.comfy_host.ComfyServer", lambda base, arguments: contextlib.nullcontext(comfy))
     assert command._demo(command.DEMO_PHOTO, "A woman turns her head to the right.") == 0

@@ -156,3 +156,66 @@ def test_what_033_would_refuse_is_seen(info_033: dict):
     graph["gone"] = graphs.node("NoSuchNode")
     said = list(complaints(graph, info_033))
     assert [any(word in line for line in said) for word in ("no sampler", "lacks format", "no such node")] == [True] * 3
+
+
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", BLUEPRINTS, ids=lambda file: file.stem)
+def test_the_server_lists_the_box(comfy: ComfyServer, file: Path):
+    listed = {each["name"]: (key, each) for key, each in comfy.global_subgraphs().items()}
+    key, entry = listed[file.stem]
+    assert entry["info"]["node_pack"] == "custom_nodes.ComfyUI-FantasyID"
+    assert json.loads(comfy.global_subgraphs(key)["data"]) == json.loads(file.read_text("utf-8"))
+
+
+def box_of(name: str) -> tuple[dict, dict]:
+    """The workflow of a box, and in it the box."""
+    workflow = json.loads((ROOT / "subgraphs" / f"{name}.json").read_text("utf-8"))
+    return workflow, workflow["nodes"][0]
+
+
+def set_widgets(box: dict, **values: Any) -> None:
+    """Set widgets on a box by name."""
+    names = [each["name"] for each in box["inputs"] if "widget" in each]
+    for name, value in values.items():
+        box["widgets_values"][names.index(name)] = value
+
+
+def joined(workflow: dict, *links: tuple[int, int, int, int, str]) -> dict:
+    """`workflow` with links: from node, output, to node, input, type."""
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for number, (start, output, end, place, kind) in enumerate(links, 1):
+        workflow["links"].append([number, start, output, end, place, kind])
+        nodes[end]["inputs"][place]["link"] = number
+    return workflow
+
+
+def test_the_box_of_a_whole_video_makes_a_video(comfy: ComfyServer):
+    workflow, box = box_of("Identity video")
+    set_widgets(box, settings="as set here", steps=1, width=96, height=96, frames=5)
+    photo = one(900, "FantasyIDExamplePhoto", values=("Ben",))
+    save = one(901, "SaveVideo", ("video", None, "VIDEO"), values=("video/box", "auto", "auto"))
+    workflow["nodes"] += [photo, save]
+    joined(workflow, (900, 0, box["id"], 0, "IMAGE"), (box["id"], 0, 901, 0, "VIDEO"))
+    run = comfy.run(to_graph(workflow, comfy.object_info()), timeout=120)
+    assert run.error is None
+    assert [file["filename"].startswith("box") for file in run.files] == [True]
+
+
+def test_the_box_of_an_identity_gives_one(comfy: ComfyServer):
+    workflow, box = box_of("Identity from photos")
+    names = [each["name"] for each in box["inputs"]]
+    load = one(900, "FantasyIDLoadModel", values=(graphs.NANO, "default"))
+    photo = one(901, "FantasyIDExamplePhoto", values=("Ben",))
+    save = one(902, "FantasyIDSaveIdentity", ("identity", None, "FANTASYID_IDENTITY"), values=("boxed/identity",))
+    workflow["nodes"] += [load, photo, save]
+    joined(
+        workflow,
+        (900, 2, box["id"], names.index("encoder"), "FANTASYID_ENCODER"),
+        (901, 0, box["id"], names.index("photo"), "IMAGE"),
+        (box["id"], 0, 902, 0, "FANTASYID_IDENTITY"),
+    )
+    run = comfy.run(to_graph(workflow, comfy.object_info()), timeout=120)
+    assert run.error is None
+    assert list((comfy.base / "output" / "boxed").glob("identity_*.safetensors"))

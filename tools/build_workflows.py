@@ -1,4 +1,4 @@
-"""`python -m tools.build_workflows`: write `workflows/*.json` from `tools/shipped_workflows.py`.
+"""`python -m tools.build_workflows`: write `workflows/*.json` and `subgraphs/*.json` from `tools/shipped_workflows.py`.
 
 The page of today says how large every node is, classic and Vue-rendered; the larger of both is saved. Run it with the
 newest ComfyUI at hand (`COMFYUI_PATH`).
@@ -14,9 +14,9 @@ from typing import Any
 from .browser import ComfyPage, find_browser, open_browser
 from .comfy_host import ComfyServer
 from .environment import ROOT
-from .shipped_workflows import Group, Node, Workflow, workflows
+from .shipped_workflows import Blueprint, Group, Node, Workflow, blueprints, workflows
 
-WORKFLOWS = ROOT / "workflows"
+WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
 TITLE, GAP, COLUMN_GAP, PADDING, GROUP_TITLE = 30, 60, 60, 30, 50  # px
 SCALE = 0.5  # at which the file opens
 T5 = {
@@ -59,7 +59,7 @@ _BUILD = """([nodes, groups]) => {
     group.size = bounding.slice(2);
     app.graph.add(group);
   }
-  return Object.fromEntries(Object.entries(made).map(([key, node]) => [key, node.id]));
+  return Object.fromEntries(Object.entries(made).map(([key, node]) => [key, Number(node.id)]));
 }"""
 _SIZES = (
     "(ids) => Object.fromEntries(Object.entries(ids).map(([key, id]) => [key, [...app.graph.getNodeById(id).size]]))"
@@ -110,7 +110,7 @@ def _place_group(group: Group, sizes: dict, places: dict, left: float, top: floa
     return [left, top, round(x - COLUMN_GAP + PADDING - left), round(deepest + PADDING + 20 - top)]
 
 
-def tidy(saved: dict[str, Any], workflow: Workflow) -> dict[str, Any]:
+def tidy(saved: dict[str, Any], name: str) -> dict[str, Any]:
     """What every page since 1.32.9 reads, and no more."""
     for node in saved["nodes"]:
         node.pop("widgets_values_named", None)
@@ -128,9 +128,114 @@ def tidy(saved: dict[str, Any], workflow: Workflow) -> dict[str, Any]:
             node["properties"]["models"] = [T5]
         if node["type"].startswith("FantasyID"):
             node["properties"]["cnr_id"] = "comfyui-fantasyid"
-    saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"ComfyUI-FantasyID/{workflow.name}"))
+    saved["id"] = identifier(name)
     saved["extra"] = {"ds": {"scale": SCALE, "offset": [60, 120]}}
     return saved
+
+
+def identifier(name: str) -> str:
+    """A UUID that the same name always gets."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"ComfyUI-FantasyID/{name}"))
+
+
+def boxed(inside: dict[str, Any], ids: dict[str, int], blueprint: Blueprint) -> dict[str, Any]:
+    """A workflow of one box that holds the graph `inside`, whose nodes have these `ids` by key."""
+    nodes = {node["id"]: node for node in inside["nodes"]}
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    links = [dict(zip(names, link, strict=True)) for link in inside["links"]]
+    number = max(link["id"] for link in links)
+    box_inputs, box_outputs, shown, values = [], [], [], []
+
+    def add_link(*ends: Any) -> int:
+        links.append(dict(zip(names, (number + 1, *ends), strict=True)))
+        return number + 1
+
+    inputs, outputs = [], []
+    for place, (name, targets) in enumerate(blueprint.inputs.items()):
+        joined = []
+        for key, socket in targets:
+            node = nodes[ids[key]]
+            slot = next(i for i, each in enumerate(node["inputs"]) if each["name"] == socket)
+            kind = node["inputs"][slot]["type"]
+            number = node["inputs"][slot]["link"] = add_link(-10, place, node["id"], slot, kind)
+            joined.append(number)
+        key, socket = targets[0]
+        first = next(each for each in nodes[ids[key]]["inputs"] if each["name"] == socket)
+        inputs.append({"id": identifier(f"{blueprint.name}/{name}"), "name": name, "type": kind, "linkIds": joined})
+        box_inputs.append({"name": name, "type": kind, "link": None})
+        if "widget" in first:
+            box_inputs[-1]["widget"] = {"name": name}
+            shown.append(["-1", name])
+            values.append(_widget_value(nodes[ids[key]], socket))
+    for place, (name, (key, output)) in enumerate(blueprint.outputs.items()):
+        node = nodes[ids[key]]
+        slot = next(i for i, each in enumerate(node["outputs"]) if each["name"] == output)
+        kind = node["outputs"][slot]["type"]
+        number = add_link(node["id"], slot, -20, place, kind)
+        node["outputs"][slot]["links"] = [*(node["outputs"][slot].get("links") or []), number]
+        outputs.append({"id": identifier(f"{blueprint.name}/{name}"), "name": name, "type": kind, "linkIds": [number]})
+        box_outputs.append({"name": name, "type": kind, "links": []})
+    right = max(node["pos"][0] + node["size"][0] for node in inside["nodes"])
+    last = max(nodes)
+    subgraph = {
+        "id": identifier(blueprint.name),
+        "version": 1,
+        "state": {"lastGroupId": 0, "lastNodeId": last, "lastLinkId": number, "lastRerouteId": 0},
+        "revision": 0,
+        "config": {},
+        "name": blueprint.name,
+        "inputNode": {"id": -10, "bounding": [-220, 60, 160, 40 + 20 * len(inputs)]},
+        "outputNode": {"id": -20, "bounding": [right + 60, 60, 160, 40 + 20 * len(outputs)]},
+        "inputs": inputs,
+        "outputs": outputs,
+        "widgets": [],
+        "nodes": inside["nodes"],
+        "groups": [],
+        "links": links,
+        "extra": {},
+        "category": blueprint.category,
+        "description": blueprint.description,
+    }
+    box = {
+        "id": last + 1,
+        "type": subgraph["id"],
+        "pos": [100, 100],
+        "size": [360, 120 + 30 * len(box_inputs)],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": box_inputs,
+        "outputs": box_outputs,
+        "title": blueprint.name,
+        "properties": {"proxyWidgets": shown, "cnr_id": "comfyui-fantasyid"},
+        "widgets_values": values,
+    }
+    return {
+        "id": identifier(f"{blueprint.name}.json"),
+        "revision": 0,
+        "last_node_id": last + 1,
+        "last_link_id": 0,
+        "nodes": [box],
+        "links": [],
+        "groups": [],
+        "definitions": {"subgraphs": [subgraph]},
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def _widget_value(node: dict[str, Any], name: str) -> Any:
+    """The value of the widget that the input `name` belongs to; a seed has a widget of the page's own behind it."""
+    values = list(node["widgets_values"])
+    for each in node["inputs"]:
+        if "widget" in each:
+            value = values.pop(0)
+            if each["name"] == name:
+                return value
+            if each["name"] == "seed":
+                values.pop(0)
+    raise ValueError(f"{node['type']} has no widget '{name}'.")
 
 
 def main() -> None:
@@ -160,8 +265,15 @@ def main() -> None:
             for key, node in workflow.nodes.items():
                 node.size = (round(sizes[key][0]), round(sizes[key][1]))
             build(page, workflow.nodes, places, groups)
-            text = json.dumps(tidy(page.workflow(), workflow), ensure_ascii=False)
+            text = json.dumps(tidy(page.workflow(), workflow.name), ensure_ascii=False)
             (WORKFLOWS / f"{workflow.name}.json").write_text(text + "\n", "utf-8")
+        for blueprint in [] if chosen else blueprints():
+            sizes = measure(page, blueprint.nodes)
+            places: dict[str, list[float]] = {}
+            _place_group(Group(blueprint.name, blueprint.columns), sizes, places, 0, 0)
+            ids = build(page, blueprint.nodes, places, [])
+            text = json.dumps(boxed(tidy(page.workflow(), blueprint.name), ids, blueprint), ensure_ascii=False)
+            (SUBGRAPHS / f"{blueprint.name}.json").write_text(text + "\n", "utf-8")
 
 
 def _note(workflow: Workflow) -> Node:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Graph = dict[str, dict[str, Any]]  # API format: node id → class_type, inputs
-PREVIEW_WITH_METADATA = 4  # the host's protocol.py
+TEXT, PREVIEW_WITH_METADATA = 3, 4  # the host's protocol.py
 
 
 class ServerError(RuntimeError):
@@ -59,10 +59,15 @@ class Run:
 
 
 class ComfyClient:
-    """Speaks with the server at `url`. A thread of its own reads the websocket, by aiohttp, which ComfyUI brings."""
+    """Speaks with the server at `url`. A thread of its own reads the websocket, by aiohttp, which ComfyUI brings.
+
+    Attributes:
+        notes: node id → the text that the page shows under the node.
+    """
 
     def __init__(self, url: str):
         self.url = url
+        self.notes: dict[str, str] = {}
         self._id = uuid.uuid4().hex
         self._news = threading.Condition()
         self._messages: dict[str, list[tuple[str, dict, bytes | None]]] = defaultdict(list)
@@ -88,6 +93,14 @@ class ComfyClient:
         """The server's description of one node, or of all by id."""
         info = self._json("GET", f"/object_info/{node}" if node else "/object_info")
         return info[node] if node else info
+
+    def global_subgraphs(self, key: str = "") -> dict[str, Any]:
+        """The boxes that the server offers, by key, or one with its content."""
+        return self._json("GET", f"/global_subgraphs/{key}" if key else "/global_subgraphs")
+
+    def workflow_templates(self) -> dict[str, list[str]]:
+        """Names of the workflows that packs bring, by the pack's folder."""
+        return self._json("GET", "/workflow_templates")
 
     def upload_image(self, path: Path) -> str:
         """Copy a picture into the server's input folder; returns the name that LoadImage takes."""
@@ -199,6 +212,10 @@ class ComfyClient:
             if message.type == aiohttp.WSMsgType.TEXT:
                 content = json.loads(message.data)
                 kind, data, image = content["type"], content["data"], None
+            elif int.from_bytes(message.data[:4], "big") == TEXT:
+                start = 8 + int.from_bytes(message.data[4:8], "big")
+                self.notes[message.data[8:start].decode()] = message.data[start:].decode()
+                continue
             elif int.from_bytes(message.data[:4], "big") == PREVIEW_WITH_METADATA:
                 start = 8 + int.from_bytes(message.data[4:8], "big")
                 kind, data, image = "preview", json.loads(message.data[8:start]), message.data[start:]

@@ -5,9 +5,18 @@ from typing import Any
 
 NANO, PUBLISHED = "FantasyID-nano", "FantasyID"
 NANO_SIZE = {"width": 160, "height": 160, "frames": 25}
-NANO_SAMPLER = {"seed": 42, "steps": 20, "guidance": 4, "scheduler": "ddim", **NANO_SIZE, "guide_identity": True}
+BY_MODEL = {"settings": "default for this model"}  # so that who picks another model gets its size and steps
+NANO_SAMPLER = {
+    **BY_MODEL,
+    "seed": 42,
+    "steps": 20,
+    "guidance": 4,
+    "scheduler": "ddim",
+    **NANO_SIZE,
+    "guide_identity": True,
+}
 PUBLISHED_SIZE = {"width": 720, "height": 480, "frames": 49}
-PUBLISHED_SAMPLER = {"seed": 42, "steps": 50, "guidance": 6, "scheduler": "dpm", **PUBLISHED_SIZE}
+PUBLISHED_SAMPLER = {**BY_MODEL, "seed": 42, "steps": 50, "guidance": 6, "scheduler": "dpm", **PUBLISHED_SIZE}
 BYPASSED = 4
 
 Source = tuple[str, str]  # a node's key and the name of one of its outputs
@@ -42,6 +51,25 @@ class Workflow:
     note: str
     nodes: dict[str, Node]
     rows: list[list[Group]]
+
+
+@dataclass
+class Blueprint:
+    """A box of nodes that artists find among the nodes.
+
+    Attributes:
+        inputs: name → the inputs inside that it stands for; widgets among them are shown on the box.
+        outputs: name → the output inside.
+        columns: of the nodes inside.
+    """
+
+    name: str
+    category: str
+    description: str
+    nodes: dict[str, Node]
+    inputs: dict[str, list[Source]]
+    outputs: dict[str, Source]
+    columns: list[list[str]]
 
 
 CONSENT = "**Consent:** use only faces of people who agreed to it."
@@ -169,6 +197,8 @@ Press **Run**. The small model comes with the pack and nothing is downloaded: 3 
 {NANO_PROMPTS}
 
 {OWN_PHOTO}
+
+**Size and steps** are the model's own as long as the sampler's *settings* say so; with *as set here* its widgets count.
 
 ## What it is
 
@@ -628,3 +658,70 @@ def workflows() -> list[Workflow]:
         custom_sampler(),
         mesh_file(),
     ]
+
+
+def identity_box() -> Blueprint:
+    """Photos → identity."""
+    nodes = {key: node for key, node in identity(NANO, "Amara", "shape only").items() if node.type != "PreviewImage"}
+    del nodes["photo"]
+    nodes["face"].inputs.clear()
+    del nodes["id"].inputs["encoder"]
+    nodes["id"].widgets["combine"] = "weighted by pose"
+    return Blueprint(
+        "Identity from photos",
+        "FantasyID/4 identity",
+        "From a photo of a person, or several, to the identity that Apply FantasyID and FantasyID Sampler follow.",
+        nodes,
+        {
+            "encoder": [("id", "encoder")],
+            "photo": [("face", "image")],
+            "more photos": [("views", "images")],
+            "model_name": [("mesh", "model_name")],
+            "mode": [("mesh", "mode")],
+            "max_views": [("views", "max_views")],
+            "combine": [("id", "combine")],
+        },
+        {
+            "identity": ("id", "identity"),
+            "faces found": ("face", "preview"),
+            "contact sheet": ("views", "contact_sheet"),
+        },
+        [["face"], ["mesh", "views"], ["id"]],
+    )
+
+
+def video_box() -> Blueprint:
+    """Photo and prompt → video."""
+    parts = (
+        models(NANO)
+        | prompts("A young woman smiles and talks to the camera.")
+        | identity(NANO, "Amara", "shape only")
+        | {"sample": sampler(NANO_SAMPLER)}
+        | video(("sample", "LATENT"))
+    )
+    nodes = {key: node for key, node in parts.items() if node.type not in ("PreviewImage", "SaveVideo")}
+    del nodes["photo"]
+    nodes["face"].inputs.clear()
+    return Blueprint(
+        "Identity video",
+        "FantasyID/5 video",
+        "From a photo and a prompt to a video of that person, all in one box. For Save Video.",
+        nodes,
+        {
+            "photo": [("face", "image")],
+            "text": [("pos", "text")],
+            "model_name": [("load", "model_name"), ("clip", "model_name"), ("mesh", "model_name")],
+            "mode": [("mesh", "mode")],
+            **{
+                name: [("sample", name)]
+                for name in ("seed", "settings", "steps", "guidance", "width", "height", "frames", "guide_identity")
+            },
+        },
+        {"video": ("frames", "VIDEO"), "frames": ("decode", "IMAGE"), "faces found": ("face", "preview")},
+        [["load", "clip", "face"], ["pos", "neg"], ["mesh", "views"], ["id"], ["sample"], ["decode", "frames"]],
+    )
+
+
+def blueprints() -> list[Blueprint]:
+    """All boxes."""
+    return [identity_box(), video_box()]

@@ -170,6 +170,12 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         most = (c.sample_frames - 1) // c.temporal_compression_ratio + 1
         return (height, width) == (c.sample_height, c.sample_width) and 1 <= frames <= most
 
+    def work_at(self, frames: int, height: int, width: int) -> float:
+        """How many times as many tokens latents of this size are as those that the model was trained on."""
+        c = self.config
+        most = (c.sample_frames - 1) // c.temporal_compression_ratio + 1
+        return frames * height * width / (most * c.sample_height * c.sample_width)
+
     @property
     def trained_size(self) -> str:
         """For messages: the pixels and frames that the model was trained on."""

@@ -6,6 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...fantasyid_core.errors import FantasyIDError
+from . import notes
 
 CATEGORY = "FantasyID"
 _KNOWN = {field.name for field in fields(io.Schema)}  # the search's words came after 0.3.75
@@ -41,6 +42,7 @@ class FantasyIDNode(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         """Call `run`; the pack's own errors get the node's name in front, all others (cancel, out of memory) pass."""
+        notes.show()  # what the last run said goes
         try:
             return cls.run(**inputs)
         except FantasyIDError as error:

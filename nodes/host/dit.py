@@ -16,6 +16,7 @@ from ...fantasyid_core.dit.injection import BatchInjector
 from ...fantasyid_core.dit.kernels import Rotary
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
 from ...fantasyid_core.errors import SamplingError
+from ...fantasyid_core.sampling.defaults import AS_RELEASED, SamplingDefaults
 from ...fantasyid_core.sampling.schedule import TRAIN_STEPS
 from .attention import Attention, PatchedAttention, attention_for
 from .guidance import MARK
@@ -25,6 +26,7 @@ from .run import Options, Run, norm_weights
 class NativeTransformer(FantasyIDTransformer):
     """The DiT in the host's calling convention, (B, C, T, H, W), taking part in its wrappers and block patches."""
 
+    defaults: SamplingDefaults = AS_RELEASED
     norm_weights = staticmethod(norm_weights)
 
     @torch.compiler.disable(recursive=False)

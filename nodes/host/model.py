@@ -16,6 +16,7 @@ from ...fantasyid_core.errors import IdentityError, WeightsError
 from ...fantasyid_core.fusion.checkpoint import Published
 from ...fantasyid_core.io.mmap import store_as
 from ...fantasyid_core.io.weights import configured
+from ...fantasyid_core.sampling.defaults import defaults_of
 from ...fantasyid_core.sampling.schedule import RELEASE_SCHEDULE, TRAIN_STEPS
 from ...fantasyid_core.video.latents import first_frame_condition
 from .attention import host_attention
@@ -126,6 +127,8 @@ def load_model(
     if weight_dtype not in DTYPES:
         raise WeightsError(f"There is no weight_dtype '{weight_dtype}'; choose one of: {', '.join(DTYPES)}.")
     transformer = from_published(config, published, NativeTransformer)
+    with configured("FantasyID transformer"):
+        transformer.defaults = defaults_of(config)
     for block in transformer.transformer_blocks:
         block.attend, block.weights_of, block.borrow = host_attention, transformer.norm_weights, borrow
     for attention in transformer.layer_attention:

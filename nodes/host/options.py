@@ -15,6 +15,8 @@ from ...fantasyid_core.dit.injection import check as check_injection
 from ...fantasyid_core.dit.step_cache import CacheSettings
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
 from ...fantasyid_core.errors import HardwareError, IdentityError
+from ...fantasyid_core.sampling.defaults import SamplingDefaults
+from . import notes
 from .dit import NativeTransformer
 from .guidance import mark
 from .run import KEY, Options, Run
@@ -31,6 +33,16 @@ def transformer_of(model: comfy.model_patcher.ModelPatcher) -> NativeTransformer
             "Connect the MODEL of 'FantasyID Load Model' (LoRA and other patches in between are fine)."
         )
     return transformer
+
+
+def defaults_of(model: comfy.model_patcher.ModelPatcher) -> SamplingDefaults:
+    """What a `MODEL` was made to be sampled with. Raises IdentityError for a model that is none of ours."""
+    return transformer_of(model).defaults
+
+
+def is_windowed(model: comfy.model_patcher.ModelPatcher) -> bool:
+    """Whether a `MODEL` makes videos longer than it knows, window by window."""
+    return model.model_options.get("context_handler") is not None
 
 
 def add_injection(model: comfy.model_patcher.ModelPatcher, injection: Injection) -> comfy.model_patcher.ModelPatcher:
@@ -90,14 +102,25 @@ def at_once(model_options: Mapping, latents: Tensor) -> tuple[int, int, int]:
     return min(frames, getattr(model_options.get("context_handler"), "context_length", frames)), height, width
 
 
+def other_size(transformer: NativeTransformer, size: tuple[int, int, int]) -> str:
+    """What to expect of latents of `size` (frames, height, width) that the model was not trained on, and the cure."""
+    work = transformer.work_at(*size)
+    longer = f" and take at least {work:.0f} times as long" if work >= 1.5 else ""
+    return (
+        f"This model knows {transformer.trained_size}; other videos come out worse{longer}. Cancel and set "
+        "'settings' to 'default for this model', or width, height and frames to what it knows."
+    )
+
+
 def around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
     """Around each sampling run: what is constant over it is computed once and forgotten afterwards."""
     guider, noise = executor.class_obj, args[0]
     options, transformer = guider.model_options["transformer_options"], transformer_of(guider.model_patcher)
     size = at_once(guider.model_options, noise)
     transformer.check_sizes(*size)
+    notes.show()
     if not transformer.trained_at(*size):
-        logging.warning("FantasyID: this model knows %s; other videos come out worse.", transformer.trained_size)
+        notes.warn(other_size(transformer, size))
     ours = Options.of(options)
     mark(guider, ours.injections)
     constant = "registered_hooks" not in guider.model_options  # hooks swap weights in the middle of a run

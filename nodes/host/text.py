@@ -3,7 +3,6 @@
 Which tokens an encoder reads is told by the size of its vocabulary: T5's own, or bytes (FantasyID-nano).
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from ...fantasyid_core.dit import byte_tokens
 from ...fantasyid_core.dit.byte_tokens import TOKENS
 from ...fantasyid_core.errors import SamplingError, WeightsError, WeightsMissingError
 from ...fantasyid_core.io import weights
+from . import notes
 
 FIXED = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6}
 ACTIVATIONS = {"gated-gelu": ("gelu_pytorch_tanh", True), "relu": ("relu", False)}
@@ -122,7 +122,10 @@ def _cut(prompt: list[tuple]) -> list[tuple]:
     """The first 225 of a prompt's tokens, then its end token; a prompt that fits, padded as it is, stays."""
     if len(prompt) <= TOKENS:
         return prompt
-    logging.warning("FantasyID: the prompt has %d tokens; only the first %d are used.", len(prompt) - 1, TOKENS - 1)
+    notes.warn(
+        f"The prompt is too long: it has {len(prompt) - 1} tokens, and only the first {TOKENS - 1} are used. Shorten "
+        "it, or what stands at its end is not in the video."
+    )
     return [*prompt[: TOKENS - 1], prompt[-1]]
 
 

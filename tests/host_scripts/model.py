@@ -58,7 +58,7 @@ class Warnings(logging.Handler):
     said: ClassVar[list[str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said += [record.getMessage()] * record.getMessage().startswith("FantasyID: this model knows")
+        self.said += [record.getMessage()] * record.getMessage().startswith("FantasyID: This model knows")
 
 
 def difference(a: Tensor, b: Tensor) -> float:
