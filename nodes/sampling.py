@@ -109,7 +109,7 @@ class FantasyIDSampler(FantasyIDNode):
         from .host.vae import encode_sample
 
         if not math.isfinite(guidance):
-            raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released.")
+            raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released. Set it to that.")
         latent = empty_latent(frames, height, width)
         zeros = latent["samples"]
         transformer = transformer_of(model)

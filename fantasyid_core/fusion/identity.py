@@ -186,7 +186,10 @@ def load_identity(path: Path) -> Identity:
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("format") != FORMAT:
-                raise IdentityError(f"{path.name} is not a FantasyID identity file (its format is not {FORMAT}).")
+                raise IdentityError(
+                    f"{path.name} is not a FantasyID identity file (its format is not {FORMAT}). "
+                    "Choose a file that FantasyID Save Identity wrote."
+                )
             identity = Identity(**{name: file.get_tensor(name).float() for name in Identity.__dataclass_fields__})
     except SafetensorError as error:
         raise IdentityError(

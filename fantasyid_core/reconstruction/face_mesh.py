@@ -26,7 +26,7 @@ DECA_SOURCE = (
     "accept the licence and copy it there."
 )
 INSTEAD = (
-    "Without DECA choose the method 'landmark fit', which needs the face model alone; without both load the face's "
+    "Or choose the method 'landmark fit', which needs the face model alone; without both load the face's "
     "vertices from a .ply or .obj file."
 )
 
@@ -171,7 +171,10 @@ def _check_mode(mode: str) -> None:
 
 def _finite(mesh: FaceMesh, otherwise: str) -> FaceMesh:
     if not (mesh.vertices.isfinite().all() and mesh.in_photo.isfinite().all()):
-        raise MeshError(f"The face's mesh came out with values that are not finite: {otherwise}.")
+        raise MeshError(
+            f"The face's mesh came out with values that are not finite: {otherwise}. "
+            "Check the photo, or load the model again."
+        )
     return mesh
 
 

@@ -83,4 +83,4 @@ def find_first(folders: list[Path], names: tuple[str, ...], what: str, cure: str
             if (folder / name).is_file():
                 return folder / name
     expected = " or ".join(str(folder / name) for folder in folders for name in names)
-    raise WeightsMissingError(f"Missing: {what}. Expected {expected}. {cure}")
+    raise WeightsMissingError(f"Missing: {what}. Copy it to {expected}. {cure}")
