@@ -56,7 +56,7 @@ def require(module: str, purpose: str, install: str | None = None, names: Sequen
             f"{purpose} needs the Python package '{module.split('.')[0]}', which could not be imported "
             f"({type(error).__name__}: {cause(error)}). "
             + (
-                "It is installed, but broken or of a version that does not fit the others. Bring it up to date in "
+                "It is installed, but broken or of a version that does not fit the others. Update it in "
                 f"ComfyUI's Python with: python -m pip install --upgrade {package}"
                 if broken
                 else f"Install it into ComfyUI's Python with: python -m pip install {package}"

@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..fantasyid_core.fusion.identity import COMBINE, load_identity, save_identity
-from .host import paths
+from ..fantasyid_core.reconstruction.mesh_space import into_space
+from .host import notes, paths
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Encoder, Identity, Mesh, Views
 
@@ -44,6 +45,9 @@ class FantasyIDFuse(FantasyIDNode):
 
     @classmethod
     def run(cls, encoder, views, mesh, combine: str) -> io.NodeOutput:
+        mesh, told = into_space(mesh, encoder.template)
+        if told:
+            notes.warn(told)
         return io.NodeOutput(encoder.fuse(views, mesh, combine))
 
 

@@ -186,7 +186,8 @@ class FantasyIDSaveMesh(FantasyIDNode):
                 io.Combo.Input(
                     "format",
                     options=list(WRITERS),
-                    tooltip="glb: for Preview 3D and other programs. obj: text. ply: what FantasyID Load Mesh reads.",
+                    tooltip="glb: for Preview 3D and other programs. obj (text) and ply (binary): what FantasyID Load "
+                    "Mesh reads.",
                 ),
             ],
             outputs=[io.String.Output(display_name="model_file", tooltip="The saved file, for the host's Preview 3D.")],

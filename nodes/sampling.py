@@ -125,7 +125,7 @@ class FantasyIDSampler(FantasyIDNode):
                 f"{width} × {height} pixels, {frames} frames, {steps} steps of {scheduler}, guidance {guidance:g}."
             )
         if not math.isfinite(guidance):
-            raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released.")
+            raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released. Set it to that.")
         latent = empty_latent(frames, height, width)
         zeros = latent["samples"]
         transformer = transformer_of(model)

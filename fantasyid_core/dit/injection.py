@@ -214,7 +214,9 @@ def check(injection: Injection, layers: nn.ModuleList) -> None:
             "a plain CogVideoX cannot take an identity."
         )
     if not math.isfinite(injection.strength):
-        raise IdentityError(f"The identity's strength must be a finite number; got {injection.strength}.")
+        raise IdentityError(
+            f"The identity's strength must be a finite number; got {injection.strength}. Set it to 1, as trained."
+        )
     width = layers[0].norm1.weight.shape[0]
     if injection.tokens.shape[-1] != width:
         raise IdentityError(
@@ -239,7 +241,8 @@ def parse_curve(text: str, layers: int) -> tuple[float, ...]:
         points = [float(word) for word in words]
     except ValueError as error:
         raise IdentityError(
-            f"Layer weights are numbers separated by commas, such as '0.5, 1, 1'; got '{text}'."
+            f"Layer weights are numbers separated by commas, such as '0.5, 1, 1'; got '{text}'. "
+            "Write them so, or leave the field empty."
         ) from error
     return stretch(points, layers)
 
@@ -248,7 +251,9 @@ def stretch(points: Sequence[float], layers: int) -> tuple[float, ...]:
     """Control points → one weight per layer, linear in between; no points → () (1 everywhere)."""
     curve = torch.tensor(list(points), dtype=torch.float64)
     if not curve.isfinite().all():
-        raise IdentityError(f"Layer weights must be finite numbers; got {list(points)}.")
+        raise IdentityError(
+            f"Layer weights must be finite numbers; got {list(points)}. Set them between 0 and 2; 1 is as trained."
+        )
     if not len(curve):
         return ()
     if len(curve) == 1:

@@ -155,7 +155,10 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         """Raise SamplingError where latents of `frames` × `height` × `width` do not suit this model."""
         c = self.config
         if height % c.patch_size or width % c.patch_size:
-            raise SamplingError(f"Latent height and width must be multiples of {c.patch_size}; got {height} × {width}.")
+            raise SamplingError(
+                f"Latent height and width must be multiples of {c.patch_size}; got {height} × {width}. "
+                "Choose the video's size accordingly."
+            )
         if c.use_learned_positional_embeddings and not self.trained_at(frames, height, width):
             scale, time = 8, c.temporal_compression_ratio
             raise SamplingError(
@@ -258,7 +261,9 @@ def from_published(
         WeightsError: the tensors do not fit the configuration, or the model is of another kind.
     """
     if config.get("patch_size_t") or config.get("ofs_embed_dim"):
-        raise WeightsError("This is a CogVideoX 1.5 transformer; FantasyID was trained on CogVideoX 1.0 (5B I2V).")
+        raise WeightsError(
+            "This is a CogVideoX 1.5 transformer; FantasyID was trained on CogVideoX 1.0 (5B I2V). Use the 1.0 model."
+        )
     with configured("FantasyID transformer"):
         extra = _injection_arguments(config, published)
         with torch.device("meta"):
@@ -314,7 +319,8 @@ def infer_config(published: Published) -> dict:
         out_channels = dit["proj_out.weight"].shape[0] // patch**2
     except (KeyError, ValueError) as error:
         raise WeightsError(
-            f"This file holds no CogVideoX transformer under diffusers' names (looked for {error})."
+            f"This file holds no CogVideoX transformer under diffusers' names (looked for {error}). "
+            "Use a transformer of CogVideoX-5B-I2V or FantasyID as diffusers writes it."
         ) from error
     layers = len({name.split(".")[1] for name in dit if name.startswith("transformer_blocks.")})
     injections = len({name.split(".")[0] for name in published.layer_attention})

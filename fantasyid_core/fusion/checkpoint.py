@@ -60,7 +60,10 @@ def split_published(tensors: Mapping[str, Tensor]) -> Published:
             parts["dit"][name] = tensor
     empty = [part for part in IDENTITY_PARTS if not parts[part]]
     if 0 < len(empty) < len(IDENTITY_PARTS):
-        raise WeightsError(f"The transformer's identity weights are not complete: no tensor of {', '.join(empty)}.")
+        raise WeightsError(
+            f"The transformer's identity weights are not complete: no tensor of {', '.join(empty)}. "
+            "Copy or download it again."
+        )
     dead = {}
     if not empty:
         abstractor = parts["face_abstractor"]

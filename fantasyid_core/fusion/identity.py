@@ -60,6 +60,7 @@ class IdentityEncoder(nn.Module):
 
     Args:
         branches: which tokens the model was trained on, "2d" and "3d" or one of them.
+        template: (V, 3) the mean face, metres, on the CPU: the space and topology of the meshes that it was trained on.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class IdentityEncoder(nn.Module):
         spiral_net: VertexSpiralNet,
         reducer: VertexReducer,
         branches: Sequence[str] = BRANCHES,
+        template: Tensor | None = None,
     ):
         super().__init__()
+        self.template = template
         self.branches = tuple(branches)
         self.tower = tower
         self.abstractor = abstractor
@@ -100,6 +103,7 @@ def build_encoder(published: Published, tower: ImageTower, topology: Topology, c
         ),
         VertexReducer.from_published(published.vertex_reducer),
         config.get("identity_branches", BRANCHES),
+        topology.template,
     ).requires_grad_(False)
 
 
@@ -182,7 +186,10 @@ def load_identity(path: Path) -> Identity:
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("format") != FORMAT:
-                raise IdentityError(f"{path.name} is not a FantasyID identity file (its format is not {FORMAT}).")
+                raise IdentityError(
+                    f"{path.name} is not a FantasyID identity file (its format is not {FORMAT}). "
+                    "Choose a file that FantasyID Save Identity wrote."
+                )
             identity = Identity(**{name: file.get_tensor(name).float() for name in Identity.__dataclass_fields__})
     except SafetensorError as error:
         raise IdentityError(

@@ -7,7 +7,7 @@ from ..errors import WeightsError
 
 AGAIN = "Download the .safetensors file of the same model instead."
 _UNPACK = "It is an archive: unpack it and use the files in it."
-_BEGINNINGS: tuple[tuple[int, bytes, str, str], ...] = (
+BEGINNINGS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"version https://git-lfs", "a Git LFS pointer, not the weights", "Run 'git lfs pull' or download the file."),
     (
         0,
@@ -52,7 +52,7 @@ def refuse_foreign(path: Path) -> None:
         return
     if head.lstrip().lower().startswith(_WEB_PAGES):
         raise WeightsError(f"{path} is a web page, not weights: the download needs a login or was blocked. Repeat it.")
-    for offset, magic, name, cure in _BEGINNINGS:
+    for offset, magic, name, cure in BEGINNINGS:
         if head[offset:].startswith(magic):
             raise WeightsError(f"{path} is {name}. {cure}")
     if head.startswith(b"PK\3\4") and (found := _foreign_zip(path)):

@@ -37,7 +37,9 @@ def find(folder: Path | str) -> Path:
     suffixes = (".safetensors", ".safetensors" + INDEX, ".bin", ".bin" + INDEX)
     usual = [folder / (base + suffix) for suffix in suffixes for base in BASE_NAMES]
     if not folder.is_dir():
-        raise WeightsMissingError(f"The folder {folder} is not there: expected weights in it, such as {usual[0].name}.")
+        raise WeightsMissingError(
+            f"The folder {folder} is not there: expected weights in it, such as {usual[0].name}. Copy or download it."
+        )
     files = sorted(file for file in folder.iterdir() if file.is_file() and not is_hidden(file.name))
     by_kind = ([f for f in files if has_suffix(f, kind)] for kind in (SAFETENSORS, PICKLED))
     single = [kind[0] for kind in by_kind if len(kind) == 1]
@@ -63,7 +65,7 @@ def read(path: Path | str) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         if path.suffix and not path.is_dir():
-            raise WeightsMissingError(f"The weights file {path} is not there.")
+            raise WeightsMissingError(f"The weights file {path} is not there. Copy or download it there.")
         path = find(path)
     tensors = _read_shards(path) if path.name.endswith(INDEX) else _read_file(path)
     try:
@@ -104,7 +106,10 @@ def embedded_config(path: Path | str) -> dict[str, Any] | None:
     try:
         return dict(json.loads(text))
     except (TypeError, ValueError) as error:
-        raise WeightsError(f"The configuration in the header of {path} is no JSON object: {error}.") from error
+        raise WeightsError(
+            f"The configuration in the header of {path} is no JSON object: {error}. "
+            "Use the model's folder with its config.json instead."
+        ) from error
 
 
 @contextmanager
@@ -184,7 +189,10 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged pickle fails in any way
         raise _unreadable(path, error) from error
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors.")
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}, expected a dictionary of tensors. "
+            "Use a file of weights, not of a whole program."
+        )
     return dict(_flatten(content))
 
 
@@ -199,11 +207,17 @@ def _flatten(content: Mapping, prefix: str = "") -> Iterable[tuple[str, Tensor]]
 def _read_shards(index: Path) -> dict[str, Tensor]:
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
-        raise WeightsError(f"{index} names no shards: expected an object 'weight_map' of tensor name to file name.")
+        raise WeightsError(
+            f"{index} names no shards: expected an object 'weight_map' of tensor name to file name. "
+            "Copy or download it again."
+        )
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(names.values())):
         if not re.fullmatch(r"[\w.-]+", shard):
-            raise WeightsError(f"{index} names the shard '{shard}', which is not a file name of its own folder.")
+            raise WeightsError(
+                f"{index} names the shard '{shard}', which is not a file name of its own folder. "
+                "Copy or download it again."
+            )
         if not (index.parent / shard).is_file():
             raise WeightsMissingError(
                 f"The shard {index.parent / shard} is not there, but {index.name} lists it: copy or download it too."
@@ -211,7 +225,10 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         tensors |= _read_file(index.parent / shard)
     absent = [name for name in names if name not in tensors]
     if absent:
-        raise WeightsError(f"The shards of {index} lack {len(absent)} tensors that it lists, such as {absent[0]}.")
+        raise WeightsError(
+            f"The shards of {index} lack {len(absent)} tensors that it lists, such as {absent[0]}. "
+            "Copy or download it again."
+        )
     return tensors
 
 
@@ -223,7 +240,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise WeightsError(f"{path} is not valid JSON ({cause(error)}): copy or download it again.") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}, expected a JSON object. Copy or download it again."
+        )
     return content
 
 

@@ -92,7 +92,8 @@ def load(name: str, folders: Iterable[Path] = ()) -> Embedding:
         places = " or ".join(map(str, folders)) or "the folder given"
         raise WeightsMissingError(
             f"ArcFace needs one of {', '.join(ARCFACE_FILES)} in {places}. They come with InsightFace's model packs "
-            "(antelopev2, buffalo_l; for non-commercial research). The embedding 'dlib' needs no licence."
+            "(antelopev2, buffalo_l; for non-commercial research). The embedding 'dlib' needs no licence. "
+            "Copy one there, or choose 'dlib'."
         )
     return _arcface(path)
 

@@ -129,7 +129,10 @@ class Regressor(nn.Module):
             with torch.device("meta"):
                 module = cls({name: tensor.shape for name, tensor in tensors.items()})
         except (KeyError, IndexError, ValueError) as error:
-            raise WeightsError(f"These weights are not of DECA's regressor (its tensors lack {error}).") from error
+            raise WeightsError(
+                f"These weights are not of DECA's regressor (its tensors lack {error}). "
+                "Use deca_model.tar as DECA's authors publish it."
+            ) from error
         load_into(module, tensors, what="DECA regressor")
         return module.eval().requires_grad_(False)
 

@@ -105,7 +105,9 @@ def timesteps(steps: int, schedule: Mapping = RELEASE_SCHEDULE) -> list[int]:
 
 def _checked(steps: int) -> int:
     if not 1 <= steps <= TRAIN_STEPS:
-        raise SamplingError(f"Steps must lie between 1 and {TRAIN_STEPS}; got {steps}.")
+        raise SamplingError(
+            f"Steps must lie between 1 and {TRAIN_STEPS}; got {steps}. Set steps within that; 50 is as released."
+        )
     return steps
 
 

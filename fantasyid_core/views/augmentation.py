@@ -44,7 +44,9 @@ def augment(views: FaceViews, count: int, seed: int = 0, strength: float = 1.0) 
         ImageError: a negative count or strength.
     """
     if count < 0 or not strength >= 0:
-        raise ImageError(f"{count} altered views of strength {strength} were asked for; expected 0 or more of both.")
+        raise ImageError(
+            f"{count} altered views of strength {strength} were asked for; expected 0 or more of both. Set both so."
+        )
     if not count:
         return views
     source = torch.arange(count) % len(views.crops)

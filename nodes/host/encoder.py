@@ -6,6 +6,7 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
+from torch import Tensor
 
 from ...fantasyid_core.errors import WeightsMissingError
 from ...fantasyid_core.fusion.checkpoint import split_published
@@ -33,6 +34,11 @@ class NativeEncoder:
         patcher = self.patcher
         comfy.model_management.load_models_gpu([patcher])
         return fuse(patcher.model, views, mesh, combine, patcher.load_device)
+
+    @property
+    def template(self) -> Tensor:
+        """(V, 3) the mean face of the meshes that the model was trained on, metres, on the CPU."""
+        return self.patcher.model.template
 
     @property
     def patcher(self) -> comfy.model_patcher.ModelPatcher:
@@ -77,4 +83,4 @@ def find_first(folders: list[Path], names: tuple[str, ...], what: str, cure: str
             if (folder / name).is_file():
                 return folder / name
     expected = " or ".join(str(folder / name) for folder in folders for name in names)
-    raise WeightsMissingError(f"Missing: {what}. Expected {expected}. {cure}")
+    raise WeightsMissingError(f"Missing: {what}. Copy it to {expected}. {cure}")

@@ -135,7 +135,10 @@ def load_model(
         attention.weights_of = transformer.norm_weights
     left = to_host_operators(transformer)
     if left:
-        raise RuntimeError(f"modules without a host operator: {left}")
+        raise WeightsError(
+            f"These layers of the transformer cannot be managed by ComfyUI: {', '.join(map(str, left[:5]))}. "
+            "Use the transformer of CogVideoX or FantasyID as published."
+        )
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     compute = _cast(transformer, DTYPES[weight_dtype], load_device)

@@ -28,8 +28,9 @@ def transformer_of(model: comfy.model_patcher.ModelPatcher) -> NativeTransformer
     """The DiT behind a `MODEL`. Raises IdentityError for a model that is none of ours."""
     transformer = getattr(model.model, "diffusion_model", None)
     if not isinstance(transformer, FantasyIDTransformer):
+        kind = type(getattr(model.model, "model_config", model.model)).__name__  # ComfyUI's name, such as SD15 or Flux
         raise IdentityError(
-            f"This MODEL is a {type(model.model).__name__}, which cannot take a FantasyID identity. "
+            f"This MODEL is another kind of model ({kind}), which cannot take a FantasyID identity. "
             "Connect the MODEL of 'FantasyID Load Model' (LoRA and other patches in between are fine)."
         )
     return transformer

@@ -67,7 +67,10 @@ def resolve(name: str) -> Path:
     """
     places = " or ".join(str(root / (name if _is_plain(name) else "<name>")) for root in roots())
     if not _is_plain(name):
-        raise WeightsMissingError(f"'{name}' is not a model's name: expected the name of one entry such as {places}.")
+        raise WeightsMissingError(
+            f"'{name}' is not a model's name: expected the name of one entry such as {places}. "
+            "Choose one from the list."
+        )
     for root in roots():
         if (root / name).exists():
             return root / name

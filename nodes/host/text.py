@@ -135,13 +135,15 @@ def _host_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if kind != "t5" or gate not in (*ACTIVATIONS,) or config.get("vocab_size") not in (*TOKENIZERS,):
         raise WeightsError(
             f"{folder} holds a '{kind}' with feed_forward_proj '{gate}' and {config.get('vocab_size')} tokens, not "
-            f"a T5 encoder ({' or '.join(ACTIVATIONS)}) with {' or '.join(map(str, TOKENIZERS))} tokens."
+            f"a T5 encoder ({' or '.join(ACTIVATIONS)}) with {' or '.join(map(str, TOKENIZERS))} tokens. "
+            "Use the text_encoder of CogVideoX, or T5-XXL with CLIPLoader."
         )
     wrong = [name for name, value in FIXED.items() if config.get(name, value) != value]
     missing = [name for name in ("d_model", "d_kv", "d_ff", "num_heads", "num_layers") if name not in config]
     if wrong or missing:
         raise WeightsError(
-            f"{folder / 'config.json'} does not describe a T5 encoder: see {', '.join(wrong + missing)}."
+            f"{folder / 'config.json'} does not describe a T5 encoder: see {', '.join(wrong + missing)}. "
+            "Copy or download its config.json again."
         )
     activation, gated = ACTIVATIONS[gate]
     sizes = {name: config[name] for name in ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")}

@@ -87,7 +87,10 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.output_device = management.intermediate_device()
         left = to_host_operators(autoencoder)
         if left:
-            raise WeightsError(f"These layers of the VAE cannot be managed by ComfyUI: {', '.join(left[:5])}.")
+            raise WeightsError(
+                f"These layers of the VAE cannot be managed by ComfyUI: {', '.join(left[:5])}. "
+                "Use the VAE of CogVideoX as published."
+            )
         self.first_stage_model = _FirstStage(autoencoder).to(self.vae_dtype).eval().requires_grad_(False)
         self.patcher = comfy.model_patcher.ModelPatcher(
             self.first_stage_model, load_device=self.device, offload_device=management.vae_offload_device()
@@ -188,7 +191,10 @@ def _infer_config(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
         layers = {name.split(".")[4] for name in tensors if name.startswith("encoder.down_blocks.0.resnets.")}
         latents = tensors["decoder.conv_in.conv.weight"].shape[1]
     except (KeyError, ValueError, IndexError) as error:
-        raise WeightsError(f"{path} is no CogVideoX VAE under diffusers' names (looked for {error}).") from error
+        raise WeightsError(
+            f"{path} is no CogVideoX VAE under diffusers' names (looked for {error}). "
+            "Choose the VAE of CogVideoX (vae/ of the published model)."
+        ) from error
     return {
         "block_out_channels": widths,
         "down_block_types": ["CogVideoXDownBlock3D"] * len(widths),
