@@ -4,7 +4,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import comfy.ops
 import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -15,6 +14,7 @@ from ...fantasyid_core.dit.kernels import Rotary
 from ...fantasyid_core.dit.step_cache import StepCaches
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
 from ...fantasyid_core.sampling.schedule import TRAIN_STEPS
+from .compat import cast_weights
 
 INJECTIONS, RUN, FP8 = "fantasyid_injections", "fantasyid_run", "fantasyid_fp8"
 CACHE, CACHES = "fantasyid_step_cache", "fantasyid_step_caches"
@@ -74,10 +74,10 @@ class NativeTransformer(FantasyIDTransformer):
     def norm_weights(self, norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias of a layer norm as the host has them: from wherever it holds them, patched by it."""
         if self._norms is None or torch.compiler.is_compiling():
-            return comfy.ops.cast_bias_weight(norm, like)
+            return cast_weights(norm, like)
         key = (norm, like.device, like.dtype)
         if key not in self._norms:
-            self._norms[key] = comfy.ops.cast_bias_weight(norm, like)
+            self._norms[key] = cast_weights(norm, like)
         return self._norms[key]
 
     @torch.compiler.disable
