@@ -201,8 +201,11 @@ def test_the_stock_prompt_node_gives_an_encoder_on_bytes_what_it_was_trained_on(
 
 
 def test_a_stock_t5_works_and_one_with_a_mask_is_refused(text):
-    assert text["stock shape"] == [1, 226, 32]
-    assert "type 'pixart'" in text["errors"]["masked"]
+    for made in text["stock"].values():
+        assert [shape for shape, _ in made] == [[1, 226, 32]] * 2
+        assert made == text["stock"]["pixart"], "T5 without a mask is the same under either type"
+    assert text["recommended"] == ("cogvideox" if "cogvideox" in text["stock"] else "pixart")
+    assert f"type '{text['recommended']}'" in text["errors"]["masked"]
 
 
 def test_text_encoder_errors_name_what_does_not_fit(text):

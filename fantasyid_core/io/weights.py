@@ -25,6 +25,7 @@ BASE_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffuse
 SAFETENSORS = (".safetensors", ".sft")
 PICKLED = (".bin", ".pt", ".pth", ".tar", ".ckpt")
 INDEX = ".index.json"
+CONFIG = "config_json"  # a tensor: the bytes of a `config.json`, for files whose header another program writes
 
 
 def find(folder: Path | str) -> Path:
@@ -112,6 +113,28 @@ def embedded_config(path: Path | str) -> dict[str, Any] | None:
         ) from error
 
 
+def with_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """These tensors and one more that holds a `config.json`, which `take_config` finds."""
+    text = json.dumps(dict(config)).encode()
+    return {**tensors, CONFIG: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+
+
+def take_config(tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+    """Remove from `tensors` what `with_config` added and return the configuration; None without one.
+
+    Raises:
+        WeightsError: the tensor holds something else.
+    """
+    if CONFIG not in tensors:
+        return None
+    try:
+        return dict(json.loads(bytes(tensors.pop(CONFIG).tolist())))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            f"The tensor {CONFIG} holds no configuration ({cause(error)}): save the model again."
+        ) from error
+
+
 @contextmanager
 def configured(what: str) -> Iterator[None]:
     """Around what builds a module from a `config.json`: values that make no such module raise WeightsError."""
@@ -124,25 +147,31 @@ def configured(what: str) -> Iterator[None]:
 
 
 def load_into(
-    module: nn.Module, tensors: Mapping[str, Tensor], *, ignore: Iterable[str] = (), what: str = "model"
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    ignore: Iterable[str] = (),
+    late: Mapping[str, torch.Size] = {},
+    what: str = "model",
 ) -> None:
     """Give `module` (may be on the meta device) these tensors as its parameters and buffers: no copy, dtype kept.
 
     Args:
         ignore: beginnings of names that may be missing or left over.
+        late: shapes of parameters that the module does not have yet, and makes as it loads them.
         what: the module's name in the error.
 
     Raises:
         WeightsError: names are missing or left over, or a shape differs.
     """
-    wanted, ignored = module.state_dict(), tuple(ignore)
+    wanted, ignored = {name: tensor.shape for name, tensor in module.state_dict().items()} | late, tuple(ignore)
     missing = [name for name in wanted if name not in tensors and not name.startswith(ignored)]
     unknown = [name for name in tensors if name not in wanted and not name.startswith(ignored)]
     shared = {name: tensors[name] for name in wanted if name in tensors}
     shapes = [
-        f"{name} expected {tuple(wanted[name].shape)} found {tuple(tensor.shape)}"
+        f"{name} expected {tuple(wanted[name])} found {tuple(tensor.shape)}"
         for name, tensor in shared.items()
-        if tensor.shape != wanted[name].shape
+        if tensor.shape != wanted[name]
     ]
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"

@@ -19,15 +19,16 @@ from ...fantasyid_core.errors import SamplingError
 from ...fantasyid_core.sampling.defaults import AS_RELEASED, SamplingDefaults
 from ...fantasyid_core.sampling.schedule import TRAIN_STEPS
 from .attention import Attention, PatchedAttention, attention_for
+from .compat import cast_weights
 from .guidance import MARK
-from .run import Options, Run, norm_weights
+from .run import Options, Run
 
 
 class NativeTransformer(FantasyIDTransformer):
     """The DiT in the host's calling convention, (B, C, T, H, W), taking part in its wrappers and block patches."""
 
     defaults: SamplingDefaults = AS_RELEASED
-    norm_weights = staticmethod(norm_weights)
+    norm_weights = staticmethod(cast_weights)
 
     @torch.compiler.disable(recursive=False)
     def forward(

@@ -17,6 +17,7 @@ from ...fantasyid_core.io.layout import TOPOLOGIES, TOWERS
 from ...fantasyid_core.io.weights import read
 from ...fantasyid_core.reconstruction.face_mesh import FaceMesh
 from ...fantasyid_core.views.collection import FaceViews
+from .compat import make_patcher
 from .operators import to_host_operators
 from .paths import SOURCE
 
@@ -43,20 +44,21 @@ class NativeEncoder:
     @property
     def patcher(self) -> comfy.model_patcher.ModelPatcher:
         if self._patcher is None:
-            self._patcher = comfy.model_patcher.ModelPatcher(
+            self._patcher = make_patcher(
                 self._build(),
-                load_device=comfy.model_management.get_torch_device(),
-                offload_device=comfy.model_management.unet_offload_device(),
+                comfy.model_management.get_torch_device(),
+                comfy.model_management.unet_offload_device(),
             )
         return self._patcher
 
     def _build(self) -> IdentityEncoder:
         # Read again rather than kept: what is held of a mapped file holds all of it.
         published = split_published(read(self._weights))
-        if not published.has_identity:
+        if not published.has_encoder:
             raise WeightsMissingError(
-                "This model has no identity encoder: its transformer is a plain CogVideoX without the tensors "
-                f"face_abstractor.*, vertex_spiral_net.* and vertex_reducer.*. {SOURCE}"
+                f"{self._weights} has no identity encoder, the tensors face_abstractor.*, vertex_spiral_net.* and "
+                "vertex_reducer.*: it is a plain CogVideoX, or ComfyUI saved it from a MODEL, which has none. Choose "
+                f"the folder that it was made from as parts_from of FantasyID Load Model. {SOURCE}"
             )
         tower = find_first(self._face_encoder, TOWERS, "the image tower (face_encoder/)", SOURCE)
         topology = find_first(

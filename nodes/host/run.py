@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import comfy.ops
 import torch
 from torch import Tensor, nn
 
@@ -13,13 +12,9 @@ from ...fantasyid_core.dit.injection import Injection, InjectionRun
 from ...fantasyid_core.dit.kernels import Rotary
 from ...fantasyid_core.dit.step_cache import CacheSettings, StepCaches
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
+from .compat import cast_weights
 
 KEY = "fantasyid"
-
-
-def norm_weights(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer norm as ComfyUI has them: from wherever it holds them, patched by it."""
-    return comfy.ops.cast_bias_weight(norm, like)
 
 
 class Run:
@@ -41,12 +36,12 @@ class Run:
         self._rotary: dict[tuple, Rotary | None] = {}
 
     def norm_weights(self, norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
-        """As the function `norm_weights`. Streaming tensors so small anew for every block would wait for the card."""
+        """As `cast_weights`. Streaming tensors so small anew for every block would wait for the card."""
         if torch.compiler.is_compiling() or not self._keep:
-            return norm_weights(norm, like)
+            return cast_weights(norm, like)
         key = (norm, like.device, like.dtype)
         if key not in self._norms:
-            self._norms[key] = norm_weights(norm, like)
+            self._norms[key] = cast_weights(norm, like)
         return self._norms[key]
 
     @torch.compiler.disable

@@ -81,7 +81,7 @@ def execute(node: type, **inputs) -> tuple:
 def outcome(action) -> str:
     try:
         return str(action())
-    except Exception as error:
+    except BaseException as error:  # a cancel is no Exception in newer versions
         return f"{type(error).__name__}: {error}"
 
 
