@@ -164,10 +164,12 @@ def half_of_the_steps(**switches) -> Callable[[Host, object], object]:
 def padded_attention(_: Host, model):
     """Attention over a multiple of 256 tokens in every block; no node sets it."""
     from pack.fantasyid_core.dit.padded_attention import padded_attention
-    from pack.nodes.host.options import transformer_of
 
-    for block in transformer_of(model).transformer_blocks:
-        block.attend = padded_attention
+    def attend(function, q, k, v, *args, **options):
+        return padded_attention(q, k, v) if q.shape == k.shape else function(q, k, v, *args, **options)
+
+    model = model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = attend
     return model
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import ImageError
+from .errors import ImageError, cause
 from .optional_import import require
 
 MIN_SIDE = 16
@@ -57,14 +57,16 @@ def as_photos(images: Tensor, name: str = "image") -> Tensor:
             "channels. Convert it to RGB."
         )
     if not len(images):
-        raise ImageError(f"The {name} batch is empty; expected at least one photo.")
+        raise ImageError(f"The {name} batch is empty; expected at least one photo. Connect one.")
     height, width = images.shape[1:3]
     if min(height, width) < MIN_SIDE:
         raise ImageError(
             f"The {name} is {width} × {height} px; expected at least {MIN_SIDE} px on each side. Use a larger photo."
         )
     if not (images.is_floating_point() or images.dtype in _INTEGER_RANGE):
-        raise ImageError(f"The {name} holds {images.dtype} values; expected float in 0…1, uint8 or uint16.")
+        raise ImageError(
+            f"The {name} holds {images.dtype} values; expected float in 0…1, uint8 or uint16. Convert it first."
+        )
 
     step = -(-max(height, width) // MAX_SIDE)
     images = images[:, ::step, ::step, :3]
@@ -77,7 +79,9 @@ def as_photos(images: Tensor, name: str = "image") -> Tensor:
     if not np.isfinite(low + high):
         raise ImageError(f"The {name} contains NaN or infinite values; check the node that made it.")
     if high > _LARGEST_VALUE:
-        raise ImageError(f"The {name} has values up to {high:g}; expected 0…1. Divide it by 255 if it is in 0…255.")
+        raise ImageError(
+            f"The {name} has values up to {high:g}; expected 0…1. Convert it: divide by 255 if it is in 0…255."
+        )
     if low < 0 or high > 1:
         photos = photos.clamp(0, 1)
     return photos.expand(-1, -1, -1, 3)
@@ -85,7 +89,10 @@ def as_photos(images: Tensor, name: str = "image") -> Tensor:
 
 def _check_tensor(image: Tensor, name: str) -> None:
     if not isinstance(image, Tensor):
-        raise ImageError(f"The {name} is a {type(image).__name__}; expected an image tensor (height, width, channels).")
+        raise ImageError(
+            f"The {name} is a {type(image).__name__}; expected an image tensor (height, width, channels). "
+            "Connect an IMAGE, such as that of Load Image."
+        )
 
 
 def load_photo(path: str | Path) -> Tensor:
@@ -108,7 +115,7 @@ def load_photo(path: str | Path) -> Tensor:
                 pixels = np.array(picture.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise ImageError(
-            f"The photo '{path.name}' could not be read ({type(error).__name__}: {error}). "
+            f"The photo '{path.name}' could not be read ({type(error).__name__}: {cause(error)}). "
             "It may be missing, truncated or not a picture; save it again as PNG or JPEG."
         ) from error
     return as_photo(torch.from_numpy(pixels), f"photo '{path.name}'")

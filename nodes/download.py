@@ -5,10 +5,10 @@ import logging
 import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..fantasyid_core.errors import DownloadError
 from ..fantasyid_core.io import download
-from .host import paths
+from .host import notes, paths
 from .host.base import FantasyIDNode, listed
 
 LICENCES = (
@@ -28,7 +28,7 @@ class FantasyIDDownload(FantasyIDNode):
             description=(
                 "Downloads the published model from Hugging Face into models/fantasyid. It resumes after an "
                 "interruption, stays at one revision and checks every file's hash. The first run without 'confirm' "
-                f"says what would be fetched and how large it is. {LICENCES}"
+                f"says under the node what would be fetched and how large it is. {LICENCES}"
             ),
             is_output_node=True,
             inputs=[
@@ -60,9 +60,9 @@ class FantasyIDDownload(FantasyIDNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder_name: str, **others) -> str:
-        """Run again when the folder has gone."""
-        return str((paths.download_folder(folder_name) / download.LOCK).is_file())
+    def fingerprint_inputs(cls, folder_name: str | None, **others) -> float:
+        """Run again when the folder has changed or gone."""
+        return paths.fingerprint(lambda name: paths.download_folder(name) / download.LOCK, folder_name)
 
     @classmethod
     def run(cls, repository: str, revision: str, folder_name: str, confirm: bool) -> io.NodeOutput:
@@ -70,7 +70,13 @@ class FantasyIDDownload(FantasyIDNode):
         plan = download.plan(folder, repository, revision)
         what = f"{len(plan.files)} files, {plan.size / 1e9:.2f} GB, {repository} at {plan.commit}"
         if not confirm:
-            raise DownloadError(f"Nothing was downloaded. It would be {what}, to {folder}. {LICENCES} Tick 'confirm'.")
+            told = (
+                f"Nothing was downloaded yet. It would be {what}, to {folder}. {LICENCES} "
+                "To download it, tick 'confirm' and run again."
+            )
+            notes.show(told)
+            # Not red: this is the answer that was asked for. What hangs on the model's name waits without a word.
+            return io.NodeOutput(ExecutionBlocker(None), ui={"text": [told]})
         logging.info("FantasyID: downloading %s to %s", what, folder)
         bar = comfy.utils.ProgressBar(1000)
 
@@ -81,7 +87,9 @@ class FantasyIDDownload(FantasyIDNode):
                 bar.update_absolute(permille)
 
         download.fetch(plan, folder, progress)
-        return io.NodeOutput(folder_name)
+        told = f"Downloaded: {what}, to {folder}. Press R, then choose '{folder_name}' in FantasyID Load Model."
+        notes.show(told)
+        return io.NodeOutput(folder_name, ui={"text": [told]})
 
 
 NODES = [FantasyIDDownload]

@@ -1,10 +1,10 @@
 """Feature fusion: views and mesh → identity; identities as files."""
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..fantasyid_core.fusion.identity import COMBINE, load_identity, save_identity
-from .host import paths
+from ..fantasyid_core.reconstruction.mesh_space import into_space
+from .host import notes, paths
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Encoder, Identity, Mesh, Views
 
@@ -45,6 +45,9 @@ class FantasyIDFuse(FantasyIDNode):
 
     @classmethod
     def run(cls, encoder, views, mesh, combine: str) -> io.NodeOutput:
+        mesh, told = into_space(mesh, encoder.template)
+        if told:
+            notes.warn(told)
         return io.NodeOutput(encoder.fuse(views, mesh, combine))
 
 
@@ -76,7 +79,7 @@ class FantasyIDSaveIdentity(FantasyIDNode):
     def run(cls, identity, filename_prefix: str) -> io.NodeOutput:
         path = paths.save_path(filename_prefix, ".safetensors")
         save_identity(identity, path)
-        name = path.relative_to(folder_paths.get_output_directory()).as_posix() + " [output]"
+        name = paths.output_name(path) + paths.OUTPUT_MARK
         return io.NodeOutput(name, ui={"text": [name]})
 
 
@@ -103,8 +106,8 @@ class FantasyIDLoadIdentity(FantasyIDNode):
         return paths.left_to_the_run(file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> float:
-        return paths.identity_path(file).stat().st_mtime
+    def fingerprint_inputs(cls, file: str | None) -> float:
+        return paths.fingerprint(paths.identity_path, file)
 
     @classmethod
     def run(cls, file: str) -> io.NodeOutput:

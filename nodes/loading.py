@@ -6,14 +6,13 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..fantasyid_core.errors import WeightsMissingError
-from ..fantasyid_core.fusion.checkpoint import split_published
-from ..fantasyid_core.io.weights import embedded_config, read, read_config
-from ..fantasyid_core.optional_import import require
+from ..fantasyid_core.io.weights import read_config
+from ..fantasyid_core.optional_import import require_diffusers
 from .host import paths
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Encoder
 
-FROM_FOLDER = "from the model's folder"
+FROM_FOLDER, NOTHING_MORE = "from the model's folder", "the model itself"
 WEIGHT_DTYPES = ["default", "bf16", "fp16", "fp32", "fp8_e4m3fn"]
 
 
@@ -53,6 +52,14 @@ class FantasyIDLoadModel(FantasyIDNode):
                     tooltip="CogVideoX's VAE: the folder's own, or a file in models/vae.",
                     optional=True,
                 ),
+                io.Combo.Input(
+                    "parts_from",
+                    options=[NOTHING_MORE, *paths.model_folders()],
+                    default=NOTHING_MORE,
+                    tooltip="For a file that ComfyUI saved (Save Model, Save Checkpoint), which holds the transformer "
+                    "without its identity encoder: the folder that it was made from gives what it lacks.",
+                    optional=True,
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The video transformer, for Apply FantasyID, LoRA nodes and samplers."),
@@ -66,28 +73,37 @@ class FantasyIDLoadModel(FantasyIDNode):
         return paths.left_to_the_run(model_name, vae_name)
 
     @classmethod
-    def run(cls, model_name: str, weight_dtype: str, vae_name: str = FROM_FOLDER) -> io.NodeOutput:
-        require("diffusers", "The video transformer", "'diffusers>=0.35'")
-        from ..fantasyid_core.dit.transformer import infer_config
+    def run(
+        cls, model_name: str, weight_dtype: str, vae_name: str = FROM_FOLDER, parts_from: str = NOTHING_MORE
+    ) -> io.NodeOutput:
+        require_diffusers("The video transformer")
         from .host.encoder import NativeEncoder
-        from .host.model import load_model
+        from .host.model import load_model, read_model
         from .host.vae import load_vae
 
         path = paths.resolve(model_name)
-        weights = path
-        if path.is_dir():
-            weights = paths.transformer_folder(path)
-            if weights is None:
-                raise WeightsMissingError(f"{path} has no transformer/ folder. {paths.SOURCE}")
-        published = split_published(read(weights))
-        config = read_config(weights) if path.is_dir() else embedded_config(path) or infer_config(published)
-        vae = load_vae(_vae_path(path, vae_name))
-        model = load_model(config, published, weight_dtype, vae.first_stage_model.config)
+        others = [] if parts_from == NOTHING_MORE else [paths.resolve(parts_from)]
+        weights = _transformer(path)
+        config, published = read_model(weights, *map(_transformer, others))
+        vae = load_vae(_vae_path([path, *others], vae_name))
+        model = load_model(config, published, weight_dtype, vae.first_stage_model.config, source=weights)
+        if others and not published.has_encoder:
+            [path] = others
+            weights = _transformer(path)
+            config = read_config(weights)
         encoder = NativeEncoder(config, weights, paths.beside(path, "face_encoder"), paths.beside(path, "face_model"))
         return io.NodeOutput(model, vae, encoder)
 
 
-def _vae_path(model: Path, name: str) -> Path:
+def _transformer(model: Path) -> Path:
+    """The folder of a model's transformer, or the file that is one."""
+    weights = paths.transformer_folder(model) if model.is_dir() else model
+    if weights is None:
+        raise WeightsMissingError(f"{model} has no transformer/ folder. {paths.SOURCE}")
+    return weights
+
+
+def _vae_path(models: list[Path], name: str) -> Path:
     if name != FROM_FOLDER:
         path = folder_paths.get_full_path("vae", name)
         if path is None:
@@ -95,11 +111,16 @@ def _vae_path(model: Path, name: str) -> Path:
                 f"The VAE '{name}' is not in models/vae: copy it there, or choose '{FROM_FOLDER}'."
             )
         return Path(path)
-    if model.is_dir() and (model / "vae").is_dir():
-        return model / "vae"
+    from .host.vae import holds_vae
+
+    for model in models:
+        if model.is_dir() and (model / "vae").is_dir():
+            return model / "vae"
+        if model.is_file() and holds_vae(model):
+            return model
     raise WeightsMissingError(
-        f"'{model.name}' comes without a VAE: expected {model / 'vae'}. Choose CogVideoX's VAE as vae_name "
-        "(a file in models/vae), or use the published folder."
+        f"'{models[0].name}' comes without a VAE: expected {models[0] / 'vae'}. Choose CogVideoX's VAE as vae_name "
+        "(a file in models/vae), the folder that the model was made from as parts_from, or the published folder."
     )
 
 

@@ -1,9 +1,6 @@
 """Face → mesh, a mesh from a vertex file, and what can be done with a mesh."""
 
-from pathlib import Path
-
 import comfy.model_management
-import folder_paths
 import torch
 from comfy_api.latest import Types, io
 from comfy_execution.graph_utils import ExecutionBlocker
@@ -121,14 +118,16 @@ class FantasyIDLoadMesh(FantasyIDNode):
             display_name="FantasyID Load Mesh",
             **listed("3 face shape", "3d face", "import ply", "vertices", "DECA"),
             description=(
-                "Loads a face mesh from a .ply file, such as DECA or the released scripts write it. It must have the "
-                "topology that the model was trained on: FLAME's 5023 vertices for the published one."
+                "Loads a face mesh from a .ply or .obj file, such as DECA or the released scripts write it. It must "
+                "have the topology that the model was trained on: FLAME's 5023 vertices for the published one. "
+                "FantasyID Feature Fusion sets right a mesh in millimetres or with other axes, and says so."
             ),
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=paths.offered(mesh_files()),
-                    tooltip="A .ply file in ComfyUI's input folder. Copy it there, then press R.",
+                    options=paths.offered(paths.mesh_files()),
+                    tooltip="A .ply or .obj file in ComfyUI's input folder, or in the output folder (marked [output]). "
+                    "Copy it there, then press R.",
                 )
             ],
             outputs=[*_outputs(), _host_mesh_output()],
@@ -139,12 +138,12 @@ class FantasyIDLoadMesh(FantasyIDNode):
         return paths.left_to_the_run(file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> int:
-        return mesh_path(file).stat().st_mtime_ns
+    def fingerprint_inputs(cls, file: str | None) -> float:
+        return paths.fingerprint(paths.mesh_path, file)
 
     @classmethod
     def run(cls, file: str) -> io.NodeOutput:
-        mesh = face_mesh.from_file(mesh_path(file))
+        mesh = face_mesh.from_file(paths.mesh_path(file))
         return io.NodeOutput(mesh, _picture(mesh), _host_mesh(mesh))
 
 
@@ -187,7 +186,8 @@ class FantasyIDSaveMesh(FantasyIDNode):
                 io.Combo.Input(
                     "format",
                     options=list(WRITERS),
-                    tooltip="glb: for Preview 3D and other programs. obj: text. ply: what FantasyID Load Mesh reads.",
+                    tooltip="glb: for Preview 3D and other programs. obj (text) and ply (binary): what FantasyID Load "
+                    "Mesh reads.",
                 ),
             ],
             outputs=[io.String.Output(display_name="model_file", tooltip="The saved file, for the host's Preview 3D.")],
@@ -200,30 +200,10 @@ class FantasyIDSaveMesh(FantasyIDNode):
             raise MeshError(f"Meshes are not saved as '{format}'; choose one of: {', '.join(WRITERS)}.")
         path = paths.save_path(filename_prefix, f".{format}")
         WRITERS[format](path, mesh.vertices, mesh.faces)
-        name = path.relative_to(folder_paths.get_output_directory())
-        saved = {"filename": name.name, "subfolder": name.parent.as_posix().removeprefix("."), "type": "output"}
-        return io.NodeOutput(name.as_posix(), ui={"3d": [saved], "text": [name.as_posix()]})
-
-
-def mesh_files() -> list[str]:
-    """The .ply files in the host's input folder and below it."""
-    base = Path(folder_paths.get_input_directory())
-    return sorted(path.relative_to(base).as_posix() for path in base.glob("**/*.ply"))
-
-
-def mesh_path(name: str) -> Path:
-    """Path of a file that the widget names.
-
-    Raises:
-        MeshError: no such file, or it lies outside of the host's input folder.
-    """
-    base = Path(folder_paths.get_input_directory()).resolve()
-    path = (base / name.replace("\0", "")).resolve()
-    if not path.is_relative_to(base) or path.suffix.lower() != ".ply":
-        raise MeshError(f"'{name}' is not a .ply file in {base}: put the mesh there and choose it again.")
-    if not path.is_file():
-        raise MeshError(f"The mesh '{name}' is not there: expected {path}.")
-    return path
+        name = paths.output_name(path)
+        folder, _, file = name.rpartition("/")
+        saved = {"filename": file, "subfolder": folder, "type": "output"}
+        return io.NodeOutput(name, ui={"3d": [saved], "text": [name]})
 
 
 def _outputs() -> list[io.Output]:

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..fantasyid_core.dit.injection import Injection
 from ..fantasyid_core.errors import SamplingError
-from ..fantasyid_core.optional_import import require
+from ..fantasyid_core.optional_import import require_diffusers
 from ..fantasyid_core.sampling.schedule import GUIDANCE, SCHEDULERS, STEPS, TRAIN_STEPS, timesteps
 from ..fantasyid_core.video.latents import squeeze_to_frame
 from .host import notes
@@ -112,7 +112,7 @@ class FantasyIDSampler(FantasyIDNode):
         guide_identity: bool = False,
         settings: str = AS_SET,
     ) -> io.NodeOutput:
-        require("diffusers", "The FantasyID Sampler", "'diffusers>=0.35'")
+        require_diffusers("The FantasyID Sampler")
         from .host.options import add_injection, at_once, defaults_of, injections_of, transformer_of
         from .host.sampler import ReleaseSampler
         from .host.vae import encode_sample
@@ -125,7 +125,7 @@ class FantasyIDSampler(FantasyIDNode):
                 f"{width} × {height} pixels, {frames} frames, {steps} steps of {scheduler}, guidance {guidance:g}."
             )
         if not math.isfinite(guidance):
-            raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released.")
+            raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released. Set it to that.")
         latent = empty_latent(frames, height, width)
         zeros = latent["samples"]
         transformer = transformer_of(model)
@@ -186,7 +186,7 @@ class FantasyIDSigmas(FantasyIDNode):
 
     @classmethod
     def run(cls, model, steps: int, settings: str = AS_SET) -> io.NodeOutput:
-        require("diffusers", "FantasyID Sigmas", "'diffusers>=0.35'")
+        require_diffusers("FantasyID Sigmas")
         from .host.options import defaults_of
 
         own = defaults_of(model)

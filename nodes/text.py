@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .host import paths
 from .host.base import FantasyIDNode, listed
+from .host.compat import t5_clip_type
 
 
 class FantasyIDTextEncode(FantasyIDNode):
@@ -20,8 +21,8 @@ class FantasyIDTextEncode(FantasyIDNode):
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="FantasyID Load Text Encoder; for the published model also CLIPLoader with type 'pixart' "
-                    "and T5-XXL (fp8 files too).",
+                    tooltip="FantasyID Load Text Encoder; for the published model also CLIPLoader with type "
+                    f"'{t5_clip_type()}' and T5-XXL (fp8 files too).",
                 ),
                 io.String.Input(
                     "text",
@@ -53,7 +54,7 @@ class FantasyIDLoadTextEncoder(FantasyIDNode):
             **listed("1 model", "clip", "t5", "prompt"),
             description=(
                 "Loads the T5 text encoder that lies in a model's folder (text_encoder/). If you already have T5-XXL, "
-                "CLIPLoader with type 'pixart' saves the disk space for the published model."
+                f"CLIPLoader with type '{t5_clip_type()}' saves the disk space for the published model."
             ),
             inputs=[
                 io.Combo.Input(

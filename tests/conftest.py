@@ -65,7 +65,9 @@ _register("benchmarks")
 
 from tools.comfy_host import ComfyServer  # noqa: E402
 from tools.complaints import good  # noqa: E402
+from tools.environment import find_host  # noqa: E402
 from tools.graphs import changed  # noqa: E402
+from tools.in_process import has_dynamic_vram  # noqa: E402
 from tools.launch_comfy import fit_imports  # noqa: E402
 
 fit_imports()
@@ -138,9 +140,16 @@ def lives_on(comfy: ComfyServer, photo: str) -> Iterator[None]:
     assert len(run.files) == 1
 
 
-@pytest.fixture(scope="session")
-def host_script() -> Callable[..., dict]:
-    """Runs one of `host_scripts/` with arguments in a process of its own and returns what it found."""
+PATCHERS = ["plain", *["dynamic VRAM"] * has_dynamic_vram(find_host())]
+
+
+@pytest.fixture(scope="session", params=PATCHERS)
+def host_script(request: pytest.FixtureRequest) -> Callable[..., dict]:
+    """Runs one of `host_scripts/` with arguments in a process of its own and returns what it found.
+
+    With each of the host's two ways to hold weights, where it has both.
+    """
+    dynamic = request.param == "dynamic VRAM"
 
     def run(script: str, *arguments: Path) -> dict:
         done = subprocess.run(
@@ -149,7 +158,7 @@ def host_script() -> Callable[..., dict]:
             text=True,
             timeout=300,
             check=False,
-            env={**os.environ, **OF_SCRIPTS},
+            env={**os.environ, **OF_SCRIPTS, "HOST_DYNAMIC_VRAM": str(int(dynamic))},
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return json.loads(done.stdout.splitlines()[-1])
@@ -246,12 +255,15 @@ def context(pools: "tuple[Pool, Pool]", tmp_path: Path) -> "Callable[..., Contex
     """Makes the context of a training stage, with a model of test size."""
     from fantasyid_lab import nano
     from fantasyid_lab.training import settings
+    from fantasyid_lab.training.options import OPTIONS
     from fantasyid_lab.training.stage import Context
 
     small = {"steps": 6, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1}
 
     def make(stage: str, **changes) -> Context:
         told = settings.read(settings.HERE / f"{stage}.toml")
+        if "options" in changes:
+            changes["options"] = OPTIONS[stage](**changes["options"])
         told = replace(told, **small | {"pool": pools[0].settings} | changes)
         model = nano.build(sizes=nano.TINY)
         if stage == "identity":  # what is zero before training is not after the stage before

@@ -40,7 +40,7 @@ def test_a_node_s_own_errors_carry_its_name_and_all_others_pass_untouched(base):
 
 
 def test_models_are_listed_and_found(base):
-    assert (base["folders"], base["files"]) == (["shipped", "tiny"], ["one.safetensors"])
+    assert (base["folders"], base["files"]) == (["shipped", "tiny"], ["TWO.SAFETENSORS", "one.safetensors"])
     assert base["resolved"] == [True, True]
 
 
@@ -67,15 +67,33 @@ def test_a_missing_model_is_named_with_its_path_and_its_source(base):
 
 
 def test_identities_are_listed_found_and_saved_in_the_host_s_folders(base):
-    assert base["identities"] == ["anne.safetensors", "faces/bob.safetensors [output]"]
-    assert base["identity_paths"] == [True, True]
+    assert base["identities"] == ["EVE.SafeTensors", "anne.safetensors", "faces/bob.safetensors [output]"]
+    assert base["identity_paths"] == [True, True, True]
     assert base["saved"] == "output/faces/carol_00001_.safetensors"
 
 
+def test_meshes_are_listed_in_whatever_case_and_found(base):
+    assert base["meshes"] == ["HEAD.PLY", "deca.obj", "faces/bob.ply [output]"]
+    assert base["mesh_paths"] == [True, True, True]
+    assert all(answer.startswith("MeshError") for answer in base["mesh_tricks"])
+
+
+def test_what_is_saved_through_a_linked_folder_is_listed_and_loads(base):
+    assert base["linked"] == ["linked/dora_00001_.safetensors [output]", True, True]
+
+
+@pytest.mark.parametrize("state", ["without nano", "half of nano"])
+def test_the_model_that_comes_with_the_pack_is_no_download(base, state: str):
+    assert "reinstall the pack" in base[state]
+    assert "git checkout -- models/FantasyID-nano" in base[state]
+    assert "acvlab" not in base[state]
+
+
 def test_the_download_node_needs_consent_shows_the_size_and_can_be_cancelled(base):
-    assert base["unconfirmed"].startswith(
-        "DownloadError: FantasyID Download Model: Nothing was downloaded. It would be 1"
-    )
+    told, output, message = base["unconfirmed"]
+    assert told.startswith("Nothing was downloaded yet. It would be 1 files, 0.00 GB")
+    assert "tick 'confirm'" in told
+    assert [output, message] == ["ExecutionBlocker", None], "nothing red: what hangs on it waits without a word"
     assert base["nothing_written"]
     assert base["download"] == ["FantasyID"]
     assert base["downloaded"]
@@ -183,8 +201,11 @@ def test_the_stock_prompt_node_gives_an_encoder_on_bytes_what_it_was_trained_on(
 
 
 def test_a_stock_t5_works_and_one_with_a_mask_is_refused(text):
-    assert text["stock shape"] == [1, 226, 32]
-    assert "type 'pixart'" in text["errors"]["masked"]
+    for made in text["stock"].values():
+        assert [shape for shape, _ in made] == [[1, 226, 32]] * 2
+        assert made == text["stock"]["pixart"], "T5 without a mask is the same under either type"
+    assert text["recommended"] == ("cogvideox" if "cogvideox" in text["stock"] else "pixart")
+    assert f"type '{text['recommended']}'" in text["errors"]["masked"]
 
 
 def test_text_encoder_errors_name_what_does_not_fit(text):

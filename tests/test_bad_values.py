@@ -88,6 +88,8 @@ VALUES = [
     ("apply", {"strength": float("inf")}, "strength"),
     ("apply", {"strength": float("nan")}, "strength must be a finite number"),
     ("apply", {"start_percent": 2.0}, "start_percent"),
+    ("apply", {"start_percent": 0.7, "end_percent": 0.3}, "so it would never act"),
+    ("apply", {"start_percent": float("nan")}, "so it would never act"),
     ("apply", {"layer_weights": "much, little"}, "numbers separated by commas"),
     ("apply", {"layer_weights": "1, nan"}, "finite"),
     ("face", {"min_score": -1.0}, "min_score"),

@@ -32,6 +32,14 @@ def test_nothing_is_compiled_again(made, what):
     assert difference < 1e-5
 
 
+def test_the_fastest_attention_leaves_one_graph_and_a_nodes_own_splits_it_once_for_all_blocks(made):
+    for attention, most in (("fastest kernel", 1), ("a node's attention", 4)):
+        difference, graphs = made[attention]
+        assert graphs <= most
+        assert difference < 1e-5
+        assert made[f"{attention} again"][1] == 0
+
+
 def test_streamed_blocks_are_not_compiled(found, made):
     assert found["elsewhere"]
     assert not found["on the device"]

@@ -124,6 +124,7 @@ def test_a_wrong_file_says_what_to_unpack(tmp_path: Path, damage: str):
 
 def test_without_the_package_the_error_says_what_to_install(models: Path, monkeypatch: pytest.MonkeyPatch):
     insightface.load.cache_clear()
-    monkeypatch.setitem(sys.modules, "insightface.model_zoo.model_zoo", None)
+    for name in ("insightface", "insightface.model_zoo", "insightface.model_zoo.model_zoo"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(PackageMissingError, match="pip install insightface onnxruntime"):
         insightface.load(insightface.find_detector("antelopev2", models))

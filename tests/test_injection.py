@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fantasyid_core.dit.injection import Injection, InjectionRun, LayerAttention, check, parse_curve, stretch
+from fantasyid_core.dit.injection import (
+    BatchInjector,
+    Injection,
+    InjectionRun,
+    LayerAttention,
+    check,
+    parse_curve,
+    stretch,
+)
 from fantasyid_core.errors import IdentityError
 
 DIM, TOKEN_DIM, INNER, HEAD = 24, 20, 32, 8
@@ -76,12 +84,10 @@ def test_two_identities_add_up_from_the_same_hidden_state(layer, hidden, tokens)
 def test_an_unconditional_branch_goes_without_an_identity_that_guidance_leads_to(layer, hidden, tokens):
     other = tokens.flip(0)
     run = InjectionRun([Injection(tokens, guided=True), Injection(other)])
-    run.unconditional = (False, True)
-    made = run.add_to(hidden, 0, layer, 0.0)
+    made = run.add_to(hidden, 0, layer, 0.0, unconditional=(False, True))
     alone, in_both = (InjectionRun([Injection(t)]).add_to(hidden, 0, layer, 0.0) - hidden for t in (tokens, other))
     torch.testing.assert_close(made[:1], (hidden + alone + in_both)[:1])
     torch.testing.assert_close(made[1:], (hidden + in_both)[1:])
-    run.unconditional = ()
     torch.testing.assert_close(run.add_to(hidden, 0, layer, 0.0), hidden + alone + in_both)
 
 
@@ -95,6 +101,28 @@ def test_keys_and_values_are_computed_once_a_run(layer, hidden, tokens, monkeypa
     assert len(calls) == 1
     InjectionRun([Injection(tokens)]).add_to(hidden, 0, layer, 0.0)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("part", [(0.7, 0.3), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0), (0.0, float("nan"))])
+def test_a_part_of_the_run_that_is_none_is_refused(tokens, part):
+    with pytest.raises(IdentityError, match="start_percent not after end_percent"):
+        Injection(tokens, start=part[0], end=part[1])
+    Injection(tokens, start=0.5, end=0.5)
+
+
+def test_the_injection_computes_with_the_attention_and_norms_of_the_call(layer, hidden, tokens):
+    asked = []
+
+    def attend(q, k, v):
+        asked.append((q.shape[2], k.shape[2]))
+        return torch.zeros_like(q).transpose(1, 2).flatten(2)
+
+    injector = BatchInjector(InjectionRun([Injection(tokens)]), attend=attend)
+    torch.testing.assert_close(injector.add_to(hidden, 0, layer, 0.0), hidden)
+    assert asked == [(hidden.shape[1], len(tokens))]
+    flat = BatchInjector(InjectionRun([Injection(tokens)]), weights_of=lambda norm, like: (0 * norm.weight, norm.bias))
+    plain = InjectionRun([Injection(tokens)]).add_to(hidden, 0, layer, 0.0)
+    assert (flat.add_to(hidden, 0, layer, 0.0) - plain).abs().max() > 0
 
 
 def test_misfits_are_refused(layer, tokens):

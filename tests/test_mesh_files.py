@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fantasyid_core.errors import MeshError, SaveError
-from fantasyid_core.reconstruction.mesh_files import MAX_BYTES, MAX_ROWS, read_ply, write_obj, write_ply
+from fantasyid_core.reconstruction.mesh_files import MAX_BYTES, MAX_ROWS, read_mesh, read_ply, write_obj, write_ply
 
 VERTICES = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0.5]])
 FACES = torch.tensor([[0, 1, 2], [2, 1, 3]])
@@ -31,6 +31,7 @@ def file_of(tmp_path, *content: bytes):
     return path
 
 
+FACE = ("element face 1", "property list uchar int vertex_indices")
 XYZ = ("element vertex 4", "property float x", "property float y", "property float z")
 
 
@@ -77,6 +78,88 @@ def test_ascii_files_with_other_properties(tmp_path):
     assert torch.equal(faces, FACES)
 
 
+def test_what_is_skipped_is_not_parsed(tmp_path):
+    """Colours 0…1 in columns that the header calls whole numbers, as some programs write them."""
+    lines = [*XYZ, "property uchar red", "property list uchar int extra", *FACE, "property uchar green"]
+    body = b"0 0 0 0.5 1 a\n1 0 0 0.25 0\n0 1 0 .7 2 1.5 nan\n1 1 .5 1.0 0\n3 0 1 2 0.5\n"
+    vertices, faces = read_ply(file_of(tmp_path, header("ascii", *lines), body))
+    assert torch.equal(vertices, VERTICES)
+    assert faces.tolist() == [[0, 1, 2]]
+
+
+DECA_OBJ = b"""# as DECA writes it
+mtllib face.mtl
+v 0.0 0.0 0.0
+v 1.0 0.0 0.0 0.5 0.5 0.5
+v 0.0 1.0 0.0
+v 1.0 1.0 0.5
+vt 0.1 0.9
+vn 0 0 1
+usemtl FaceTexture
+s off
+f 1/1 2/1 3/1
+f 3/1/1 2//1 4
+"""
+
+
+@pytest.mark.parametrize("name", ["mesh.obj", "HEAD.OBJ"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_obj_files_of_other_programs_read(tmp_path, name, mark):
+    (tmp_path / name).write_bytes(mark + DECA_OBJ.replace(b"\n", b"\r\n"))
+    vertices, faces = read_mesh(tmp_path / name)
+    assert torch.equal(vertices, VERTICES)
+    assert torch.equal(faces, FACES)
+
+
+def test_obj_faces_may_count_backwards_have_more_corners_and_go_on_in_the_next_line(tmp_path):
+    (tmp_path / "mesh.obj").write_bytes(b"v 0 0 0\nv 1 0 0\nv 1 1 0.5\nv 0 1 0\nf -4 -3 \\\n-2 -1\n")
+    assert read_mesh(tmp_path / "mesh.obj")[1].tolist() == [[0, 1, 2], [0, 2, 3]]
+
+
+def test_what_is_written_as_obj_reads_back(tmp_path):
+    write_obj(tmp_path / "mesh.obj", VERTICES, FACES)
+    vertices, faces = read_mesh(tmp_path / "mesh.obj")
+    assert torch.equal(vertices, VERTICES)
+    assert torch.equal(faces, FACES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no vertices"),
+        (b"GIF89a", "no vertices"),
+        (b"v 1 2\n", "fewer than three"),
+        (b"v 1 2 a\n", "could not convert"),
+        (b"v 1 2 nan\n", "not finite"),
+        (b"v 1 2 1e300\n", "not finite"),
+        (b"v 1 2 3\nf 1 1 0\n", "counted from 1"),
+        (b"v 1 2 3\nf 1 1 2\n", "from 0 to 1"),
+        (b"v 1 2 3\nf -1 -1 -2\n", "from -1 to 0"),
+        (b"v 1 2 3\nf 1 1 x\n", "invalid literal"),
+        (b"v 1 2 3\nf" + b" 1" * 2000, "too many corners"),
+    ],
+)
+def test_damaged_obj_files_are_reported(tmp_path, content, message):
+    (tmp_path / "mesh.obj").write_bytes(content)
+    with pytest.raises(MeshError, match=rf"mesh\.obj.*({message})"):
+        read_mesh(tmp_path / "mesh.obj")
+
+
+@given(content=st.text("vf 0123456789.-e/\\\n", max_size=300).map(str.encode) | st.binary(max_size=200))
+@settings(max_examples=200, suppress_health_check=FUNCTION_FIXTURE, deadline=None)
+def test_any_obj_file_reads_or_gives_a_mesh_error(tmp_path, content):
+    (tmp_path / "mesh.obj").write_bytes(content)
+    with contextlib.suppress(MeshError):
+        vertices, faces = read_mesh(tmp_path / "mesh.obj")
+        assert vertices.isfinite().all()
+        assert faces is None or (int(faces.min()) >= 0 and int(faces.max()) < len(vertices))
+
+
+def test_a_file_s_content_tells_its_format(tmp_path):
+    write_ply(tmp_path / "mesh.obj", VERTICES, FACES)
+    assert torch.equal(read_mesh(tmp_path / "mesh.obj")[1], FACES)
+
+
 def test_a_file_without_faces_is_a_mesh_without_faces(tmp_path):
     vertices, faces = read_ply(file_of(tmp_path, header("ascii", *XYZ), b"0 " * 12))
     assert vertices.shape == (4, 3)
@@ -95,9 +178,6 @@ def test_obj_files_count_from_one(tmp_path):
     write_obj(tmp_path / "mesh.obj", VERTICES, FACES)
     lines = (tmp_path / "mesh.obj").read_text().splitlines()
     assert lines == ["v 0 0 0", "v 1 0 0", "v 0 1 0", "v 1 1 0.5", "f 1 2 3", "f 3 2 4"]
-
-
-FACE = ("element face 1", "property list uchar int vertex_indices")
 
 
 @pytest.mark.parametrize(

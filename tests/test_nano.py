@@ -76,7 +76,7 @@ def test_an_untrained_model_adds_nothing_for_an_identity(tiny: nano.Nano):
 
 def test_a_full_disk_is_reported(tiny: nano.Nano, tmp_path: Path):
     (tmp_path / "vae").write_text("a file where the folder should be")
-    with pytest.raises(SaveError, match="could not be written"):
+    with pytest.raises(SaveError, match="could not be saved"):
         nano.write(tiny, tmp_path, ["vae"])
 
 

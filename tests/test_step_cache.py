@@ -137,7 +137,13 @@ def test_context_windows_keep_their_own():
 
 @pytest.mark.parametrize(
     "values",
-    [{"threshold": -0.1}, {"threshold": math.nan}, {"threshold": 0.1, "start": 1.5}, {"threshold": 0.1, "most": 0}],
+    [
+        {"threshold": -0.1},
+        {"threshold": math.nan},
+        {"threshold": 0.1, "start": 1.5},
+        {"start": 0.7, "end": 0.3},
+        {"threshold": 0.1, "most": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused(values):
     with pytest.raises(SamplingError, match="The step cache"):

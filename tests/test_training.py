@@ -22,7 +22,7 @@ from fantasyid_lab import nano
 from fantasyid_lab.people.clip import still
 from fantasyid_lab.people.person import TRAIN, person
 from fantasyid_lab.training import __main__ as command
-from fantasyid_lab.training import diffusion, face_truth, loop, settings, together, vae
+from fantasyid_lab.training import diffusion, face_truth, loop, options, settings, together, vae
 from fantasyid_lab.training.pool import Pool
 from fantasyid_lab.training.run import STAGES, Run
 from fantasyid_lab.training.stage import Context
@@ -238,12 +238,12 @@ def test_people_can_be_photographed_alone(pools: tuple[Pool, Pool]):
 
 def test_stages_share_a_pool_where_they_ask_for_the_same_people(tmp_path: Path, pools: tuple[Pool, Pool]):
     run, sizes = Run(tmp_path, tiny=True), pools[0].settings
-    first = run._rendered(settings.Settings("base", pool=sizes))
+    first = run._rendered(settings.Settings("base", options.BaseOptions(), pool=sizes))
     later = replace(sizes, first=1, every=2, share=0.5)
-    assert run._rendered(settings.Settings("identity", pool=later)) is first
-    others = run._rendered(settings.Settings("identity", pool=sizes, seed=5))
+    assert run._rendered(settings.Settings("identity", options.IdentityOptions(), pool=later)) is first
+    others = run._rendered(settings.Settings("identity", options.IdentityOptions(), pool=sizes, seed=5))
     assert others[0].start != first[0].start  # another seed: other people
-    photographed = run._rendered(settings.Settings("face", pool=replace(sizes, filmed=0)))
+    photographed = run._rendered(settings.Settings("face", options.FaceOptions(), pool=replace(sizes, filmed=0)))
     assert photographed is not first
     assert all(pool.clips == 0 for pool in photographed)  # the people to validate on are photographed alone, too
     assert photographed[1].people == 4
@@ -295,6 +295,39 @@ def test_a_wrong_key_is_named(tmp_path: Path):
     assert settings.read(settings.HERE / "base.toml", ["batch=3", "pool.holds=7"]).pool.holds == 7
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_refuses_an_option_that_it_does_not_know(stage: str):
+    file = settings.HERE / f"{stage}.toml"
+    known = ", ".join(sorted(vars(settings.read(file).options)))
+    with pytest.raises(TrainingError, match=f"options.* unknown key 'multiview'; there are: {known}"):
+        settings.read(file, ["options.multiview=false"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "expected"),
+    [
+        ("identity", "options.multi_view=no", "'multi_view' must be true or false; got 'no'"),
+        ("identity", "options.multi_view=1", "'multi_view' must be true or false; got 1"),
+        ("identity", "options.unfreeze=blocks", "'unfreeze' must be a list of values, each a text; got 'blocks'"),
+        ("base", "options.pictures_batch=2.5", "'pictures_batch' must be a whole number; got 2.5"),
+        ("base", "options.face_weight=true", "'face_weight' must be a number; got True"),
+        ("base", "options=3", "options.* is not a table of keys: 3"),
+        ("face", "pool.people=many", "'people' must be a whole number; got 'many'"),
+        ("face", "betas=[0.9]", "'betas' must be a list of 2 values, each a number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(stage: str, change: str, expected: str):
+    with pytest.raises(TrainingError, match=expected):
+        settings.read(settings.HERE / f"{stage}.toml", [change])
+
+
+def test_numbers_and_lists_are_read_as_the_options_have_them():
+    read = settings.read(settings.HERE / "identity.toml", ["options.face_weight=6", 'options.unfreeze=["norm"]'])
+    assert isinstance(read.options.face_weight, float)
+    assert read.options.unfreeze == ("norm",)
+    assert read.betas == (0.9, 0.99)
+
+
 def test_the_command_trains_one_stage(tmp_path: Path, capsys: pytest.CaptureFixture):
     small = ["steps=1", "pool.size=32"]
     changes = [word for change in small for word in ("--set", change)]
@@ -342,8 +375,8 @@ def spread(landmarks: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("name", ["base", "identity"])
 def test_a_share_of_the_steps_trains_on_photos(name: str, context: Callable[..., Context]):
-    options = {"pictures": 0.5, "pictures_batch": 2} | ({"structure_weight": 0.1} if name == "base" else {})
-    stage = STAGES[name](context(name, options=options))
+    changes = {"pictures": 0.5, "pictures_batch": 2} | ({"structure_weight": 0.1} if name == "base" else {})
+    stage = STAGES[name](context(name, options=changes))
     for step, frames, count in ((0, 3, 4), (1, 1, 8)):
         batch = stage.batch(step, stage.context.generator(step))
         assert batch["latents"].shape[:2] == (count, frames)

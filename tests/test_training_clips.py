@@ -26,13 +26,14 @@ from fantasyid_lab.people.render import render
 from fantasyid_lab.training import __main__ as command
 from fantasyid_lab.training import settings
 from fantasyid_lab.training.clip_folder import FolderSource
-from fantasyid_lab.training.identity import OPTIONS, IdentityStage
-from fantasyid_lab.training.prepared_clip import choose_window
+from fantasyid_lab.training.identity import IdentityStage
+from fantasyid_lab.training.prepared_clip import PreparedClip, choose_window
 from fantasyid_lab.training.stage import Context
 from fantasyid_lab.training.vocabulary import tokenizer
 
 CONFIG = settings.HERE / "identity_5b.toml"
 SIZES = {"sample_width": 12, "sample_height": 8, "sample_frames": 9, "use_learned_positional_embeddings": False}
+FAULTS = Path(__file__).parent / "fixtures" / "faults"
 FRAMES = 17  # eight more than the model's window
 
 
@@ -105,7 +106,7 @@ def model(release: Path) -> nano.Nano:
 def source(folder: Path, model: nano.Nano, **options) -> FolderSource:
     told = settings.read(CONFIG)
     context = Context(told, model, None, None, out=folder, device=torch.device("cpu"), bf16=False)
-    return FolderSource(context, OPTIONS | dict(told.options) | {"data": str(folder)} | options)
+    return FolderSource(context, replace(told.options, data=str(folder), **options))
 
 
 def test_the_command_trains_the_identity_modules_on_clips(release: Path, clips: Path, tmp_path: Path):
@@ -165,6 +166,56 @@ def test_batches_have_the_documented_shapes_and_follow_the_generator(clips: Path
     seen = read.validation()
     assert seen["truth"].shape == (2, 1, 64, 96, 3)
     assert seen["empty"].shape == (1, 226, model.text.config.d_model)
+
+
+def test_what_cannot_be_used_leaves_the_draw(clips: Path, model: nano.Nano, monkeypatch: pytest.MonkeyPatch):
+    """Of three clips that are drawn from, the last shows nobody: the other two share the draws evenly."""
+    read = source(clips, model)
+    monkeypatch.setattr(read, "_stacked", lambda clips, which, words: clips)
+    drawn = read.batch(0, 2000, torch.Generator().manual_seed(0))
+    shares = [sum(clip is read._clip(path) for clip in drawn) / len(drawn) for path in read.clips]
+    assert shares[2] == 0
+    assert shares[:2] == pytest.approx([0.5, 0.5], abs=0.05)  # 0.67 and 0.33 where a neighbour stands in
+
+
+def test_what_macos_leaves_beside_clips_changes_nothing(clips: Path, model: nano.Nano, tmp_path: Path):
+    for file in clips.iterdir():
+        shutil.copy(file, tmp_path / (file.stem + file.suffix.upper()))
+        (tmp_path / f"._{file.stem}{file.suffix.upper()}").write_bytes(b"\0\5\x16\7")
+    found, plain = source(tmp_path, model), source(clips, model)
+    assert [path.stem for path in found.clips] == [path.stem for path in plain.clips]
+    assert not found._reasons
+    assert len(found.held_out) == 2
+
+
+def test_clips_that_cannot_be_used_are_not_held_out_either(clips: Path, model: nano.Nano, tmp_path: Path):
+    for name, kept in (("0", "0"), ("1b nobody", "1"), ("2", "2"), ("1b nobody", "3"), ("1b nobody", "4")):
+        for suffix in (".mp4", ".txt"):
+            shutil.copy(clips / f"{name}{suffix}", tmp_path / f"{kept}{suffix}")
+    read = source(tmp_path, model)
+    assert [path.stem for path in read.clips] == ["0", "1"]
+    assert read.held_out == [read._clip(tmp_path / "2.mp4")]
+
+
+def prepared(name: str, folder: Path, model: nano.Nano) -> PreparedClip:
+    """A clip of `FAULTS` as the only one of a folder, always under the same name."""
+    shutil.copy(FAULTS / f"{name}.mp4", folder / "0.mp4")
+    shutil.copy(FAULTS / "upright.txt", folder / "0.txt")
+    (kept,) = source(folder, model).held_out
+    return kept
+
+
+def test_a_phone_s_clip_is_prepared_as_it_is_shown(model: nano.Nano, tmp_path: Path):
+    phone, upright = (prepared(name, tmp_path, model) for name in ("phone", "upright"))
+    assert phone.window == upright.window
+    assert (phone.middle.float() - upright.middle.float()).abs().mean() < 2  # levels; on its side 78
+    difference = (phone.latents.float() - upright.latents.float()).norm() / upright.latents.float().norm()
+    assert difference < 0.15, "compression: 0.08; on its side: 1.2"
+
+
+def test_a_trimmed_clip_s_frames_are_those_that_are_shown(model: nano.Nano, tmp_path: Path):
+    kept = prepared("trimmed", tmp_path, model)
+    assert set(kept.window) | set(kept.frames) <= set(range(25))
 
 
 def empty(folder: Path, clips: Path) -> None:

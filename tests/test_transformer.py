@@ -45,6 +45,21 @@ def test_without_identity_it_is_diffusers_cogvideox(model, published, config, in
     torch.testing.assert_close(model(latents, text, timestep, rotary=rotary), theirs)
 
 
+def moved(model, scale: tuple = (1, 1, 1), shift: tuple = (0, 0, 0), frames: int = 7) -> torch.Tensor:
+    """Cosines and sines (2, frames, rows, columns, D) of moved positions."""
+    return torch.stack(model.rotary_embedding_moved(scale, shift, frames, 16, 24, "cpu")).unflatten(1, (frames, 8, 12))
+
+
+def test_positions_may_be_scaled_and_shifted(model):
+    same, longer = moved(model), moved(model, frames=13)
+    torch.testing.assert_close(same.flatten(1, 3), torch.stack(model.rotary_embedding(7, 16, 24, "cpu")))
+    torch.testing.assert_close(moved(model, scale=(2, 1, 1)), longer[:, ::2])
+    torch.testing.assert_close(moved(model, shift=(5, 0, 0)), longer[:, 5:12])
+    torch.testing.assert_close(moved(model, scale=(1, 0, 1)), same[:, :, :1].expand_as(same))
+    torch.testing.assert_close(moved(model, shift=(0, 1, 0))[:, :, :-1], same[:, :, 1:])
+    torch.testing.assert_close(moved(model, shift=(0, 0, 1))[:, :, :, :-1], same[:, :, :, 1:])
+
+
 @torch.no_grad()
 def test_an_identity_is_injected_after_every_second_block(model, inputs):
     latents, text, timestep = inputs

@@ -1,10 +1,13 @@
 """Weights files: what is read, what is refused and how the published checkpoint is taken apart."""
 
 import contextlib
+import io
 import json
 import os
 import pickle
+import stat
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from fantasyid_core.errors import WeightsError, WeightsMissingError
+from fantasyid_core.errors import WeightsError, WeightsMissingError, cause
 from fantasyid_core.fusion import checkpoint
 from fantasyid_core.io import weights
+from fantasyid_core.io.layout import save_tensors
 
 
 @pytest.fixture
@@ -133,6 +137,90 @@ def test_what_is_no_weights_file_is_refused_with_its_reason(tmp_path, content, r
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=f"{reason}|no weights file"):
         weights.read(path)
+
+
+def zipped(*names: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return content.getvalue()
+
+
+FOREIGN = {
+    "GGUF": (b"GGUF\3\0\0\0" + (123).to_bytes(8, "little") + bytes(64), "is a GGUF file.*use the same model as"),
+    "GGML": (b"ggml" + bytes(64), "is a GGML file.*Download"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(64), "is an HDF5 file.*Download"),
+    "NumPy": (b"\x93NUMPY\1\0" + bytes(64), "is a NumPy array.*Download"),
+    "NumPy's archive": (zipped("a.npy", "b.npy"), "is an archive of NumPy arrays.*Download"),
+    "zip": (zipped("model/model.safetensors"), "is a zip file.*unpack it"),
+    "TorchScript": (zipped("x/data.pkl", "x/constants.pkl", "x/code/x.py"), "is a TorchScript program.*Download"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(64), "is a gzip file.*unpack it"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(64), "is a 7z file.*unpack it"),
+    "tar": (bytes(257) + b"ustar" + bytes(300), "is a tar file.*unpack it"),
+    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(64), "is a picture.*Download"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".gguf", ".tar"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_formats_of_others_are_told_by_their_content_with_what_to_do(tmp_path, name, suffix):
+    content, words = FOREIGN[name]
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=words):
+        weights.read(path)
+
+
+def test_a_file_s_content_tells_how_it_is_read_not_its_name(tmp_path, tensors):
+    for name in ("model.bin", "MODEL.SAFETENSORS"):
+        save_file(tensors, tmp_path / name)
+        assert_same(weights.read(tmp_path / name), tensors)
+    torch.save(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=r"is a PyTorch file.*rename it"):
+        weights.read(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("length", [0x8B1F, 0x685A42])
+def test_a_header_s_length_is_not_taken_for_a_magic_number(tmp_path, length):
+    """Safetensors files begin with it: 0x8B1F is how gzip begins, 0x685A42 bzip2."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    (tmp_path / "x.safetensors").write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+    assert weights.read(tmp_path / "x.safetensors")["a"].tolist() == [0]
+
+
+def test_pytorch_s_advice_to_load_unsafely_is_never_passed_on(tmp_path):
+    """Files for which PyTorch's own error says to set `weights_only=False`."""
+    torch.save({"a": Path("x")}, tmp_path / "class.pt")
+    (tmp_path / "damaged.pt").write_bytes(b"\x80\x02c__builtin__\neval\nq\0.")
+    for name in ("class.pt", "damaged.pt"):
+        with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+            torch.load(tmp_path / name, weights_only=True)
+        with pytest.raises(WeightsError, match=r"Nothing of it was executed\. Download the") as caught:
+            weights.read(tmp_path / name)
+        assert "weights_only" not in str(caught.value)
+    assert cause(RuntimeError("Re-running with `weights_only=False` will likely succeed.")) == "RuntimeError"
+    assert cause(RuntimeError("first line\nsecond")) == "first line"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_configurations_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "config.json").write_text('{"name": "Zoë"}', encoding)
+    assert weights.read_config(tmp_path) == {"name": "Zoë"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_configurations_in_other_encodings_are_refused_with_a_cure(tmp_path, encoding):
+    (tmp_path / "config.json").write_text('{"name": "Zoë"}', encoding)
+    with pytest.raises(WeightsError, match="save it with the encoding UTF-8"):
+        weights.read_config(tmp_path)
+
+
+def test_hidden_names_are_no_weights_and_case_does_not_matter(tmp_path, tensors):
+    save_file(tensors, tmp_path / "One.SafeTensors")
+    (tmp_path / "._One.SafeTensors").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "._model.safetensors").write_bytes(b"\0\5\x16\7")
+    assert weights.find(tmp_path) == tmp_path / "One.SafeTensors"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -266,3 +354,15 @@ def test_a_single_file_may_carry_its_configuration(tmp_path):
     assert weights.embedded_config(tmp_path / "without.safetensors") is None
     with pytest.raises(WeightsError, match="no JSON object"):
         weights.embedded_config(tmp_path / "wrong.safetensors")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_what_is_saved_may_be_read_by_whom_the_system_lets_read(tmp_path, tensors, mask, mode):
+    before = os.umask(mask)
+    try:
+        save_tensors(tensors, tmp_path / "new" / "x.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new" / "x.safetensors").stat().st_mode) == mode
+    assert_same(weights.read(tmp_path / "new" / "x.safetensors"), tensors)

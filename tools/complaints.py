@@ -1,6 +1,7 @@
 """What the server says of a bad graph, and whether it names the node, the cause and the cure."""
 
 import json
+import re
 from dataclasses import dataclass
 
 from .comfy_client import Graph, ServerError
@@ -26,7 +27,7 @@ def complaint(comfy: ComfyServer, graph: Graph) -> Complaint:
     assert run.status == "error"
     found = Complaint(run.error.node_type, run.error.message)
     if found.node.startswith("FantasyID"):
-        assert "fantasyid_core.errors" in run.error.exception, run.error
+        assert re.fullmatch(r"FantasyID\.\w+Error", run.error.exception), run.error
         assert found.message.startswith(comfy.object_info(found.node)["display_name"] + ": ")
     return found
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stage = run.stage(told)
     stage.context.pool.fill(told.pool.people)
     step = _step(stage, run.accelerator)
-    if "pictures" not in told.options:
+    if not hasattr(told.options, "pictures"):
         _report(f"step, batch {told.batch}", step, options.steps)
     else:
         for kind, share in {"clips": 0.0, "photos": 1.0}.items():
@@ -59,11 +60,13 @@ def _step(stage: Stage, accelerator: Accelerator) -> Callable[[int], None]:
 @contextmanager
 def _photos(stage: Stage, share: float) -> Iterator[None]:
     """The stage's steps with this share of photos, then as before."""
-    before, stage.options["pictures"] = stage.options["pictures"], share
+    batches = getattr(stage, "source", stage)
+    before = batches.options
+    batches.options = replace(before, pictures=share)
     try:
         yield
     finally:
-        stage.options["pictures"] = before
+        batches.options = before
 
 
 def _report(name: str, run: Callable[[int], object], count: int) -> None:

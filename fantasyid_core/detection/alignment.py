@@ -63,7 +63,7 @@ def warp(photo: Tensor, to_crop: Tensor, size: int) -> Tensor:
     Like the release, the warp samples a photo whose long side was first reduced to 1024, but never below the crop's own
     resolution, so that a small face in a large photo keeps its detail.
     """
-    transform = require("kornia.geometry.transform", "Cropping a face", "kornia")
+    transform = require("kornia.geometry.transform", "Cropping a face", "kornia", ["warp_affine"])
     x0, y0, x1, y1, scale = _seen(to_crop, size, *photo.shape[:2])
 
     # Only the part of the photo that the crop shows is touched, whatever the size of the photo.

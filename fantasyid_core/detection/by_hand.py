@@ -29,7 +29,10 @@ def face_in_mask(image: Tensor, mask: Tensor, landmarks: Tensor | None = None) -
     if mask.ndim == 3 and mask.shape[0] == 1:
         mask = mask[0]
     if mask.ndim != 2 or 0 in mask.shape:
-        raise ImageError(f"The mask has shape {tuple(mask.shape)}; expected one mask (height, width) for the photo.")
+        raise ImageError(
+            f"The mask has shape {tuple(mask.shape)}; expected one mask (height, width) for the photo. "
+            "Connect a mask that was made from this photo."
+        )
     rows, columns = (mask > 0.5).nonzero(as_tuple=True)
     if not len(rows):
         raise FaceNotFoundError("The mask is empty. Paint it over the face, from brows to chin and ear to ear.")
@@ -67,5 +70,8 @@ def face_in_box(image: Tensor, box: tuple[float, float, float, float], landmarks
         scale = min((x1 - x0) / (right - left), (y1 - y0) / (bottom - top))
         landmarks = (photo.new_tensor(FFHQ_TEMPLATE) - centre) * scale + (corners[:2] + corners[2:]) / 2
     elif landmarks.shape != (5, 2):
-        raise ImageError(f"The landmarks have shape {tuple(landmarks.shape)}; expected (5, 2): eyes, nose, mouth.")
+        raise ImageError(
+            f"The landmarks have shape {tuple(landmarks.shape)}; expected (5, 2): eyes, nose, mouth. "
+            "Give x and y of these five points."
+        )
     return faces_at(photo, corners[None], landmarks.to(photo)[None], [1.0])[0]

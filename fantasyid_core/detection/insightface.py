@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import WeightsError, WeightsMissingError
+from ..errors import WeightsError, WeightsMissingError, cause
+from ..io.formats import refuse_foreign
+from ..io.listing import files_in, is_hidden
 from ..optional_import import require
 
 log = logging.getLogger(__name__)
 
 # The detector's file: det_10g.onnx in buffalo_l, scrfd_10g_bnkps.onnx in antelopev2.
-_PATTERNS = ("scrfd*.onnx", "det_*.onnx")
+_BEGINNINGS = ("scrfd", "det_")
 _PREFERRED = ("CUDAExecutionProvider", "CoreMLExecutionProvider", "CPUExecutionProvider")
 
 
@@ -53,12 +55,14 @@ def find_detector(name: str, *roots: Path) -> Path:
 def _folders(root: Path) -> Iterator[Path]:
     for base in (root / "models", root):
         if base.is_dir():
-            yield from (entry for entry in sorted(base.iterdir()) if entry.is_dir() and entry.name != "models")
+            entries = (entry for entry in sorted(base.iterdir()) if not is_hidden(entry.name))
+            yield from (entry for entry in entries if entry.is_dir() and entry.name != "models")
 
 
 def _detectors(folder: Path) -> Iterator[Path]:
-    for pattern in _PATTERNS:
-        yield from sorted(file for file in folder.rglob(pattern) if file.is_file())
+    files = files_in(folder, [".onnx"], below=True)
+    for beginning in _BEGINNINGS:
+        yield from (file for file in files if file.name.lower().startswith(beginning))
 
 
 @lru_cache(maxsize=2)
@@ -69,8 +73,10 @@ def load(file: Path) -> "InsightDetector":
         PackageMissingError: insightface or what it needs is missing or broken.
         WeightsError: not a face detector with landmarks.
     """
-    zoo = require("insightface.model_zoo.model_zoo", "The InsightFace detector", "insightface onnxruntime")
-    runtime = require("onnxruntime", "The InsightFace detector", "onnxruntime")
+    purpose = "The InsightFace detector"
+    zoo = require("insightface.model_zoo.model_zoo", purpose, "insightface onnxruntime", ["get_model"])
+    runtime = require("onnxruntime", purpose, names=["get_available_providers"])
+    refuse_foreign(file)
     there = runtime.get_available_providers()
     failed = None
     for provider in (name for name in _PREFERRED if name in there):
@@ -82,7 +88,7 @@ def load(file: Path) -> "InsightDetector":
         break
     else:
         raise WeightsError(
-            f"InsightFace's '{file.name}' could not be loaded ({type(failed).__name__}: {failed}). It may be "
+            f"InsightFace's '{file.name}' could not be loaded ({type(failed).__name__}: {cause(failed)}). It may be "
             f"truncated: unpack its package into {file.parent} again."
         ) from failed
     if not getattr(model, "use_kps", False):

@@ -38,7 +38,9 @@ def select(
         ImageError: the mask has another shape.
     """
     if which not in SELECTIONS:
-        raise FaceNotFoundError(f"There is no way to select a face called '{which}'; expected one of {SELECTIONS}.")
+        raise FaceNotFoundError(
+            f"There is no way to select a face called '{which}'; choose one of {', '.join(SELECTIONS)}."
+        )
     if not faces:
         raise FaceNotFoundError(
             "No face was found in the photo. Use a photo in which the face is upright, well lit and not covered, "
@@ -79,7 +81,10 @@ def _inside(face: DetectedFace, mask: Tensor) -> bool:
     if mask.ndim == 3 and mask.shape[0] == 1:
         mask = mask[0]
     if mask.ndim != 2 or 0 in mask.shape:
-        raise ImageError(f"The mask has shape {tuple(mask.shape)}; expected one mask (height, width) for the photo.")
+        raise ImageError(
+            f"The mask has shape {tuple(mask.shape)}; expected one mask (height, width) for the photo. "
+            "Connect a mask that was made from this photo."
+        )
     height, width = face.image.shape[:2]
     hits = 0
     for x, y in face.landmarks.tolist():

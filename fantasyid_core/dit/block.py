@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.activations import GELU
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import Tensor, nn
 
+from .attention import Attend, scaled_dot_product
 from .fp8 import dequantised, product, weight8
 from .kernels import (
     Modulation,
@@ -25,14 +25,8 @@ from .kernels import (
     rows8,
 )
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Compute = Callable[[Tensor, Tensor | None], Tensor]
 Borrow = Callable[[nn.Module, torch.device, torch.dtype, bool, Compute], Tensor]
-
-
-def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Queries, keys, values (B, H, L, D) → (B, L, H · D)."""
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def with_own_weights(layer: nn.Module, device: torch.device, dtype: torch.dtype, fp8: bool, compute: Compute) -> Tensor:
@@ -58,27 +52,40 @@ class FusedBlock(CogVideoXBlock):
         temb: Tensor,
         image_rotary_emb: Rotary | None = None,
         fp8: bool = False,
+        attend: Attend | None = None,
+        weights_of: WeightsOf | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Visual tokens (B, L, dim), text tokens (B, N, dim), time embedding (B, T) → visual and text tokens.
 
-        fp8: the large products with 8-bit operands.
+        Args:
+            fp8: the large products with 8-bit operands.
+            attend, weights_of: for this call, in place of the block's own.
         """
+        attend, weights_of = attend or self.attend, weights_of or self.weights_of
         visual, words = hidden_states, encoder_hidden_states
-        joint, gates = self._modulated(self.norm1, visual, words, temb, fp8)
-        update = self._attention(joint, visual.dtype, words.shape[1], image_rotary_emb)
+        joint, gates = self._modulated(self.norm1, visual, words, temb, fp8, weights_of)
+        update = self._attention(joint, visual.dtype, words.shape[1], image_rotary_emb, attend, weights_of)
         visual, words = _updated(visual, words, update, gates)
-        joint, gates = self._modulated(self.norm2, visual, words, temb, fp8)
+        joint, gates = self._modulated(self.norm2, visual, words, temb, fp8, weights_of)
         return _updated(visual, words, self._feed_forward(joint, visual.dtype), gates)
 
-    def _attention(self, joint: Tensor | Rows8, dtype: torch.dtype, words: int, rotary: Rotary | None) -> Tensor:
+    def _attention(
+        self,
+        joint: Tensor | Rows8,
+        dtype: torch.dtype,
+        words: int,
+        rotary: Rotary | None,
+        attend: Attend,
+        weights_of: WeightsOf,
+    ) -> Tensor:
         attn = self.attn1
         q, k, v = (
             self._product(layer, joint, dtype).unflatten(2, (attn.heads, -1))
             for layer in (attn.to_q, attn.to_k, attn.to_v)
         )
-        q = norm_rotate(q, Norm(*self.weights_of(attn.norm_q, q), attn.norm_q.eps), rotary, words)
-        k = norm_rotate(k, Norm(*self.weights_of(attn.norm_k, k), attn.norm_k.eps), rotary, words)
-        out = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        q = norm_rotate(q, Norm(*weights_of(attn.norm_q, q), attn.norm_q.eps), rotary, words)
+        k = norm_rotate(k, Norm(*weights_of(attn.norm_k, k), attn.norm_k.eps), rotary, words)
+        out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self._product(attn.to_out[0], rows8(out) if isinstance(joint, Rows8) else out, dtype)
 
     def _feed_forward(self, joint: Tensor | Rows8, dtype: torch.dtype) -> Tensor:
@@ -97,11 +104,11 @@ class FusedBlock(CogVideoXBlock):
         return self.borrow(layer, x.values.device, dtype, True, lambda w, b: product(x, weight8(w), b, dtype))
 
     def _modulated(
-        self, zero: nn.Module, visual: Tensor, words: Tensor, time: Tensor, fp8: bool
+        self, zero: nn.Module, visual: Tensor, words: Tensor, time: Tensor, fp8: bool, weights_of: WeightsOf
     ) -> tuple[Tensor | Rows8, tuple[Tensor, Tensor]]:
         """diffusers' `CogVideoXLayerNormZero` → text and visual tokens in one tensor, the gates of both."""
         shift, scale, gate, words_shift, words_scale, words_gate = zero.linear(zero.silu(time)).chunk(6, dim=1)
-        norm = Norm(*self.weights_of(zero.norm, visual), zero.norm.eps)
+        norm = Norm(*weights_of(zero.norm, visual), zero.norm.eps)
         joint = (modulate8 if fp8 else modulate)(
             visual, words, norm, Modulation(scale, shift, words_scale, words_shift)
         )

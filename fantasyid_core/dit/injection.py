@@ -6,12 +6,14 @@ The descriptor is a constant of the video, so the keys and values of all layers 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import IdentityError
+from .attention import Attend, scaled_dot_product
 from .kernels import Norm, WeightsOf, layer_norm, own_weights
 
 
@@ -43,16 +45,26 @@ class LayerAttention(nn.Module):
         k, v = self.to_kv(self.norm1(tokens)).unflatten(2, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         return k.contiguous(), v.contiguous()
 
-    def forward(self, hidden: Tensor, identity: tuple[Tensor, Tensor] | Tensor) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        identity: tuple[Tensor, Tensor] | Tensor,
+        attend: Attend = scaled_dot_product,
+        weights_of: WeightsOf | None = None,
+    ) -> Tensor:
         """Visual tokens (B, L, dim) → what the identity adds to them, (B, L, dim).
 
-        identity: its keys and values, or its tokens (B, N, K) where these are not used twice.
+        Args:
+            identity: its keys and values, or its tokens (B, N, K) where these are not used twice.
+            attend: the attention to compute with.
+            weights_of: for this call, in place of the layer's own.
         """
+        weights_of = weights_of or self.weights_of
         keys_values = self.keys_values(identity) if isinstance(identity, Tensor) else identity
-        normed = layer_norm(hidden, Norm(*self.weights_of(self.norm2, hidden), self.norm2.eps))
+        normed = layer_norm(hidden, Norm(*weights_of(self.norm2, hidden), self.norm2.eps))
         q = self.to_q(normed).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
         k, v = (x.expand(len(q), -1, -1, -1) for x in keys_values)
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out(attend(q, k, v))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +78,9 @@ class Injection:
         layer_weights: one factor per injection layer, or empty for 1 everywhere.
         guided: whether the unconditional branch goes without it, so that guidance leads to the person as it leads to
             the prompt; in the release both branches have it.
+
+    Raises:
+        IdentityError: the part of the run is none.
     """
 
     tokens: Tensor
@@ -74,6 +89,14 @@ class Injection:
     end: float = 1.0
     layer_weights: tuple[float, ...] = ()
     guided: bool = False
+
+    def __post_init__(self):
+        if not 0 <= self.start <= self.end <= 1:
+            raise IdentityError(
+                f"The identity would set in at {self.start} of the sampling run and end at {self.end}, so it would "
+                "never act. start_percent and end_percent must lie in 0 … 1, start_percent not after end_percent; "
+                "0 and 1 are the whole run. Strength 0 switches the identity off."
+            )
 
     def acts(self, progress: float) -> bool:
         """Whether `progress` lies in its part of the run."""
@@ -86,6 +109,14 @@ class Injection:
         return self.strength * (self.layer_weights[layer] if self.layer_weights else 1.0)
 
 
+class Injector(Protocol):
+    """What the transformer asks for identities, after each block that has an injection layer."""
+
+    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+        """Visual tokens (B, L, dim) after one block → the same with every identity added by injection layer `layer`."""
+        ...
+
+
 class InjectionRun:
     """Identities over one sampling run. Holds what is constant in it: the keys and values of every layer.
 
@@ -93,15 +124,10 @@ class InjectionRun:
 
     Args:
         keep: False where a host changes weights in the middle of a run; keys and values are then computed every time.
-
-    Attributes:
-        unconditional: for each of the equal parts that the next batch is made of, whether it is an unconditional
-            branch; empty: none is.
     """
 
     def __init__(self, injections: Sequence[Injection], keep: bool = True):
         self.injections = tuple(injections)
-        self.unconditional: tuple[bool, ...] = ()
         self._keep = keep
         self._keys_values: dict[tuple, tuple[Tensor, Tensor]] = {}
 
@@ -110,28 +136,74 @@ class InjectionRun:
         """Whether an identity acts on a part of the run only."""
         return any(i.start > 0 or i.end < 1 for i in self.injections)
 
-    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
-        """Visual tokens (B, L, dim) after one block → the same with every identity added by injection layer `layer`."""
+    def add_to(
+        self,
+        hidden: Tensor,
+        layer: int,
+        attention: LayerAttention,
+        progress: float,
+        *,
+        unconditional: Sequence[bool] = (),
+        attend: Attend = scaled_dot_product,
+        weights_of: WeightsOf | None = None,
+    ) -> Tensor:
+        """Visual tokens (B, L, dim) after one block → the same with every identity added by injection layer `layer`.
+
+        Args:
+            unconditional: for each of the equal parts that the batch is made of, whether it is an unconditional branch;
+                empty: none is.
+            attend, weights_of: see `LayerAttention.forward`.
+        """
         added = hidden
         for i, injection in enumerate(self.injections):
             weight = injection.weight(layer, progress)
             if weight == 0.0:
                 continue
-            identity = self._layer(i, layer, attention, hidden)
-            left_out = self.unconditional if injection.guided and any(self.unconditional) else (False,)
-            parts = zip(added.chunk(len(left_out)), hidden.chunk(len(left_out)), left_out, strict=True)
-            summed = [x if out else torch.add(x, attention(seen, identity), alpha=weight) for x, seen, out in parts]
+            identity = self._keys_values_of(i, attention, hidden)
+            skip_mask = unconditional if injection.guided and any(unconditional) else (False,)
+            parts = zip(added.chunk(len(skip_mask)), hidden.chunk(len(skip_mask)), skip_mask, strict=True)
+            summed = [
+                x if skip else torch.add(x, attention(before, identity, attend, weights_of), alpha=weight)
+                for x, before, skip in parts
+            ]
             added = summed[0] if len(summed) == 1 else torch.cat(summed)
         return added
 
-    def _layer(self, i: int, layer: int, attention: LayerAttention, like: Tensor) -> tuple[Tensor, Tensor]:
-        key = (i, layer, like.device, like.dtype)
+    def _keys_values_of(self, i: int, attention: LayerAttention, like: Tensor) -> tuple[Tensor, Tensor]:
+        key = (i, attention, like.device, like.dtype)  # a run may lead through two models
         if key in self._keys_values:
             return self._keys_values[key]
         keys_values = attention.keys_values(self.injections[i].tokens[None].to(like))
         if self._keep:
             self._keys_values[key] = keys_values
         return keys_values
+
+
+@dataclass(frozen=True, eq=False)
+class BatchInjector:
+    """The identities of a run for one batch: an `Injector`.
+
+    Attributes:
+        run: what is constant over the run.
+        unconditional, attend, weights_of: see `InjectionRun.add_to`.
+    """
+
+    run: InjectionRun
+    unconditional: tuple[bool, ...] = ()
+    attend: Attend = scaled_dot_product
+    weights_of: WeightsOf | None = None
+
+    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+        """See `Injector`."""
+        return self.run.add_to(
+            hidden,
+            layer,
+            attention,
+            progress,
+            unconditional=self.unconditional,
+            attend=self.attend,
+            weights_of=self.weights_of,
+        )
 
 
 def check(injection: Injection, layers: nn.ModuleList) -> None:
@@ -142,7 +214,9 @@ def check(injection: Injection, layers: nn.ModuleList) -> None:
             "a plain CogVideoX cannot take an identity."
         )
     if not math.isfinite(injection.strength):
-        raise IdentityError(f"The identity's strength must be a finite number; got {injection.strength}.")
+        raise IdentityError(
+            f"The identity's strength must be a finite number; got {injection.strength}. Set it to 1, as trained."
+        )
     width = layers[0].norm1.weight.shape[0]
     if injection.tokens.shape[-1] != width:
         raise IdentityError(
@@ -167,7 +241,8 @@ def parse_curve(text: str, layers: int) -> tuple[float, ...]:
         points = [float(word) for word in words]
     except ValueError as error:
         raise IdentityError(
-            f"Layer weights are numbers separated by commas, such as '0.5, 1, 1'; got '{text}'."
+            f"Layer weights are numbers separated by commas, such as '0.5, 1, 1'; got '{text}'. "
+            "Write them so, or leave the field empty."
         ) from error
     return stretch(points, layers)
 
@@ -176,7 +251,9 @@ def stretch(points: Sequence[float], layers: int) -> tuple[float, ...]:
     """Control points → one weight per layer, linear in between; no points → () (1 everywhere)."""
     curve = torch.tensor(list(points), dtype=torch.float64)
     if not curve.isfinite().all():
-        raise IdentityError(f"Layer weights must be finite numbers; got {list(points)}.")
+        raise IdentityError(
+            f"Layer weights must be finite numbers; got {list(points)}. Set them between 0 and 2; 1 is as trained."
+        )
     if not len(curve):
         return ()
     if len(curve) == 1:

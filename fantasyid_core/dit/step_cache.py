@@ -46,11 +46,20 @@ class CacheSettings:
 
     def __post_init__(self):
         if not math.isfinite(self.threshold) or self.threshold < 0:
-            raise SamplingError(f"The step cache's threshold must be a number from 0; got {self.threshold}.")
-        if not (0 <= self.start <= 1 and 0 <= self.end <= 1):
-            raise SamplingError(f"The step cache's start and end must lie in 0 … 1; got {self.start} and {self.end}.")
+            raise SamplingError(
+                f"The step cache's threshold must be a number from 0; got {self.threshold}. "
+                "Set it to the node's default."
+            )
+        if not 0 <= self.start <= self.end <= 1:
+            raise SamplingError(
+                f"The step cache's start and end must lie in 0 … 1, start not after end; got {self.start} and "
+                f"{self.end}. To compute all steps, switch step_cache off."
+            )
         if self.most < 1:
-            raise SamplingError(f"The step cache must be allowed at least one skipped step; got {self.most}.")
+            raise SamplingError(
+                f"The step cache must be allowed at least one skipped step; got {self.most}. "
+                "Set it to the default, or switch the cache off."
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.models.embeddings import get_1d_rotary_pos_embed, get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from ..errors import SamplingError, WeightsError
 from ..fusion.checkpoint import Published
 from ..io.weights import configured, load_into
 from .block import FusedBlock
-from .injection import InjectionRun, LayerAttention
+from .injection import Injector, LayerAttention
 from .kernels import Rotary
 from .step_cache import StepCache
 
@@ -67,7 +67,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         timestep: Tensor,
         *,
         rotary: Rotary | None = None,
-        run: InjectionRun | None = None,
+        run: Injector | None = None,
         progress: float = 0.0,
         run_block: RunBlock | None = None,
         cache: StepCache | None = None,
@@ -107,7 +107,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         run_block: RunBlock,
         time: Tensor,
         rotary: Rotary | None,
-        run: InjectionRun | None,
+        run: Injector | None,
         progress: float,
         visual: Tensor,
         words: Tensor,
@@ -155,7 +155,10 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         """Raise SamplingError where latents of `frames` × `height` × `width` do not suit this model."""
         c = self.config
         if height % c.patch_size or width % c.patch_size:
-            raise SamplingError(f"Latent height and width must be multiples of {c.patch_size}; got {height} × {width}.")
+            raise SamplingError(
+                f"Latent height and width must be multiples of {c.patch_size}; got {height} × {width}. "
+                "Choose the video's size accordingly."
+            )
         if c.use_learned_positional_embeddings and not self.trained_at(frames, height, width):
             scale, time = 8, c.temporal_compression_ratio
             raise SamplingError(
@@ -199,9 +202,45 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         crop = get_resize_crop_region_for_grid(grid, base[1], base[0])
         return get_3d_rotary_pos_embed(c.attention_head_dim, crop, grid, frames, device=device)
 
+    def rotary_embedding_moved(
+        self,
+        scale: tuple[float, float, float],
+        shift: tuple[float, float, float],
+        frames: int,
+        height: int,
+        width: int,
+        device: torch.device | str,
+    ) -> Rotary | None:
+        """As `rotary_embedding`, every position times `scale` plus `shift`, each for frames, rows and columns."""
+        c = self.config
+        if not c.use_rotary_positional_embeddings:
+            return None
+        base = (c.sample_height // c.patch_size, c.sample_width // c.patch_size)
+        rows, columns = grid = (height // c.patch_size, width // c.patch_size)
+        (top, left), (bottom, right) = get_resize_crop_region_for_grid(grid, base[1], base[0])
+        positions = (
+            torch.arange(frames, device=device, dtype=torch.float32),
+            torch.linspace(top, bottom * (rows - 1) / rows, rows, device=device),
+            torch.linspace(left, right * (columns - 1) / columns, columns, device=device),
+        )
+        widths = (c.attention_head_dim // 4, *[c.attention_head_dim // 8 * 3] * 2)
+        axes = [
+            get_1d_rotary_pos_embed(width, factor * position + offset, use_real=True)
+            for width, position, factor, offset in zip(widths, positions, scale, shift, strict=True)
+        ]
+        whole = (frames, rows, columns, -1)
+        shapes = ((frames, 1, 1, -1), (1, rows, 1, -1), (1, 1, columns, -1))
+        cos, sin = (
+            torch.cat([part.view(shape).expand(whole) for part, shape in zip(parts, shapes, strict=True)], -1).flatten(
+                0, 2
+            )
+            for parts in zip(*axes, strict=True)
+        )
+        return cos, sin
+
 
 @torch.compiler.disable
-def _inject(run: InjectionRun, visual: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+def _inject(run: Injector, visual: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
     """All is fused here already, and a compiled version would bind itself to numbers that an artist varies."""
     return run.add_to(visual, layer, attention, progress)
 
@@ -222,7 +261,9 @@ def from_published(
         WeightsError: the tensors do not fit the configuration, or the model is of another kind.
     """
     if config.get("patch_size_t") or config.get("ofs_embed_dim"):
-        raise WeightsError("This is a CogVideoX 1.5 transformer; FantasyID was trained on CogVideoX 1.0 (5B I2V).")
+        raise WeightsError(
+            "This is a CogVideoX 1.5 transformer; FantasyID was trained on CogVideoX 1.0 (5B I2V). Use the 1.0 model."
+        )
     with configured("FantasyID transformer"):
         extra = _injection_arguments(config, published)
         with torch.device("meta"):
@@ -278,7 +319,8 @@ def infer_config(published: Published) -> dict:
         out_channels = dit["proj_out.weight"].shape[0] // patch**2
     except (KeyError, ValueError) as error:
         raise WeightsError(
-            f"This file holds no CogVideoX transformer under diffusers' names (looked for {error})."
+            f"This file holds no CogVideoX transformer under diffusers' names (looked for {error}). "
+            "Use a transformer of CogVideoX-5B-I2V or FantasyID as diffusers writes it."
         ) from error
     layers = len({name.split(".")[1] for name in dit if name.startswith("transformer_blocks.")})
     injections = len({name.split(".")[0] for name in published.layer_attention})

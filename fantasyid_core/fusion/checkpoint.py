@@ -8,7 +8,11 @@ from torch import Tensor
 from ..errors import WeightsError
 from .face_abstractor import live_names
 
-IDENTITY_PARTS = ("face_abstractor", "vertex_spiral_net", "vertex_reducer", "layer_attention")
+ENCODER_PARTS = ("face_abstractor", "vertex_spiral_net", "vertex_reducer")
+IDENTITY_PARTS = (*ENCODER_PARTS, "layer_attention")
+CHECKPOINT = "model.diffusion_model."  # beneath which a ComfyUI checkpoint holds the transformer, beside other models
+MARKS = ("v_pred", "ztsnr")  # tensors without values by which ComfyUI tells how a checkpoint is sampled
+SCALED = (".scale_weight", ".weight_scale", ".comfy_quant", "scaled_fp8")
 WRAPPERS = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.")
 
 
@@ -16,7 +20,8 @@ WRAPPERS = ("model.diffusion_model.", "diffusion_model.", "transformer.", "modul
 class Published:
     """The published transformer's tensors by part, names without the part's prefix, and what its output never needs.
 
-    Without identity weights (a plain CogVideoX) all parts but `dit` are empty.
+    Without identity weights (a plain CogVideoX) all parts but `dit` are empty; what ComfyUI saved of a MODEL has
+    `layer_attention` as well, but not the encoder's parts.
     """
 
     dit: dict[str, Tensor]
@@ -29,7 +34,13 @@ class Published:
 
     @property
     def has_identity(self) -> bool:
+        """Whether identities can be injected."""
         return bool(self.layer_attention)
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether identities can be made."""
+        return bool(self.face_abstractor)
 
     @property
     def report(self) -> str:
@@ -47,8 +58,15 @@ def split_published(tensors: Mapping[str, Tensor]) -> Published:
     five mappings, its latents and its branch for a recognition model.
 
     Raises:
-        WeightsError: identity weights, but not all parts of them.
+        WeightsError: identity weights, but not all parts of them; or numbers that need scales of their own.
     """
+    scaled = next((name for name in tensors if name.endswith(SCALED)), None)
+    if scaled is not None:
+        raise WeightsError(
+            f"This transformer is stored in a quantised format with scales ({scaled}), which this pack does not read: "
+            "take the file in bf16, fp16 or plain fp8. weight_dtype fp8_e4m3fn of Load Model saves as much memory."
+        )
+    tensors = _of_transformer(tensors)
     wrapper = next((w for w in WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), "")
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("dit", *IDENTITY_PARTS)}
     for full_name, tensor in tensors.items():
@@ -59,14 +77,24 @@ def split_published(tensors: Mapping[str, Tensor]) -> Published:
         else:
             parts["dit"][name] = tensor
     empty = [part for part in IDENTITY_PARTS if not parts[part]]
-    if 0 < len(empty) < len(IDENTITY_PARTS):
-        raise WeightsError(f"The transformer's identity weights are not complete: no tensor of {', '.join(empty)}.")
+    if 0 < len(empty) < len(IDENTITY_PARTS) and empty != list(ENCODER_PARTS):
+        raise WeightsError(
+            f"The transformer's identity weights are not complete: no tensor of {', '.join(empty)}. "
+            "Copy or download it again."
+        )
     dead = {}
     if not empty:
         abstractor = parts["face_abstractor"]
         live = set(live_names(list(abstractor)))
         dead = {f"face_abstractor.{name}": abstractor.pop(name) for name in list(abstractor) if name not in live}
     return Published(**parts, dead=dead)
+
+
+def _of_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What belongs to the transformer, of a file that ComfyUI may have saved with its own marks and other models."""
+    if any(name.startswith(CHECKPOINT) for name in tensors):
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(CHECKPOINT)}
+    return {name: tensor for name, tensor in tensors.items() if name not in MARKS}
 
 
 def _size(tensors: Mapping[str, Tensor]) -> str:

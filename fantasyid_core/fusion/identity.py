@@ -3,7 +3,6 @@
 An identity is a constant of the video. It is computed once, kept on its device, and can be saved.
 """
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import IdentityError, SaveError
+from ..errors import IdentityError
+from ..io.layout import save_tensors
 from ..reconstruction.face_mesh import FaceMesh
 from ..views.collection import FaceViews
 from .checkpoint import Published
@@ -60,6 +60,7 @@ class IdentityEncoder(nn.Module):
 
     Args:
         branches: which tokens the model was trained on, "2d" and "3d" or one of them.
+        template: (V, 3) the mean face, metres, on the CPU: the space and topology of the meshes that it was trained on.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class IdentityEncoder(nn.Module):
         spiral_net: VertexSpiralNet,
         reducer: VertexReducer,
         branches: Sequence[str] = BRANCHES,
+        template: Tensor | None = None,
     ):
         super().__init__()
+        self.template = template
         self.branches = tuple(branches)
         self.tower = tower
         self.abstractor = abstractor
@@ -100,6 +103,7 @@ def build_encoder(published: Published, tower: ImageTower, topology: Topology, c
         ),
         VertexReducer.from_published(published.vertex_reducer),
         config.get("identity_branches", BRANCHES),
+        topology.template,
     ).requires_grad_(False)
 
 
@@ -165,20 +169,8 @@ def view_weights(views: FaceViews, combine: str) -> Tensor:
 
 def save_identity(identity: Identity, path: Path) -> None:
     """Write an identity to a `.safetensors` file. Raises SaveError when the disk refuses it."""
-    from safetensors.torch import save_file
-
     tensors = {name: getattr(identity, name).float().cpu().contiguous() for name in Identity.__dataclass_fields__}
-    partial = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"format": FORMAT})
-        partial.replace(path)
-    except Exception as error:  # safetensors reports a full disk with an error type of its own
-        with contextlib.suppress(OSError, ValueError):  # a name that cannot be written cannot be removed either
-            partial.unlink(missing_ok=True)
-        raise SaveError(
-            f"The identity could not be saved to {path}: {error}. Free some disk space or choose another folder."
-        ) from error
+    save_tensors(tensors, path, {"format": FORMAT})
 
 
 def load_identity(path: Path) -> Identity:
@@ -194,7 +186,10 @@ def load_identity(path: Path) -> Identity:
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("format") != FORMAT:
-                raise IdentityError(f"{path.name} is not a FantasyID identity file (its format is not {FORMAT}).")
+                raise IdentityError(
+                    f"{path.name} is not a FantasyID identity file (its format is not {FORMAT}). "
+                    "Choose a file that FantasyID Save Identity wrote."
+                )
             identity = Identity(**{name: file.get_tensor(name).float() for name in Identity.__dataclass_fields__})
     except SafetensorError as error:
         raise IdentityError(

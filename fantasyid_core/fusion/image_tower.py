@@ -172,10 +172,14 @@ class ImageTower(nn.Module):
                 module = cls({name: tensor.shape for name, tensor in state.items()}, live_only)
         except (KeyError, ValueError, IndexError) as error:
             raise WeightsError(
-                f"These weights are not of an EVA02-CLIP image tower ({error} is missing or odd)."
+                f"These weights are not of an EVA02-CLIP image tower ({error} is missing or odd). "
+                "Download EVA02_CLIP_L_336_psz14_s6B.pt."
             ) from error
         if module.taps[0] == 0:
-            raise WeightsError("This image tower has fewer than 6 blocks; expected EVA02-CLIP-L/14-336, which has 24.")
+            raise WeightsError(
+                "This image tower has fewer than 6 blocks; expected EVA02-CLIP-L/14-336, which has 24. "
+                "Download that one."
+            )
         wanted = module.state_dict()
         load_into(
             module, {n: t for n, t in state.items() if n in wanted or not live_only}, what="EVA02-CLIP image tower"

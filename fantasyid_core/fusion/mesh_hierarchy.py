@@ -10,9 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import MeshError, SaveError, WeightsMissingError
+from ..errors import MeshError, WeightsMissingError
 from ..geometry import check_mesh
 from ..io import unpickle
+from ..io.layout import save_tensors
+from ..io.listing import has_suffix
+from ..io.weights import SAFETENSORS
 from .spirals import spirals
 
 __all__ = ["Topology", "load", "save", "spirals"]
@@ -63,35 +66,36 @@ def load(path: str | Path, levels: int = RELEASE_LEVELS) -> Topology:
         raise WeightsMissingError(
             f"The mesh hierarchy {path} is not there. transform.pkl comes with the code of FantasyID; copy it there."
         )
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, levels)
+    return _read_safetensors(path) if has_suffix(path, SAFETENSORS) else _read_pickle(path, levels)
 
 
 def save(topology: Topology, path: str | Path) -> None:
     """Write `topology.safetensors`. Raises SaveError when the disk refuses it."""
-    from safetensors.torch import save_file
-
     tensors = {"levels": torch.tensor(topology.levels), "template": topology.template}
     tensors |= {f"faces.{i}": faces for i, faces in enumerate(topology.faces)}
     tensors |= {f"spirals.{i}": lists for i, lists in enumerate(topology.spirals)}
     for name, transforms in (("down", topology.down), ("up", topology.up)):
         for i, transform in enumerate(transforms):
             tensors |= {f"{name}.{i}.{part}": transform[j] for j, part in enumerate(PARTS)}
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    except Exception as error:  # safetensors reports a full disk with an error type of its own
-        raise SaveError(f"The mesh hierarchy could not be saved to {path}: {error}.") from error
+    save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(path))
 
 
 def _read_pickle(path: Path, levels: int) -> Topology:
     content = unpickle.load(path)
     names = ("vertices", "face", "down_transform", "up_transform")
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in names):
-        raise MeshError(f"{path} is not a mesh hierarchy: expected a dictionary of the lists {', '.join(names)}.")
+        raise MeshError(
+            f"{path} is not a mesh hierarchy: expected a dictionary of the lists {', '.join(names)}. "
+            "Copy or download it again."
+        )
     vertices = [torch.from_numpy(unpickle.array(x, f"vertices of {path}")) for x in content["vertices"]]
     faces = [torch.from_numpy(unpickle.array(x, f"faces of {path}").astype("int64")) for x in content["face"]]
     down, up = (tuple(_transform(x, name, path) for x in content[name]) for name in names[2:])
     if not 1 <= levels < len(vertices) or len(faces) != len(vertices):
-        raise MeshError(f"{path} has {len(vertices)} levels and {len(faces)} of faces; expected more than {levels}.")
+        raise MeshError(
+            f"{path} has {len(vertices)} levels and {len(faces)} of faces; expected more than {levels}. "
+            "Copy or download it again."
+        )
     lists = tuple(spirals(vertices[i], faces[i], SPIRAL_LENGTH) for i in range(levels))
     counts = tuple(len(level) for level in vertices)
     return _checked(Topology(counts, vertices[0].float(), tuple(faces), down, up, lists), path)
@@ -119,7 +123,7 @@ def _read_safetensors(path: Path) -> Topology:
         lists = tuple(tensors[f"spirals.{i}"] for i in steps if f"spirals.{i}" in tensors)
         return _checked(Topology(levels, tensors["template"], faces, down, up, lists), path)
     except (KeyError, TypeError) as error:
-        raise MeshError(f"{path} is not a mesh hierarchy: it lacks {error}.") from error
+        raise MeshError(f"{path} is not a mesh hierarchy: it lacks {error}. Copy or download it again.") from error
 
 
 def _checked(topology: Topology, path: Path) -> Topology:
@@ -127,9 +131,15 @@ def _checked(topology: Topology, path: Path) -> Topology:
     levels, problem = topology.levels, f"{path} is damaged or no mesh hierarchy"
     check_mesh(topology.template, topology.faces[0], f"The mesh in {path}")
     if len(topology.template) != levels[0] or sorted(levels, reverse=True) != list(levels) or levels[-1] < 1:
-        raise MeshError(f"{problem}: {len(topology.template)} vertices on levels of {levels}, expected fine to coarse.")
+        raise MeshError(
+            f"{problem}: {len(topology.template)} vertices on levels of {levels}, expected fine to coarse. "
+            "Copy or download it again."
+        )
     if not len(topology.down) == len(topology.up) == len(levels) - 1 >= len(topology.spirals) >= 1:
-        raise MeshError(f"{problem}: {len(levels)} levels need as many transforms less one, and some spirals.")
+        raise MeshError(
+            f"{problem}: {len(levels)} levels need as many transforms less one, and some spirals. "
+            "Copy or download it again."
+        )
     for i, faces in enumerate(topology.faces):
         _check_indices(faces, levels[i], f"{problem}: the faces of level {i}")
     for i, (down, up) in enumerate(zip(topology.down, topology.up, strict=True)):
@@ -137,7 +147,10 @@ def _checked(topology: Topology, path: Path) -> Topology:
         _check_transform(up, (levels[i], levels[i + 1]), f"{problem}: the transform up to level {i}")
     for i, lists in enumerate(topology.spirals):
         if lists.ndim != 2 or len(lists) != levels[i]:
-            raise MeshError(f"{problem}: spirals of level {i} are {tuple(lists.shape)}, expected {levels[i]} rows.")
+            raise MeshError(
+                f"{problem}: spirals of level {i} are {tuple(lists.shape)}, expected {levels[i]} rows. "
+                "Copy or download it again."
+            )
         _check_indices(lists, levels[i], f"{problem}: the spirals of level {i}")
     return topology
 
@@ -145,13 +158,15 @@ def _checked(topology: Topology, path: Path) -> Topology:
 def _check_transform(transform: Transform, shape: tuple[int, int], what: str) -> None:
     rows, columns, values, found = transform
     if found != shape or not rows.shape == columns.shape == values.shape == (len(rows),):
-        raise MeshError(f"{what} is {found}, expected {shape}.")
+        raise MeshError(f"{what} is {found}, expected {shape}. Copy or download it again.")
     _check_indices(rows, shape[0], f"{what}: its rows")
     _check_indices(columns, shape[1], f"{what}: its columns")
     if not values.isfinite().all() or int(rows.bincount().max()) > MAX_SUMMANDS:
-        raise MeshError(f"{what} is not finite, or adds up more than {MAX_SUMMANDS} vertices.")
+        raise MeshError(
+            f"{what} is not finite, or adds up more than {MAX_SUMMANDS} vertices. Copy or download it again."
+        )
 
 
 def _check_indices(indices: Tensor, count: int, what: str) -> None:
     if indices.dtype != torch.int64 or not indices.numel() or int(indices.min()) < 0 or int(indices.max()) >= count:
-        raise MeshError(f"{what} are not whole numbers from 0 to {count - 1}.")
+        raise MeshError(f"{what} are not whole numbers from 0 to {count - 1}. Copy or download it again.")

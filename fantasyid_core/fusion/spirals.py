@@ -37,7 +37,8 @@ def spirals(vertices: Tensor, faces: Tensor, length: int = 9) -> Tensor:
     check_mesh(vertices, faces)
     if not length <= len(vertices) <= MAX_VERTICES:
         raise MeshError(
-            f"Spirals of {length} need {length} to {MAX_VERTICES:,} vertices; the mesh has {len(vertices):,}."
+            f"Spirals of {length} need {length} to {MAX_VERTICES:,} vertices; the mesh has {len(vertices):,}. "
+            "Use a mesh of at least that size."
         )
     rings = _HalfEdges(len(vertices), faces.tolist()).rings()
     if max(map(len, rings)) > MAX_NEIGHBOURS:
@@ -91,7 +92,8 @@ class _HalfEdges:
             except _NotManifold:
                 raise MeshError(
                     f"Face {number} {face} does not fit the faces before it: spirals need a manifold mesh "
-                    "(no edge with three faces, no vertex where two surfaces only touch, all faces wound alike)."
+                    "(no edge with three faces, no vertex where two surfaces only touch, all faces wound alike). "
+                    "Repair it in a 3-D program."
                 ) from None
 
     def rings(self) -> list[list[int]]:

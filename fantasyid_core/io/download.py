@@ -19,6 +19,7 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from ..errors import DownloadError
+from .text_files import read_text
 
 REPOSITORY = "acvlab/FantasyID"
 LOCK = "fantasyid.lock.json"
@@ -69,7 +70,10 @@ def plan(folder: Path, repository: str = REPOSITORY, revision: str = "main", end
     """
     endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     if not re.fullmatch(r"https?://.+", endpoint) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
-        raise DownloadError(f"{endpoint} {repository}: expected https://… and owner/name, such as {REPOSITORY}.")
+        raise DownloadError(
+            f"{endpoint} {repository}: expected https://… and owner/name, such as {REPOSITORY}. "
+            "Check the repository's name and the variable HF_ENDPOINT."
+        )
     lock = _read_lock(folder)
     pinned = lock.get("commit")
     if lock and (lock["repository"] != repository or (_is_commit(revision) and revision != pinned)):
@@ -86,15 +90,27 @@ def plan(folder: Path, repository: str = REPOSITORY, revision: str = "main", end
     except (URLError, HTTPException) as error:
         raise DownloadError(f"{url} cannot be reached ({error}): check the connection and run again.") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise DownloadError(f"{url} answered something that is no model's listing ({error!r}).") from error
+        raise DownloadError(
+            f"{url} answered something that is no model's listing ({error!r}). "
+            "Check the address of the mirror (HF_ENDPOINT) and run again."
+        ) from error
     if not _is_commit(commit) or (_is_commit(pinned or revision) and commit != (pinned or revision)):
-        raise DownloadError(f"{url} answered with commit {commit!r}, not the one that was asked for.")
+        raise DownloadError(
+            f"{url} answered with commit {commit!r}, not the one that was asked for. "
+            "Check the address of the mirror (HF_ENDPOINT) and run again."
+        )
     files = tuple(file for file in listed if file.path in wanted([file.path for file in listed]))
     if not files:
-        raise DownloadError(f"{repository} at {commit} holds none of the folders {', '.join(LAYOUT)}.")
+        raise DownloadError(
+            f"{repository} at {commit} holds none of the folders {', '.join(LAYOUT)}. "
+            "Check the repository's name and revision."
+        )
     for file in files:
         if file.sha256 and lock.get("files", {}).get(file.path, file.sha256) != file.sha256:
-            raise DownloadError(f"{file.path} of {repository} is not what {folder / LOCK} says: the hub was changed.")
+            raise DownloadError(
+                f"{file.path} of {repository} is not what {folder / LOCK} says: the hub was changed. "
+                "Nothing was replaced; use another mirror, or another folder name to take the new files."
+            )
     return Plan(endpoint, repository, commit, files)
 
 
@@ -131,13 +147,18 @@ def fetch(plan: Plan, folder: Path, progress: Progress = lambda done, total: Non
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if missing > free:
-            raise DownloadError(f"{folder} has {free / 1e9:.1f} GB free, but {missing / 1e9:.1f} GB are missing.")
+            raise DownloadError(
+                f"{folder} has {free / 1e9:.1f} GB free, but {missing / 1e9:.1f} GB are missing. Free some disk space."
+            )
         hashes |= {file.path: file.sha256 for file in plan.files if file.sha256}
         _write_lock(plan, folder, hashes)
         for file in plan.files:
             found = _fetch_file(plan, file, folder, lambda n, done=done: progress(done + n, plan.size))
             if hashes.setdefault(file.path, found) != found:
-                raise DownloadError(f"{folder / file.path} is not what {folder / LOCK} says: the hub was changed.")
+                raise DownloadError(
+                    f"{folder / file.path} is not what {folder / LOCK} says: the hub was changed. "
+                    "Delete the model's folder and download it again from a source that you trust."
+                )
             _write_lock(plan, folder, hashes)
             done += file.size
     except OSError as error:
@@ -212,7 +233,10 @@ def _remote_file(entry: dict) -> RemoteFile:
     path, lfs = entry["rfilename"], entry.get("lfs") or {}
     plain = re.fullmatch(r"[^/\\:*?\"<>|\0-\x1f]+(/[^/\\:*?\"<>|\0-\x1f]+)*", path)
     if not plain or any(part.strip(". ") == "" for part in path.split("/")):
-        raise DownloadError(f"The hub lists a file called {path!r}, which would lie outside of the model's folder.")
+        raise DownloadError(
+            f"The hub lists a file called {path!r}, which would lie outside of the model's folder. "
+            "Nothing was written; choose another repository or mirror."
+        )
     return RemoteFile(path, int(entry["size"]), lfs.get("sha256"), entry["blobId"])
 
 
@@ -222,14 +246,17 @@ def _open(url: str, headers: dict[str, str] | None = None) -> HTTPResponse:
     except HTTPError as error:
         if error.code >= 500 or error.code == 429:
             raise URLError(f"the server answers {error.code}") from error
-        raise DownloadError(f"{url} answers {error.code} {error.reason}: no such model, revision or file.") from error
+        raise DownloadError(
+            f"{url} answers {error.code} {error.reason}: no such model, revision or file. "
+            "Check the names; a model behind a login must be downloaded by hand."
+        ) from error
     except ValueError as error:
         raise DownloadError(f"{url} is not an address ({error}): check HF_ENDPOINT.") from error
 
 
 def _read_lock(folder: Path) -> dict:
     try:
-        lock = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        lock = json.loads(read_text(folder / LOCK))
         return {"repository": str(lock["repository"]), "commit": str(lock["commit"]), "files": dict(lock["files"])}
     except FileNotFoundError:
         return {}

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import SaveError, WeightsMissingError
+from ..errors import SaveError, WeightsMissingError, cause
 from .int8 import pack
 
 TRANSFORMERS = ("transformer_ema", "transformer")  # the release prefers the averaged weights
@@ -39,6 +39,22 @@ def locate(folder: Path) -> ModelFiles:
     Raises:
         WeightsMissingError: names all that is missing.
     """
+    if missing := missing_parts(folder):
+        raise WeightsMissingError(
+            f"The model {folder} is not complete. Missing: {'; '.join(missing)}. Copy it there: the README says where "
+            "to get it."
+        )
+    found = {part: next(path for path in paths if path.exists()) for part, paths in _places(folder).items()}
+    return ModelFiles(**found)
+
+
+def missing_parts(folder: Path) -> list[str]:
+    """Where the parts of a model were looked for that it does not have."""
+    places = _places(folder).values()
+    return [" or ".join(map(str, paths)) for paths in places if not any(path.exists() for path in paths)]
+
+
+def _places(folder: Path) -> dict[str, list[Path]]:
     names = {
         "transformer": ("", TRANSFORMERS),
         "vae": ("", ("vae",)),
@@ -48,14 +64,7 @@ def locate(folder: Path) -> ModelFiles:
         "face_model": ("face_model", FLAME_NAMES),
         "topology": ("face_model", TOPOLOGIES),
     }
-    choices = {part: [folder / within / name for name in those] for part, (within, those) in names.items()}
-    found = {part: next((path for path in paths if path.exists()), None) for part, paths in choices.items()}
-    missing = [" or ".join(map(str, choices[part])) for part, path in found.items() if path is None]
-    if missing:
-        raise WeightsMissingError(
-            f"The model {folder} is not complete. Missing: {'; '.join(missing)}. The README says where to get them."
-        )
-    return ModelFiles(**found)
+    return {part: [folder / within / name for name in those] for part, (within, those) in names.items()}
 
 
 def save_part(
@@ -88,7 +97,7 @@ def save_part(
     shards = shards if isinstance(shards, int) else shards(size)
     files = {f"{name}.safetensors": list(tensors)} if shards == 1 else _shared_out(tensors, name, shards)
     for file, keys in files.items():
-        _save_file({key: tensors[key] for key in keys}, folder / file)
+        save_tensors({key: tensors[key] for key in keys}, folder / file)
     index = f"{name}.safetensors.index.json"
     if shards > 1:
         where = {key: file for file, keys in files.items() for key in keys}
@@ -106,7 +115,9 @@ def write_json(path: Path, content: Mapping) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        raise SaveError(f"{path} could not be written: {error}. Free some disk space.") from error
+        raise SaveError(
+            f"{path} could not be saved: {error}. Free some disk space or choose another folder."
+        ) from error
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -139,15 +150,22 @@ def _remove_others(folder: Path, name: str, kept: set[str]) -> None:
                 raise SaveError(f"{path}, which is replaced, could not be removed: {error}. Remove it.") from error
 
 
-def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, its folder too; under its name it is complete. Raises SaveError."""
     from safetensors.torch import save_file
 
     partial = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.unlink(missing_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file(dict(tensors), partial, metadata=dict(metadata or {"format": "pt"}))
+        partial.chmod(mode)  # as the system makes files: safetensors' are for their owner alone
         partial.replace(path)
     except Exception as error:  # safetensors reports a full disk with an error type of its own
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # a name that cannot be written cannot be removed either
             partial.unlink(missing_ok=True)
-        raise SaveError(f"{path} could not be written: {error}. Free some disk space.") from error
+        raise SaveError(
+            f"{path} could not be saved: {cause(error)}. Free some disk space or choose another folder."
+        ) from error

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import WeightsError, WeightsMissingError
+from .formats import refuse_foreign
 
 MAX_BYTES = 1 << 30
 MAX_OPCODES = 1_000_000  # FLAME and the hierarchy have a few hundred
@@ -78,10 +79,16 @@ def load(path: str | Path) -> Any:
     path = Path(path)
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise WeightsError(f"{path} is larger than 1 GiB, which no file of this kind is: it was not read.")
+            raise WeightsError(
+                f"{path} is larger than 1 GiB, which no file of this kind is: it was not read. "
+                "Choose the right file, or download it again."
+            )
+        refuse_foreign(path)
         data = path.read_bytes()
     except OSError as error:
-        raise WeightsMissingError(f"{path} cannot be read ({error}).") from error
+        raise WeightsMissingError(
+            f"{path} cannot be read ({error}). Check that the file is there and may be read."
+        ) from error
     try:
         return _Machine().run(data)
     except _Refused as error:

@@ -15,12 +15,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import WeightsError, WeightsMissingError
+from ..errors import WeightsError, WeightsMissingError, cause
+from .formats import AGAIN, is_safetensors, refuse_foreign
 from .int8 import unpack
+from .listing import has_suffix, is_hidden
+from .text_files import read_text
 
 BASE_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
+SAFETENSORS = (".safetensors", ".sft")
 PICKLED = (".bin", ".pt", ".pth", ".tar", ".ckpt")
 INDEX = ".index.json"
+CONFIG = "config_json"  # a tensor: the bytes of a `config.json`, for files whose header another program writes
 
 
 def find(folder: Path | str) -> Path:
@@ -33,9 +38,11 @@ def find(folder: Path | str) -> Path:
     suffixes = (".safetensors", ".safetensors" + INDEX, ".bin", ".bin" + INDEX)
     usual = [folder / (base + suffix) for suffix in suffixes for base in BASE_NAMES]
     if not folder.is_dir():
-        raise WeightsMissingError(f"The folder {folder} is not there: expected weights in it, such as {usual[0].name}.")
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    by_kind = ([f for f in files if f.suffix == ".safetensors"], [f for f in files if f.suffix in PICKLED])
+        raise WeightsMissingError(
+            f"The folder {folder} is not there: expected weights in it, such as {usual[0].name}. Copy or download it."
+        )
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not is_hidden(file.name))
+    by_kind = ([f for f in files if has_suffix(f, kind)] for kind in (SAFETENSORS, PICKLED))
     single = [kind[0] for kind in by_kind if len(kind) == 1]
     found = [file for file in usual if file.is_file()] + single
     if not found:
@@ -59,7 +66,7 @@ def read(path: Path | str) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         if path.suffix and not path.is_dir():
-            raise WeightsMissingError(f"The weights file {path} is not there.")
+            raise WeightsMissingError(f"The weights file {path} is not there. Copy or download it there.")
         path = find(path)
     tensors = _read_shards(path) if path.name.endswith(INDEX) else _read_file(path)
     try:
@@ -79,7 +86,7 @@ def read_config(folder: Path | str) -> dict[str, Any]:
 
 def read_metadata(path: Path | str) -> dict[str, str]:
     """The free-text header of a safetensors file; empty for other files."""
-    if Path(path).suffix != ".safetensors":
+    if not has_suffix(path, SAFETENSORS):
         return {}
     try:
         with safe_open(path, "pt") as file:
@@ -100,7 +107,32 @@ def embedded_config(path: Path | str) -> dict[str, Any] | None:
     try:
         return dict(json.loads(text))
     except (TypeError, ValueError) as error:
-        raise WeightsError(f"The configuration in the header of {path} is no JSON object: {error}.") from error
+        raise WeightsError(
+            f"The configuration in the header of {path} is no JSON object: {error}. "
+            "Use the model's folder with its config.json instead."
+        ) from error
+
+
+def with_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """These tensors and one more that holds a `config.json`, which `take_config` finds."""
+    text = json.dumps(dict(config)).encode()
+    return {**tensors, CONFIG: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+
+
+def take_config(tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+    """Remove from `tensors` what `with_config` added and return the configuration; None without one.
+
+    Raises:
+        WeightsError: the tensor holds something else.
+    """
+    if CONFIG not in tensors:
+        return None
+    try:
+        return dict(json.loads(bytes(tensors.pop(CONFIG).tolist())))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            f"The tensor {CONFIG} holds no configuration ({cause(error)}): save the model again."
+        ) from error
 
 
 @contextmanager
@@ -110,30 +142,36 @@ def configured(what: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, NotImplementedError) as error:
         raise WeightsError(
-            f"This config.json does not describe a {what} ({_first_line(error)}): copy or download it again."
+            f"This config.json does not describe a {what} ({cause(error)}): copy or download it again."
         ) from error
 
 
 def load_into(
-    module: nn.Module, tensors: Mapping[str, Tensor], *, ignore: Iterable[str] = (), what: str = "model"
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    ignore: Iterable[str] = (),
+    late: Mapping[str, torch.Size] = {},
+    what: str = "model",
 ) -> None:
     """Give `module` (may be on the meta device) these tensors as its parameters and buffers: no copy, dtype kept.
 
     Args:
         ignore: beginnings of names that may be missing or left over.
+        late: shapes of parameters that the module does not have yet, and makes as it loads them.
         what: the module's name in the error.
 
     Raises:
         WeightsError: names are missing or left over, or a shape differs.
     """
-    wanted, ignored = module.state_dict(), tuple(ignore)
+    wanted, ignored = {name: tensor.shape for name, tensor in module.state_dict().items()} | late, tuple(ignore)
     missing = [name for name in wanted if name not in tensors and not name.startswith(ignored)]
     unknown = [name for name in tensors if name not in wanted and not name.startswith(ignored)]
     shared = {name: tensors[name] for name in wanted if name in tensors}
     shapes = [
-        f"{name} expected {tuple(wanted[name].shape)} found {tuple(tensor.shape)}"
+        f"{name} expected {tuple(wanted[name])} found {tuple(tensor.shape)}"
         for name, tensor in shared.items()
-        if tensor.shape != wanted[name].shape
+        if tensor.shape != wanted[name]
     ]
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
@@ -149,8 +187,12 @@ def load_into(
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    _refuse_placeholder(path)
-    return _read_safetensors(path) if path.suffix in (".safetensors", ".sft") else _read_pickled(path)
+    refuse_foreign(path)
+    known = is_safetensors(path)
+    named = has_suffix(path, SAFETENSORS)
+    if named and known is False:  # PyTorch itself goes by the name
+        raise WeightsError(f"{path} is a PyTorch file, though its name says safetensors: rename it to end with .bin.")
+    return _read_safetensors(path) if named or known else _read_pickled(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -168,14 +210,18 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         except RuntimeError:  # files of before PyTorch 1.6 cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error))
         raise WeightsError(
-            f"{path} was refused: it is no weights file, or holds more than tensors and could run code when loaded "
-            f"({_first_line(error)})."
+            f"{path} was refused: it is no weights file, or holds more than tensors and could run code when loaded"
+            f"{f' (it names {named[1]})' if named else ''}. Nothing of it was executed. {AGAIN}"
         ) from error
     except Exception as error:  # a damaged pickle fails in any way
         raise _unreadable(path, error) from error
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors.")
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}, expected a dictionary of tensors. "
+            "Use a file of weights, not of a whole program."
+        )
     return dict(_flatten(content))
 
 
@@ -190,11 +236,17 @@ def _flatten(content: Mapping, prefix: str = "") -> Iterable[tuple[str, Tensor]]
 def _read_shards(index: Path) -> dict[str, Tensor]:
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
-        raise WeightsError(f"{index} names no shards: expected an object 'weight_map' of tensor name to file name.")
+        raise WeightsError(
+            f"{index} names no shards: expected an object 'weight_map' of tensor name to file name. "
+            "Copy or download it again."
+        )
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(names.values())):
         if not re.fullmatch(r"[\w.-]+", shard):
-            raise WeightsError(f"{index} names the shard '{shard}', which is not a file name of its own folder.")
+            raise WeightsError(
+                f"{index} names the shard '{shard}', which is not a file name of its own folder. "
+                "Copy or download it again."
+            )
         if not (index.parent / shard).is_file():
             raise WeightsMissingError(
                 f"The shard {index.parent / shard} is not there, but {index.name} lists it: copy or download it too."
@@ -202,7 +254,10 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         tensors |= _read_file(index.parent / shard)
     absent = [name for name in names if name not in tensors]
     if absent:
-        raise WeightsError(f"The shards of {index} lack {len(absent)} tensors that it lists, such as {absent[0]}.")
+        raise WeightsError(
+            f"The shards of {index} lack {len(absent)} tensors that it lists, such as {absent[0]}. "
+            "Copy or download it again."
+        )
     return tensors
 
 
@@ -210,31 +265,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsMissingError(f"{path} is not there: it is part of the model's folder, copy or download it too.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (ValueError, OSError) as error:
-        raise WeightsError(f"{path} is not valid JSON ({_first_line(error)}): copy or download it again.") from error
+        raise WeightsError(f"{path} is not valid JSON ({cause(error)}): copy or download it again.") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}, expected a JSON object. Copy or download it again."
+        )
     return content
-
-
-def _refuse_placeholder(path: Path) -> None:
-    """Say so when a download left a web page or a Git LFS pointer where weights should be."""
-    with path.open("rb") as file:
-        head = file.read(64).lstrip().lower()
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not the weights: run 'git lfs pull' or download the file.")
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(f"{path} is a web page, not weights: the download needs a login or was blocked. Repeat it.")
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
     size = path.stat().st_size if path.is_file() else 0
     return WeightsError(
-        f"{path} ({size:,} bytes) cannot be read: truncated or not a weights file ({_first_line(error)}). "
+        f"{path} ({size:,} bytes) cannot be read: truncated or not a weights file ({cause(error)}). "
         "Copy or download it again."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

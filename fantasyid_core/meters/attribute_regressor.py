@@ -4,7 +4,6 @@ It is trained on rendered frames of `fantasyid_lab.people` with their true label
 it can say what a generated video shows. It says nothing about who is in it: that is `embedding`'s.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..io.layout import save_tensors, write_json
 from ..io.weights import configured, load_into, read, read_config
 
 SIZE = 160
@@ -165,14 +165,10 @@ class Judge(nn.Module):
         return JudgeReading(landmarks, pose * 45, expression, shirt, background, shown_in_training)
 
     def save(self, folder: Path) -> None:
-        """Write `judge.safetensors` (float16) and `config.json` into `folder`, made if missing."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `judge.safetensors` (float16) and `config.json` into `folder`, made if missing. Raises SaveError."""
         tensors = {name: x.detach().half().cpu().contiguous() for name, x in self.state_dict().items()}
-        save_file(tensors, folder / _FILE, metadata={"format": "pt"})
-        config = self.config | {"thresholds": self.thresholds, "framing": self.framing}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        save_tensors(tensors, folder / _FILE)
+        write_json(folder / "config.json", self.config | {"thresholds": self.thresholds, "framing": self.framing})
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Judge:

@@ -6,7 +6,8 @@ package is needed to import this module.
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +19,10 @@ from torch import Tensor
 from ..detection import yunet
 from ..detection.alignment import FFHQ_TEMPLATE, similarity
 from ..detection.multiscale import search
-from ..errors import WeightsMissingError
+from ..errors import WeightsError, WeightsMissingError, cause
 from ..images import as_photo
+from ..io.formats import refuse_foreign
+from ..io.listing import files_in
 from ..optional_import import require
 from ..views.appearance import Recogniser
 
@@ -89,7 +92,8 @@ def load(name: str, folders: Iterable[Path] = ()) -> Embedding:
         places = " or ".join(map(str, folders)) or "the folder given"
         raise WeightsMissingError(
             f"ArcFace needs one of {', '.join(ARCFACE_FILES)} in {places}. They come with InsightFace's model packs "
-            "(antelopev2, buffalo_l; for non-commercial research). The embedding 'dlib' needs no licence."
+            "(antelopev2, buffalo_l; for non-commercial research). The embedding 'dlib' needs no licence. "
+            "Copy one there, or choose 'dlib'."
         )
     return _arcface(path)
 
@@ -220,8 +224,9 @@ def _dlib(path: Path) -> Embedding:
 
 @lru_cache(maxsize=1)
 def _dlib_network(path: Path):
-    dlib = require("dlib", "The face embedding 'dlib'", "dlib-bin")
-    return dlib.face_recognition_model_v1(str(path))
+    dlib = require("dlib", "The face embedding 'dlib'", "dlib-bin", ["face_recognition_model_v1"])
+    with _loading(path):
+        return dlib.face_recognition_model_v1(str(path))
 
 
 def _packaged_dlib_file() -> Path:
@@ -249,10 +254,21 @@ def _arcface(path: Path) -> Embedding:
 
 @lru_cache(maxsize=1)
 def _arcface_session(path: Path):
-    runtime = require("onnxruntime", "The face embedding 'ArcFace'", "onnxruntime")
-    return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    runtime = require("onnxruntime", "The face embedding 'ArcFace'", "onnxruntime", ["InferenceSession"])
+    with _loading(path):
+        return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _loading(path: Path) -> Iterator[None]:
+    """Around what another library loads: its own kinds of errors, which have no common base, become WeightsError."""
+    refuse_foreign(path)
+    try:
+        yield
+    except Exception as error:
+        raise WeightsError(f"{path} could not be loaded ({cause(error)}): copy or download it again.") from error
 
 
 def _file(names: Sequence[str], folders: Iterable[Path]) -> Path | None:
-    places = [folder for folder in folders if folder.is_dir()]
-    return next((path for name in names for folder in places for path in sorted(folder.rglob(name))), None)
+    files = [path for folder in folders for path in files_in(folder, [".onnx", ".dat"], below=True)]
+    return next((path for name in names for path in files if path.name.lower() == name.lower()), None)

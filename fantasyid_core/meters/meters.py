@@ -83,7 +83,10 @@ def likeness_of(
         raise FaceNotFoundError("The reference shows no face to compare with. Use a photo with an upright, lit face.")
     seen = embed(embedding, frames, locate(frames, device=device, progress=progress))
     if not seen.found.any():
-        raise FaceNotFoundError(f"None of the {len(frames)} frames shows a face, so there is nothing to compare.")
+        raise FaceNotFoundError(
+            f"None of the {len(frames)} frames shows a face, so there is nothing to compare. "
+            "Use a video in which the face is seen."
+        )
     similarity = likeness.reference_similarity(seen.vectors, own.vectors[0])
     return Likeness(
         similarity,
@@ -111,12 +114,17 @@ def motion_of(
     """
     _check_frames(frames)
     if len(frames) < 2:
-        raise ImageError("One frame cannot show motion; expected a video of at least 2 frames.")
+        raise ImageError(
+            "One frame cannot show motion; expected a video of at least 2 frames. Connect all frames of the video."
+        )
     frames = frames[..., :3].float()
     window = windows(locate(frames, device=device, progress=progress), *judge.framing)
     seen = window.isfinite().all(1)
     if seen.sum() < 2:
-        raise FaceNotFoundError(f"Only {int(seen.sum())} of the {len(frames)} frames show a face; expected at least 2.")
+        raise FaceNotFoundError(
+            f"Only {int(seen.sum())} of the {len(frames)} frames show a face; expected at least 2. "
+            "Use a video in which the face is seen."
+        )
     window = window[seen]
     scale = SIZE / window[:, 2]
     corner = window[:, :2] - window[:, 2:] / 2
@@ -192,7 +200,8 @@ def _eyes(landmarks: Tensor) -> tuple[Tensor, Tensor]:
 def _check_frames(frames: Tensor) -> None:
     if frames.ndim != 4 or not len(frames):
         raise ImageError(
-            f"The frames have shape {tuple(frames.shape)}; expected a batch (frames, height, width, channels)."
+            f"The frames have shape {tuple(frames.shape)}; expected a batch (frames, height, width, channels). "
+            "Connect the frames of one video."
         )
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import WeightsError
+from ..io.listing import has_suffix
 from ..io.weights import load_into, read
 from . import known_files
 
@@ -128,7 +129,10 @@ class Regressor(nn.Module):
             with torch.device("meta"):
                 module = cls({name: tensor.shape for name, tensor in tensors.items()})
         except (KeyError, IndexError, ValueError) as error:
-            raise WeightsError(f"These weights are not of DECA's regressor (its tensors lack {error}).") from error
+            raise WeightsError(
+                f"These weights are not of DECA's regressor (its tensors lack {error}). "
+                "Use deca_model.tar as DECA's authors publish it."
+            ) from error
         load_into(module, tensors, what="DECA regressor")
         return module.eval().requires_grad_(False)
 
@@ -140,7 +144,7 @@ def load_regressor(path: str | Path) -> Regressor:
         WeightsMissingError, WeightsError: no such file; damaged, unsafe or of another model.
     """
     tensors = read(path)
-    if Path(path).suffix == ".tar":
+    if has_suffix(path, [".tar"]):
         known_files.check(Path(path))
     published = {k.removeprefix(PUBLISHED_PREFIX): v for k, v in tensors.items() if k.startswith(PUBLISHED_PREFIX)}
     return Regressor.from_state_dict(published or tensors)

@@ -15,7 +15,7 @@ from ..io.layout import DECA_NAMES, FLAME_NAMES
 from . import deca, flame
 from .deca_input import WHOLE_PHOTO, prepare, to_photo
 from .landmark_fit import fit
-from .mesh_files import read_ply
+from .mesh_files import read_mesh
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ DECA_SOURCE = (
     "accept the licence and copy it there."
 )
 INSTEAD = (
-    "Without DECA choose the method 'landmark fit', which needs the face model alone; without both load the face's "
-    "vertices from a .ply file."
+    "Or choose the method 'landmark fit', which needs the face model alone; without both load the face's "
+    "vertices from a .ply or .obj file."
 )
 
 
@@ -51,7 +51,7 @@ class FaceMesh:
 
 
 def from_file(path: str | Path, expected_vertices: int | None = None) -> FaceMesh:
-    """Read a mesh of the model's topology from a `.ply` file.
+    """Read a mesh of the model's topology from a `.ply` or `.obj` file.
 
     Args:
         expected_vertices: of the topology (FLAME: 5023); `None` accepts any, the spiral network checks again.
@@ -59,7 +59,7 @@ def from_file(path: str | Path, expected_vertices: int | None = None) -> FaceMes
     Raises:
         MeshError: the file is not readable, not a sound mesh, or has another number of vertices.
     """
-    vertices, faces = read_ply(path)
+    vertices, faces = read_mesh(path)
     if expected_vertices not in (None, len(vertices)):
         raise MeshError(
             f"{path} has {len(vertices)} vertices, expected {expected_vertices}: use the mesh of a face model of that "
@@ -171,7 +171,10 @@ def _check_mode(mode: str) -> None:
 
 def _finite(mesh: FaceMesh, otherwise: str) -> FaceMesh:
     if not (mesh.vertices.isfinite().all() and mesh.in_photo.isfinite().all()):
-        raise MeshError(f"The face's mesh came out with values that are not finite: {otherwise}.")
+        raise MeshError(
+            f"The face's mesh came out with values that are not finite: {otherwise}. "
+            "Check the photo, or load the model again."
+        )
     return mesh
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from ..errors import MeshError, WeightsError, WeightsMissingError
 from ..geometry import check_mesh
 from ..io import unpickle
+from ..io.listing import has_suffix
+from ..io.weights import SAFETENSORS
 from . import known_files
 
 SHAPE_COLUMNS = 300  # of `shapedirs`; the rest are expressions
@@ -130,11 +132,14 @@ def load(path: str | Path) -> Flame:
     path = Path(path)
     if not path.is_file():
         raise WeightsMissingError(f"The face model {path} is not there. {SOURCE}")
-    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors = _read_safetensors(path) if has_suffix(path, SAFETENSORS) else _read_pickle(path)
     for name, dimensions in _NAMES.items():
         shape = tuple(tensors[name].shape)
         if len(shape) != dimensions or 0 in shape:
-            raise WeightsError(f"{name} in {path} is {shape}, expected {dimensions} dimensions: it is damaged.")
+            raise WeightsError(
+                f"{name} in {path} is {shape}, expected {dimensions} dimensions: it is damaged. "
+                "Copy or download it again."
+            )
     split = SHAPE_COLUMNS if "expressiondirs" not in tensors else tensors["shapedirs"].shape[2]
     landmarks = tensors.get("landmarks")
     if landmarks is None and len(tensors["v_template"]) == _FLAME_VERTICES:
@@ -167,7 +172,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     tensors = {name: torch.from_numpy(x) for name, x in arrays.items()}
     matrix = unpickle.sparse(content["J_regressor"], f"J_regressor of {path}")
     if matrix.shape[0] > MAX_JOINTS or matrix.shape[1] != len(arrays["v_template"]):
-        raise WeightsError(f"J_regressor of {path} is {matrix.shape}, which does not fit its vertices: it is damaged.")
+        raise WeightsError(
+            f"J_regressor of {path} is {matrix.shape}, which does not fit its vertices: it is damaged. "
+            "Copy or download it again."
+        )
     dense = torch.zeros(matrix.shape)
     dense[torch.from_numpy(matrix.rows), torch.from_numpy(matrix.columns)] = torch.from_numpy(matrix.values).float()
     return tensors | {"J_regressor": dense}
@@ -203,15 +211,20 @@ def _check(flame: Flame, path: Path) -> None:
         tensor = getattr(flame, name)
         if tensor.shape != shape or not tensor.isfinite().all():
             raise WeightsError(
-                f"{name} in {path} is {tuple(tensor.shape)}, expected {shape} and finite: it is damaged."
+                f"{name} in {path} is {tuple(tensor.shape)}, expected {shape} and finite: it is damaged. "
+                "Copy or download it again."
             )
     if flame.landmarks is not None and not _marks(flame.landmarks, vertices):
         raise WeightsError(
             f"landmarks in {path} are neither numbers of at least {FIVE} of its {vertices} vertices nor finite weights "
-            "of all of them: it is damaged."
+            "of all of them: it is damaged. "
+            "Copy or download it again."
         )
     if joints < 3 or any(not 0 <= parent < i for i, parent in enumerate(flame.parents) if i):
-        raise WeightsError(f"The joints in {path} are no tree of at least head, neck and jaw: {flame.parents}.")
+        raise WeightsError(
+            f"The joints in {path} are no tree of at least head, neck and jaw: {flame.parents}. "
+            "Copy or download it again."
+        )
 
 
 def _marks(landmarks: Tensor, vertices: int) -> bool:
@@ -226,7 +239,8 @@ def _blend(basis: Tensor, code: Tensor) -> Tensor:
     """(V, 3, K) and (B, ≤ K) → (B, V, 3)."""
     if code.shape[1] > basis.shape[2]:
         raise MeshError(
-            f"A code of {code.shape[1]} components does not fit this face model, which has {basis.shape[2]}."
+            f"A code of {code.shape[1]} components does not fit this face model, which has {basis.shape[2]}. "
+            "Use the regressor that belongs to this face model."
         )
     code = code.to(basis)
     return torch.einsum("vxk,bk->bvx", basis[..., : code.shape[1]], code)

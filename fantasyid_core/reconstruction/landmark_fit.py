@@ -130,7 +130,8 @@ def _problem(
     if landmarks.ndim != 4 or landmarks.shape[2:] != (len(points), 2) or len(points) < 3 or 0 in landmarks.shape:
         raise MeshError(
             f"The landmarks have shape {tuple(landmarks.shape)} for {len(points)} points of the face model; expected "
-            f"(people, photos, {len(points)}, 2), at least three."
+            f"(people, photos, {len(points)}, 2), at least three. "
+            "Use a face model that knows as many points as the detector."
         )
     # The system is small, but mixes metres, pixels and radians: float64, which MPS does not know.
     device = torch.device("cpu") if landmarks.device.type == "mps" else landmarks.device
@@ -138,7 +139,10 @@ def _problem(
     observed = landmarks.to(**kind)
     spread = (observed - observed.mean(2, keepdim=True)).square().sum(-1).mean(-1).sqrt()
     if not (spread.isfinite() & (spread > 0)).all():
-        raise MeshError("The landmarks are not finite, or all in one place: no face can be fitted to them.")
+        raise MeshError(
+            "The landmarks are not finite, or all in one place: no face can be fitted to them. "
+            "Use a photo on which the face is larger, or draw its box by hand."
+        )
     sigma = NOISE * spread if noise is None else torch.as_tensor(noise, **kind).expand_as(spread)
     weight = sigma[..., None].square().reciprocal().expand(observed.shape[:3])
     if confidence is not None:

@@ -1,9 +1,9 @@
-"""Mesh files: `.ply` in and out, `.obj` out. Vertices (V, 3) and triangles (F, 3), nothing else."""
+"""Mesh files: `.ply` and `.obj`, in and out. Vertices (V, 3) and triangles (F, 3), nothing else."""
 
 import io
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +13,16 @@ from torch import Tensor
 
 from ..errors import MeshError, SaveError
 from ..geometry import check_mesh
+from ..io.listing import has_suffix
 
 # A face mesh has a few megabytes at most; what a hostile file can make us allocate is bounded by these.
 MAX_BYTES = 1 << 25
 MAX_ROWS = 1_000_000
 MAX_CORNERS = 1_000  # of one face
 MAX_HEADER_LINES = 1_000
+BOM = b"\xef\xbb\xbf"  # that Windows' editors put in front of a text
+Mesh = tuple[Tensor, Tensor | None]
+"""vertices (V, 3) float32, faces (F, 3) int64 or `None`"""
 _TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
     **{"float": "f4", "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2"},
@@ -53,21 +57,49 @@ def read_ply(path: str | Path) -> tuple[Tensor, Tensor | None]:
         MeshError: the file is missing, no `.ply`, truncated, larger than 32 MiB, or has vertices that are not finite or
             faces that refer to vertices that are not there.
     """
+    return _read(path, ".ply", _parse)
+
+
+def read_obj(path: str | Path) -> tuple[Tensor, Tensor | None]:
+    """Read a Wavefront `.obj`, such as DECA writes it: its `v` and `f` lines; all others are skipped.
+
+    Returns, and raises MeshError, as `read_ply`.
+    """
+    return _read(path, ".obj", _parse_obj)
+
+
+def read_mesh(path: str | Path) -> tuple[Tensor, Tensor | None]:
+    """Read a `.ply` or `.obj`, told by its content: only a `.ply` begins with that word. Raises as `read_ply`."""
+    try:
+        with Path(path).open("rb") as file:
+            is_ply = file.read(6).removeprefix(BOM).startswith(b"ply")
+    except OSError as error:
+        raise _missing(Path(path), error) from error
+    return read_ply(path) if is_ply or not has_suffix(path, [".obj"]) else read_obj(path)
+
+
+def _read(path: str | Path, kind: str, parse: Callable[[bytes], Mesh]) -> Mesh:
     path = Path(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise MeshError(
                 f"{path} is larger than 32 MiB; a face mesh has a few megabytes at most. Export the face alone."
             )
-        data = path.read_bytes()
+        data = path.read_bytes().removeprefix(BOM)
     except OSError as error:
-        raise MeshError(f"{path} cannot be read ({error}).") from error
+        raise _missing(path, error) from error
     try:
-        vertices, faces = _parse(data)
+        vertices, faces = parse(data)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        raise MeshError(f"{path} is not a readable .ply file ({error}). Export the mesh again as .ply.") from error
+        raise MeshError(
+            f"{path} is not a readable {kind} file ({error}). Export the mesh again as .ply or .obj."
+        ) from error
     check_mesh(vertices, faces, f"The mesh in {path}")
     return vertices, faces
+
+
+def _missing(path: Path, error: OSError) -> MeshError:
+    return MeshError(f"{path} cannot be read ({error}). Put the file there, or choose another.")
 
 
 def write_ply(path: str | Path, vertices: Tensor, faces: Tensor | None = None) -> None:
@@ -101,7 +133,32 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise SaveError(f"The mesh could not be saved to {path}: {error}. Free some disk space.") from error
 
 
-def _parse(data: bytes) -> tuple[Tensor, Tensor | None]:
+def _parse_obj(data: bytes) -> Mesh:
+    vertices, polygons = [], []
+    for line in data.replace(b"\\\n", b" ").replace(b"\\\r\n", b" ").splitlines():
+        words = line.split()
+        if not words or words[0] not in (b"v", b"f"):
+            continue
+        if words[0] == b"v":  # colours or a weight may follow
+            vertices.append([float(word) for word in words[1:4]])
+            if len(vertices[-1]) != 3:
+                raise ValueError("a vertex has fewer than three coordinates")
+        else:  # vertex, or vertex/texture/normal; counted from 1, or backwards from the last one so far
+            numbers = [int(word.partition(b"/")[0]) for word in words[1:]]
+            if 0 in numbers:
+                raise ValueError("a face names vertex 0; they are counted from 1")
+            polygons.append([n - 1 if n > 0 else len(vertices) + n for n in numbers])
+        if max(len(vertices), len(polygons)) > MAX_ROWS:
+            raise ValueError("it has more rows than a face mesh")
+    if not vertices:
+        raise ValueError("it has no vertices")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is reported
+        points = torch.from_numpy(np.array(vertices).astype(np.float32))
+    faces = _triangles(polygons) if polygons else None
+    return points, faces if faces is not None and len(faces) else None
+
+
+def _parse(data: bytes) -> Mesh:
     file = io.BytesIO(data)
     order, elements = _header(file)
     if sum(element.count for element in elements) > min(len(data), MAX_ROWS):  # every row takes at least a byte
@@ -150,10 +207,9 @@ def _ascii(words: Iterator[bytes], element: _Element) -> dict[str, list]:
             values = list(itertools.islice(words, count))
             if len(values) != count:
                 raise ValueError("it ends too early")
-            number = float if p.kind.startswith("f") else int
-            numbers = [number(v) for v in values] if p.count_kind else number(values[0])
-            if p.name in _USED:
-                columns[p.name].append(numbers)
+            if p.name in _USED:  # of what is skipped some programs write other numbers than the header says
+                number = float if p.kind.startswith("f") else int
+                columns[p.name].append([number(v) for v in values] if p.count_kind else number(values[0]))
     return columns
 
 

@@ -101,15 +101,22 @@ def perspective_correct(barycentric: Tensor, corner_distance: Tensor) -> Tensor:
 def check(vertices: Tensor, faces: Tensor | None) -> None:
     """Raise `MeshError` unless vertices (V, 3) or (B, V, 3) and faces (F, 3) fit together."""
     if vertices.ndim not in (2, 3) or vertices.shape[-1] != 3 or 0 in vertices.shape:
-        raise MeshError(f"The vertices have shape {tuple(vertices.shape)}; expected (vertices, 3), at least one.")
+        raise MeshError(
+            f"The vertices have shape {tuple(vertices.shape)}; expected (vertices, 3), at least one. "
+            "Export the mesh again."
+        )
     if faces is None:
         return
     if faces.ndim != 2 or faces.shape[1] != 3 or faces.is_floating_point():
-        raise MeshError(f"The faces have shape {tuple(faces.shape)} and {faces.dtype}; expected (faces, 3) integers.")
+        raise MeshError(
+            f"The faces have shape {tuple(faces.shape)} and {faces.dtype}; expected (faces, 3) integers. "
+            "Export the mesh again, cut into triangles."
+        )
     number = vertices.shape[-2]
     if len(faces) and (int(faces.min()) < 0 or int(faces.max()) >= number):
         raise MeshError(
-            f"The faces use vertices {int(faces.min())} to {int(faces.max())}, but there are {number} vertices."
+            f"The faces use vertices {int(faces.min())} to {int(faces.max())}, but there are {number} vertices. "
+            "Export the mesh again."
         )
 
 

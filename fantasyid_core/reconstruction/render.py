@@ -50,7 +50,7 @@ def turntable(vertices: Tensor, faces: Tensor | None, frames: int = 24, size: in
         MeshError: as `shade`, or less than one frame.
     """
     if frames < 1:
-        raise MeshError(f"A turntable of {frames} frames was asked for; expected at least 1.")
+        raise MeshError(f"A turntable of {frames} frames was asked for; expected at least 1. Set frames to 24.")
     vertices = _one_mesh(vertices, faces)
     centred = vertices - (vertices.amin(0) + vertices.amax(0)) / 2
     reach = torch.maximum(torch.hypot(centred[:, 0], centred[:, 2]).amax(), centred[:, 1].abs().amax())
@@ -99,7 +99,9 @@ def normals(vertices: Tensor, faces: Tensor) -> Tensor:
 def _one_mesh(vertices: Tensor, faces: Tensor | None) -> Tensor:
     check(vertices, faces)
     if vertices.ndim != 2:
-        raise MeshError(f"The vertices have shape {tuple(vertices.shape)}; expected one mesh, (vertices, 3).")
+        raise MeshError(
+            f"The vertices have shape {tuple(vertices.shape)}; expected one mesh, (vertices, 3). Load the mesh again."
+        )
     if not vertices.isfinite().all():
         raise MeshError("The mesh has NaN or infinite vertices; compute it again or use another file.")
     return vertices.float()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SamplingError
+from ..optional_import import require_diffusers
 
 if TYPE_CHECKING:
     from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
@@ -41,9 +42,8 @@ Callback = Callable[[int, Tensor, Tensor], None]
 
 def make_scheduler(name: str, config: Mapping = RELEASE_SCHEDULE) -> "Scheduler":
     """diffusers' CogVideoX scheduler `dpm` (as released) or `ddim`, from a published `scheduler_config.json`."""
-    from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
-
-    classes = {"dpm": CogVideoXDPMScheduler, "ddim": CogVideoXDDIMScheduler}
+    diffusers = require_diffusers("The sampling loop")
+    classes = {"dpm": diffusers.CogVideoXDPMScheduler, "ddim": diffusers.CogVideoXDDIMScheduler}
     if name not in classes:
         raise SamplingError(f"There is no scheduler '{name}'; choose one of {', '.join(SCHEDULERS)}.")
     return classes[name].from_config(dict(config))
@@ -105,7 +105,9 @@ def timesteps(steps: int, schedule: Mapping = RELEASE_SCHEDULE) -> list[int]:
 
 def _checked(steps: int) -> int:
     if not 1 <= steps <= TRAIN_STEPS:
-        raise SamplingError(f"Steps must lie between 1 and {TRAIN_STEPS}; got {steps}.")
+        raise SamplingError(
+            f"Steps must lie between 1 and {TRAIN_STEPS}; got {steps}. Set steps within that; 50 is as released."
+        )
     return steps
 
 

@@ -53,12 +53,16 @@ def windows(frames: int, overlap: int, anchored: bool = False) -> Windows:
         SamplingError: no such window, or an overlap that leaves a window nothing of its own.
     """
     if frames < 1 or (frames - 1) % TIME_SCALE:
-        raise SamplingError(f"A window's frames must be a multiple of 4 plus 1, such as 25 or 49; got {frames}.")
+        raise SamplingError(
+            f"A window's frames must be a multiple of 4 plus 1, such as 25 or 49; got {frames}. "
+            "Set the window to one of these."
+        )
     length = (frames - 1) // TIME_SCALE + 1
     shared = -(-overlap // TIME_SCALE)
     if overlap < 0 or shared >= length - anchored:
         raise SamplingError(
             f"Windows of {frames} frames cannot overlap by {overlap}: expected 0 to "
-            f"{max(0, TIME_SCALE * (length - anchored - 1))}. About a third of a window is usual."
+            f"{max(0, TIME_SCALE * (length - anchored - 1))}. About a third of a window is usual. "
+            "Set the overlap to that."
         )
     return Windows(length, shared, anchored)

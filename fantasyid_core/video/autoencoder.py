@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..optional_import import require
+from ..optional_import import require_diffusers
 from .latents import SPACE_SCALE, TIME_SCALE
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def build(config: Mapping[str, Any]) -> "AutoencoderKLCogVideoX":
     Raises:
         PackageMissingError: no diffusers. TypeError, ValueError, …: see `weights.configured`.
     """
-    kind = require("diffusers", "FantasyID's video VAE").AutoencoderKLCogVideoX
+    kind = require_diffusers("FantasyID's video VAE").AutoencoderKLCogVideoX
     from .autoencoder_block import make_lean
 
     known = inspect.signature(kind.__init__).parameters

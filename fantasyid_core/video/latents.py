@@ -19,12 +19,14 @@ def latent_size(frames: int, height: int, width: int) -> tuple[int, int, int]:
         near = max(1, (frames - 1) // TIME_SCALE * TIME_SCALE + 1)
         raise SamplingError(
             f"{frames} frames cannot be made: the number must be a multiple of 4 plus 1, such as {near} or "
-            f"{near + TIME_SCALE} (49 as released)."
+            f"{near + TIME_SCALE} (49 as released). "
+            "Set frames to one of these."
         )
     side = 2 * SPACE_SCALE  # the transformer takes patches of 2 × 2 latents
     if min(height, width) < side or height % side or width % side:
         raise SamplingError(
-            f"{width} × {height} pixels cannot be made: both must be multiples of {side} (720 × 480 as released)."
+            f"{width} × {height} pixels cannot be made: both must be multiples of {side} (720 × 480 as released). "
+            "Set width and height so."
         )
     return (frames - 1) // TIME_SCALE + 1, height // SPACE_SCALE, width // SPACE_SCALE
 

@@ -15,6 +15,7 @@ from .collection import FaceViews
 
 # Largest changes at strength 1: factors as logarithms, hue in radians, blur in px of the crop, angle in degrees, shifts
 # as a share of the crop.
+ENHANCE = ("adjust_contrast_with_mean_subtraction", "adjust_saturation", "adjust_gamma", "adjust_hue")
 _RANGES = {
     "brightness": 0.18,
     "contrast": 0.2,
@@ -43,7 +44,9 @@ def augment(views: FaceViews, count: int, seed: int = 0, strength: float = 1.0) 
         ImageError: a negative count or strength.
     """
     if count < 0 or not strength >= 0:
-        raise ImageError(f"{count} altered views of strength {strength} were asked for; expected 0 or more of both.")
+        raise ImageError(
+            f"{count} altered views of strength {strength} were asked for; expected 0 or more of both. Set both so."
+        )
     if not count:
         return views
     source = torch.arange(count) % len(views.crops)
@@ -77,8 +80,8 @@ def _draw(count: int, seed: int, strength: float) -> dict[str, Tensor]:
 
 def _recoloured(crops: Tensor, drawn: dict[str, Tensor]) -> Tensor:
     """(N, 3, S, S) → the same in other light and focus."""
-    enhance = require("kornia.enhance", "Altering views", "kornia")
-    filters = require("kornia.filters", "Altering views", "kornia")
+    enhance = require("kornia.enhance", "Altering views", "kornia", ENHANCE)
+    filters = require("kornia.filters", "Altering views", "kornia", ["gaussian_blur2d"])
     device = {name: values.to(crops) for name, values in drawn.items()}
     crops = crops * device["brightness"].exp()[:, None, None, None]
     crops = enhance.adjust_contrast_with_mean_subtraction(crops.clamp(0, 1), device["contrast"].exp())
@@ -91,7 +94,7 @@ def _recoloured(crops: Tensor, drawn: dict[str, Tensor]) -> Tensor:
 
 def _reframed(crops: Tensor, coverage: Tensor | None, drawn: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     """(N, 3, S, S) and (N, 1, S, S) → turned, scaled and shifted about their middle; grey where nothing is known."""
-    transform = require("kornia.geometry.transform", "Altering views", "kornia")
+    transform = require("kornia.geometry.transform", "Altering views", "kornia", ["warp_affine"])
     size = crops.shape[-1]
     angle, scale = drawn["angle"].deg2rad(), drawn["scale"].exp()
     p, q = scale * angle.cos(), scale * angle.sin()

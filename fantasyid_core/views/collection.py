@@ -80,12 +80,15 @@ def collect(
         ImageError: `images` is not a batch of pictures, or none of them can be used.
     """
     if max_views < 1:
-        raise ImageError(f"max_views is {max_views}; expected at least 1, the reference.")
+        raise ImageError(f"max_views is {max_views}; expected at least 1, the reference. Set it to 4, the default.")
     if people not in PEOPLE:
-        raise ImageError(f"There is no choice '{people}' for people; expected one of: {', '.join(PEOPLE)}.")
+        raise ImageError(
+            f"There is no choice '{people}' for people; expected one of: {', '.join(PEOPLE)}. Choose from these."
+        )
     if isinstance(images, Tensor) and images.ndim != 4:
         raise ImageError(
-            f"The images have shape {tuple(images.shape)}; expected a batch (frames, height, width, channels)."
+            f"The images have shape {tuple(images.shape)}; expected a batch (frames, height, width, channels). "
+            "Connect a batch of images."
         )
     chosen: list[Sighting] = []
     report = "1 view: the reference."

@@ -113,7 +113,7 @@ class _Surface:
         in_photo, self.faces = mesh.in_photo.to(device, torch.float32), mesh.faces.to(device)
         check(in_photo, self.faces)
         if not in_photo.isfinite().all():
-            raise MeshError("The mesh has NaN or infinite vertices; compute it again.")
+            raise MeshError("The mesh has NaN or infinite vertices; run the node that made it again.")
         to_texture = face.to_crop.to(device, torch.float32).clone()
         to_texture[:, 2] += _MARGIN
         self.size = CROP_SIZE + 2 * _MARGIN

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from fantasyid_core.errors import FantasyIDError, TrainingError
-from fantasyid_core.optional_import import require
+from fantasyid_core.optional_import import require, require_diffusers
 
 from . import settings as configuration
+from .options import OPTIONS
 from .settings import PoolSettings, Settings
 
-STAGES = ("face", "vae", "judge", "text", "base", "identity")
+STAGES = tuple(OPTIONS)
 NEEDED = ("vae", "face", "base")  # by the stages after them
 STOPPED = 143  # exit code: asked to end, and able to go on with --resume
 
@@ -23,8 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    for package in ("accelerate", "diffusers", "transformers"):
-        require(package, "Training")
+    require("accelerate", "Training", names=["Accelerator"])
+    require("transformers", "Training", names=["T5EncoderModel"])
+    require_diffusers("Training")
     from .loop import Stopped
 
     try:
@@ -48,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
         raise TrainingError("--config is one stage's; with 'all', change single keys: --set base.batch=64.")
     told = {stage: _settings(stage, options) for stage in stages}
     start_from = options.start_from or next((Path(s.start_from) for s in told.values() if s.start_from), None)
-    on_clips = options.stage != "all" and told[options.stage].options.get("data")
+    on_clips = options.stage != "all" and told[options.stage].trains_on_clips
     if on_clips and start_from is None and not (options.out / "FantasyID-nano").is_dir():
         raise TrainingError("Training on clips goes on from a trained model: name its folder with --start-from.")
     whole = Run(options.out, tiny=options.tiny, resume=options.resume, start_from=start_from)
@@ -69,8 +71,6 @@ def _settings(stage: str, options: argparse.Namespace) -> Settings:
     own = [change.removeprefix(f"{stage}.") for change in options.set if _concerns(change, stage)]
     path = options.config or configuration.HERE / f"{stage}.toml"
     settings = configuration.read(path, own)
-    if settings.stage not in STAGES:
-        raise TrainingError(f"{path} is for the stage '{settings.stage}'; there are {', '.join(STAGES)}.")
     settings = replace(settings, minutes=settings.minutes * options.minutes_scale)
     return _tiny(settings, own) if options.tiny else settings
 

@@ -1,12 +1,7 @@
-"""Stage base: text to video without identity.
-
-Options: `train_text` (the text encoder too, or only the DiT), `text_dropped` (share of samples whose text is empty, for
-guidance), `face_weight` (of latents of the face), `pictures` (share of the steps that train on photos, of which
-`pictures_batch` times as many fit), `structure_weight` (of the loss of `structure`, 0 for none), `structure_block`
-(after which block it is asked).
-"""
+"""Stage base: text to video without identity."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +14,7 @@ from .. import nano
 from . import data, sheets
 from .captions import Captions
 from .diffusion import FIXED_TIMES, Noising, Rotary, on_pictures, spread_times, weighted
+from .options import BaseOptions
 from .stage import Batch, Context, Stage, evaluating, trainable
 from .structure import Structure
 from .vae import decode, encode_pools
@@ -29,14 +25,14 @@ SHEET_STEPS, SHEET_GUIDANCE = 20, 4.0
 class BaseObjective(nn.Module):
     """Velocity loss of the DiT on the text encoder's embeddings; zeros where the release has image latents."""
 
-    def __init__(self, transformer: nn.Module, text: nn.Module, options: dict, device: torch.device):
+    def __init__(self, transformer: nn.Module, text: nn.Module, options: BaseOptions, device: torch.device):
         super().__init__()
         self.transformer, self.text, self.options = transformer, text, options
         self.noising, self.rotary = Noising(device), Rotary(transformer)
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            self.structure = Structure(width).to(device) if options["structure_weight"] else None
+            self.structure = Structure(width).to(device) if options.structure_weight else None
 
     def forward(
         self,
@@ -56,18 +52,18 @@ class BaseObjective(nn.Module):
 
         def run_block(index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary) -> tuple:
             visual, words = run_as_is(index, block, visual, words, time, rotary)
-            if index == self.options["structure_block"]:
+            if index == self.options.structure_block:
                 half_way.append(visual)
             return visual, words
 
         made = self.transformer(seen, words, time, rotary=self.rotary(latents), run_block=run_block)
-        loss = weighted(made - velocity, face, self.options["face_weight"])
+        loss = weighted(made - velocity, face, self.options.face_weight)
         if self.structure is None or landmarks is None:
             return {"loss": loss}
         patch = self.transformer.config.patch_size
         cells = (latents.shape[1], latents.shape[-2] // patch, latents.shape[-1] // patch)
         where = self.structure(half_way[0], (landmarks + 0.5) / patch - 0.5, cells)
-        return {"loss": loss + self.options["structure_weight"] * where, "velocity": loss, "structure": where}
+        return {"loss": loss + self.options.structure_weight * where, "velocity": loss, "structure": where}
 
 
 class BaseStage(Stage):
@@ -75,32 +71,24 @@ class BaseStage(Stage):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        self.options = {
-            "train_text": True,
-            "text_dropped": 0.1,
-            "face_weight": 1.5,
-            "pictures": 0.0,
-            "pictures_batch": 3,
-            "structure_weight": 0.0,
-            "structure_block": 2,
-        } | dict(self.settings.options)
         model = context.model
         encode_pools(context)
         self.empty = byte_tokens.encode_batch([""]).to(context.device)
         last = len(model.transformer.transformer_blocks) - 1
-        self.options["structure_block"] = min(self.options["structure_block"], last)
-        text = trainable(model.text) if self.options["train_text"] else model.text.eval().requires_grad_(False)
+        options: BaseOptions = self.settings.options
+        self.options = replace(options, structure_block=min(options.structure_block, last))
+        text = trainable(model.text) if self.options.train_text else model.text.eval().requires_grad_(False)
         self.objective = BaseObjective(trainable(model.transformer), text, self.options, context.device)
         model.transformer.layer_attention.requires_grad_(False)
-        self.captions = None if self.options["train_text"] else Captions(context.pool, context.words)
-        self.empty_words = None if self.options["train_text"] else context.words(self.empty)
+        self.captions = None if self.options.train_text else Captions(context.pool, context.words)
+        self.empty_words = None if self.options.train_text else context.words(self.empty)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool, count = self.context.pool, self.settings.batch
-        if pictures := on_pictures(step, self.options["pictures"]):
-            count *= self.options["pictures_batch"]
+        if pictures := on_pictures(step, self.options.pictures):
+            count *= self.options.pictures_batch
         drawn = pool.draw(count, generator, pictures)
-        dropped = data.rand(generator, count, 1) < self.options["text_dropped"]
+        dropped = data.rand(generator, count, 1) < self.options.text_dropped
         if self.captions is None:
             text = torch.where(dropped, self.empty, pool.caption[drawn.captions].long())
         else:

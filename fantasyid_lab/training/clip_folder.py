@@ -3,8 +3,9 @@
 A clip is read when it is first drawn. What training needs of it then stays in host memory: for the 5B about 10 MB.
 """
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from fantasyid_core.errors import TrainingError
 from fantasyid_core.optional_import import require
 
 from . import data
+from .clip_files import SUFFIXES, find_clips
+from .options import IdentityOptions
 from .prepared_clip import PreparedClip, prepare_clip
 from .stage import Batch, Context
 from .vocabulary import tokenizer
@@ -24,44 +27,46 @@ EXPECTED = "Expected pairs of NAME.mp4, which shows one person's face, and NAME.
 
 
 class FolderSource:
-    """Identity batches from the folder `options["data"]`, see `identity`.
+    """Identity batches from the folder `options.data`.
 
     Every clip has one window of the model's frames, at a place that its name and the run's seed decide. With
     `multi_view` the references come from the rest of the clip, where that shows a face. Clips that cannot be used are
-    named in the log and left out. The last by name, two at most, are held out for validation.
+    named in the log and left out. Of those that can, the last by name, two at most, are held out for validation.
 
     Raises:
         TrainingError: no clip of the folder can be used.
         WeightsMissingError, PackageMissingError: the text encoder's vocabulary or a package is missing.
     """
 
-    def __init__(self, context: Context, options: Mapping):
+    def __init__(self, context: Context, options: IdentityOptions):
         require("av", "Training on clips")
         self.context, self.options = context, options
         self.dtype = torch.bfloat16 if context.bf16 else torch.float32
         self.ids = tokenizer(context.model)
         self._kept: dict[Path, PreparedClip | None] = {}
         self._reasons: list[str] = []
-        folder = Path(options["data"])
-        found = sorted(folder.glob("*.mp4"))
-        trained = max(1, len(found) - HELD_OUT)
-        self.clips = found[:trained]
-        if self._usable(0) is None:
-            nothing = "it holds no .mp4" if folder.is_dir() else "there is no such folder"
+        folder = Path(options.data)
+        found = find_clips(folder)
+        first = next((i for i, path in enumerate(found) if self._clip(path) is not None), None)
+        if first is None:
+            nothing = f"it holds no {' or '.join(SUFFIXES)}" if folder.is_dir() else "there is no such folder"
             raise TrainingError(
                 f"No clip of '{folder}' can be trained on: {'; '.join(self._reasons[:4]) or nothing}. {EXPECTED}."
             )
-        self.held_out = [clip for clip in map(self._clip, found[trained:]) if clip is not None]
+        last = itertools.islice((i for i in range(len(found) - 1, first, -1) if self._clip(found[i])), HELD_OUT)
+        held_out = sorted(last)
+        self.clips = found[first : held_out[0] if held_out else first + 1]
+        self.held_out = [self._clip(found[i]) for i in held_out]
         if not self.held_out:
-            log.info("No clip is left for validation; the first of those that are trained on serves.")
-            self.held_out = [self._usable(0)]
+            log.info("No clip is left for validation; the one that is trained on serves.")
+            self.held_out = [self._clip(found[first])]
         self.empty = self._words("")
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
         """See `identity.Source`."""
-        clips = [self._usable(row) for row in data.randint(generator, len(self.clips), count).tolist()]
+        clips = [self._drawn(row, generator) for row in data.randint(generator, len(self.clips), count).tolist()]
         which = [int(x * len(c.crops)) for x, c in zip(data.rand(generator, count).tolist(), clips, strict=True)]
-        dropped = (data.rand(generator, count) < self.options["text_dropped"]).tolist()
+        dropped = (data.rand(generator, count) < self.options.text_dropped).tolist()
         words = [self.empty if drop else clip.words for drop, clip in zip(dropped, clips, strict=True)]
         return self._stacked(clips, which, words)
 
@@ -83,10 +88,11 @@ class FolderSource:
         }
         return {name: x.to(self.context.device) for name, x in parts.items()}
 
-    def _usable(self, row: int) -> PreparedClip | None:
-        """The clip at `row` or the first one behind it that can be used: the same whatever was read before."""
-        in_order = self.clips[row:] + self.clips[:row]
-        return next((clip for clip in map(self._clip, in_order) if clip is not None), None)
+    def _drawn(self, row: int, generator: torch.Generator) -> PreparedClip:
+        """The clip at `row`, or where that cannot be used one that is drawn again: every usable one is as likely."""
+        while (clip := self._clip(self.clips[row])) is None:
+            row = int(data.randint(generator, len(self.clips), 1))
+        return clip
 
     def _clip(self, path: Path) -> PreparedClip | None:
         if path not in self._kept:

@@ -4,8 +4,6 @@ The tower's patches, the face abstractor's tokens and the vertex tokens are each
 regression, and the first two that two photos of a person be alike (InfoNCE). The heads that ask are thrown away. The
 diffusion loss alone does not teach the encoder: it was tried (docs/training.md). The regressor learns DECA's code of
 photos in many framings.
-
-Options: `temperature` of InfoNCE; `regressor_photos`, how many of the batch's photos it sees.
 """
 
 import torch
@@ -20,6 +18,7 @@ from fantasyid_core.reconstruction.flame import Flame
 from .. import nano
 from . import data, sheets
 from .face_truth import Camera, axis_angle, moves, squared_mm, variance_told
+from .options import FaceOptions
 from .stage import Batch, Context, Stage, evaluating, trainable
 
 CAMERA_SPREAD = (2.0, 0.02, 0.02)  # of scale and shift, about a standard deviation
@@ -123,9 +122,9 @@ class FaceStage(Stage):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        options = {"temperature": 0.07, "regressor_photos": 1.0} | dict(self.settings.options)
+        options: FaceOptions = self.settings.options
         encoder, model = context.model.encoder, context.model
-        self.photos = options["regressor_photos"]
+        self.photos = options.regressor_photos
         self.camera = Camera(model.face, context.device)
         trainable(encoder)
         tower = encoder.tower
@@ -135,7 +134,7 @@ class FaceStage(Stage):
         # Channels first, its batch norms took a third of the GPU's time.
         regressor = trainable(model.regressor).to(memory_format=torch.channels_last)
         face = model.face.to(context.device)
-        self.objective = FaceObjective(encoder, regressor, looks, face, options["temperature"]).to(context.device)
+        self.objective = FaceObjective(encoder, regressor, looks, face, options.temperature).to(context.device)
 
     def hidden(self) -> list[nn.Module]:
         return [self.context.model.encoder.tower.blocks, self.context.model.encoder.abstractor]

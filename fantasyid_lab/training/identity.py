@@ -1,25 +1,4 @@
-"""Stage identity: injection layers and, as the options say, the encoder of the tokens and the DiT.
-
-Options, most of them rows of the ablation:
-    data: "" for the pool of synthetic people, or a folder of real clips (`clip_folder`), read at `fps`.
-    multi_view: the reference comes from another photo of the person; false: from the clip itself.
-    branch_2d, branch_3d: which tokens are injected.
-    shared_layer: one injection layer for all blocks in place of one for each.
-    first_frame: the reference crop goes in as first latent frame too, as released; a model that never saw one learns
-        to take it in.
-    identity_dropped: share of samples without an identity: nothing is injected, the image latents are zeros.
-    encoder_rate: factor on the learning rate of the abstractor, and mesh_rate on that of spiral network and reducer; 0
-        leaves them as stage `face` taught them. Nothing in this stage holds the scale of their tokens, which are
-        normalised where they are read: at a DiT's rate they grow without bound.
-    unfreeze: beginnings of names of DiT parameters that are trained as well, "" for all, and dit_rate: factor on their
-        learning rate. The injection layers have the full rate.
-    late: share of the samples with times in the noisier half, where likeness is decided; balanced: how much samples
-        count by what the loss at their times was at the start, see `diffusion.balance`.
-    text_dropped, face_weight: as in `base`.
-    pictures, pictures_batch: as in `base`, for the pool; pictures_text: of these steps' captions, how many tokens are
-        read (226 for all): a picture has 100 tokens of its own, and photos' captions are short.
-    checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
-"""
+"""Stage identity: injection layers and, as the options say, the encoder of the tokens and the DiT."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -40,34 +19,13 @@ from .base import five_frames, generate, losses_at_fixed_times
 from .captions import Captions
 from .diffusion import FIXED_TIMES, Noising, Rotary, balance, on_pictures, spread_times, weighted
 from .face import CROP, aligned_crops, as_photos
+from .options import IdentityOptions
 from .references import References
 from .stage import Batch, Context, Stage, evaluating, trainable
 from .vae import encode, encode_pools
 
 ENCODER_PARTS = ("abstractor", "spiral_net", "reducer")
 WHO = ("tokens", "hidden", "vertices")  # what a batch may know its people by
-OPTIONS = {
-    "data": "",
-    "fps": 8,
-    "multi_view": True,
-    "branch_2d": True,
-    "branch_3d": True,
-    "shared_layer": False,
-    "first_frame": False,
-    "identity_dropped": 0.0,
-    "encoder_rate": 1.0,
-    "mesh_rate": 1.0,
-    "unfreeze": [],
-    "dit_rate": 1.0,
-    "late": 0.5,
-    "balanced": 0.0,
-    "text_dropped": 0.1,
-    "face_weight": 4.0,
-    "pictures": 0.0,
-    "pictures_batch": 3,
-    "pictures_text": byte_tokens.TOKENS,
-    "checkpointing": False,
-}
 
 
 class Source(Protocol):
@@ -104,7 +62,7 @@ class TokensRun:
 class IdentityObjective(nn.Module):
     """The velocity loss again, with the identity of another picture injected."""
 
-    def __init__(self, model: nano.Nano, options: dict, device: torch.device):
+    def __init__(self, model: nano.Nano, options: IdentityOptions, device: torch.device):
         super().__init__()
         self.transformer = model.transformer
         self.abstractor, self.spiral_net, self.reducer = (getattr(model.encoder, name) for name in ENCODER_PARTS)
@@ -114,8 +72,8 @@ class IdentityObjective(nn.Module):
     def tokens(self, hidden: Tensor, vertices: Tensor) -> Tensor:
         """Tower's hidden state (B, 1 + N, D) and vertices (B, V, 3) → identity tokens (B, N, K)."""
         face = self.abstractor(hidden)
-        parts = [face] if self.options["branch_2d"] else []
-        if self.options["branch_3d"]:
+        parts = [face] if self.options.branch_2d else []
+        if self.options.branch_3d:
             # Autocast leaves the depth encoding in float32; the gathers over the full mesh are in bfloat16.
             parts.append(self.reducer(self.spiral_net(vertices.float(), face)).to(face.dtype))
         return torch.cat(parts, 1)
@@ -136,7 +94,7 @@ class IdentityObjective(nn.Module):
         present: Tensor | None = None,
     ) -> Tensor:
         """Noisy and image latents (B, t, 16, h, w) → the velocity with the identity injected where it is `present`."""
-        shared = self.transformer.layer_attention[0] if self.options["shared_layer"] else None
+        shared = self.transformer.layer_attention[0] if self.options.shared_layer else None
         if present is not None:
             image = image * present.view(-1, 1, 1, 1, 1)
         seen = torch.cat([noisy, image], 2).to(words.dtype)
@@ -148,7 +106,7 @@ class IdentityObjective(nn.Module):
             time,
             rotary=self.rotary(noisy),
             run=TokensRun(tokens, shared, present),
-            run_block=_recomputed if self.options["checkpointing"] and torch.is_grad_enabled() else None,
+            run_block=_recomputed if self.options.checkpointing and torch.is_grad_enabled() else None,
         )
 
     def forward(
@@ -169,7 +127,7 @@ class IdentityObjective(nn.Module):
         noisy, velocity = self.noising(latents, noise, time)
         made = self.velocity(noisy, image, words, time, self.descriptor(tokens, hidden, vertices), present)
         counts = self.balance[time] if self.training and self.balance is not None else None
-        return {"loss": weighted(made - velocity, face, self.options["face_weight"], counts)}
+        return {"loss": weighted(made - velocity, face, self.options.face_weight, counts)}
 
 
 class PoolSource:
@@ -183,7 +141,7 @@ class PoolSource:
     def __init__(
         self,
         context: Context,
-        options: dict,
+        options: IdentityOptions,
         known: Callable[[Tensor, Tensor], Batch],
         first: Callable[[Tensor, tuple[int, int]], Tensor],
     ):
@@ -195,19 +153,19 @@ class PoolSource:
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
         pool = self.context.pool
-        if pictures := on_pictures(step, self.options["pictures"]):
-            count *= self.options["pictures_batch"]
+        if pictures := on_pictures(step, self.options.pictures):
+            count *= self.options.pictures_batch
         drawn = pool.draw(count, generator, pictures)
-        dropped = data.rand(generator, count, 1, 1) < self.options["text_dropped"]
+        dropped = data.rand(generator, count, 1, 1) < self.options.text_dropped
         words = torch.where(dropped, self.empty, self.captions.of(drawn.captions))
         if pictures:
-            words = words[:, : self.options["pictures_text"]]
+            words = words[:, : self.options.pictures_text]
         told = {"latents": drawn.latents, "face": drawn.face, "words": words}
         photos = pool.settings.stills
         if drawn.photos is not None:
-            others = data.randint(generator, photos - 1, count) + 1 if self.options["multi_view"] else 0
+            others = data.randint(generator, photos - 1, count) + 1 if self.options.multi_view else 0
             return told | self.references.of(drawn.people, (drawn.photos + others) % photos)
-        if self.options["multi_view"]:
+        if self.options.multi_view:
             return told | self.references.of(drawn.people, data.randint(generator, photos, count))
         rows = drawn.captions  # of clips these are the clips' own
         times = data.randint(generator, pool.frames.shape[1], count)
@@ -219,7 +177,7 @@ class PoolSource:
         crops = aligned_crops(pictures, landmarks, generator)
         known = self._known(crops, self.vertices(pictures))
         seen = {name: x if name == "vertices" else x.to(kept) for name, x in known.items()}  # millimetres count
-        if self.options["first_frame"]:  # undamaged, as the video's first frame is at inference
+        if self.options.first_frame:  # undamaged, as the video's first frame is at inference
             size = self.context.pool.latents.shape[-2:]
             sharp = data.aligned(pictures, landmarks, 8 * max(size), data.jitter(generator, len(pictures)))
             seen["first"] = self._first(sharp, size).to(kept)
@@ -254,20 +212,21 @@ class IdentityStage(Stage):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        self.options = options = OPTIONS | dict(self.settings.options)
+        self.options: IdentityOptions = self.settings.options
+        options = self.options
         model = context.model
         for module in model.modules.values():
             module.eval().requires_grad_(False)
         model.face = model.face.to(context.device)
         self.objective = IdentityObjective(model, options, context.device)
-        mesh_learns = bool(options["branch_3d"] and options["mesh_rate"])
-        self.encoder_learns = bool(options["encoder_rate"]) or mesh_learns
-        if options["encoder_rate"]:
+        mesh_learns = bool(options.branch_3d and options.mesh_rate)
+        self.encoder_learns = bool(options.encoder_rate) or mesh_learns
+        if options.encoder_rate:
             trainable(model.encoder.abstractor)
         if mesh_learns:
             trainable(model.encoder.spiral_net)
             trainable(model.encoder.reducer)
-        if options["data"]:
+        if options.data:
             from .clip_folder import FolderSource
 
             self.source = FolderSource(context, options)
@@ -275,10 +234,10 @@ class IdentityStage(Stage):
             encode_pools(context)
             self.source = PoolSource(context, options, self.known, self._first)
         layers = model.transformer.layer_attention
-        (layers[0] if options["shared_layer"] else layers).requires_grad_(True)
+        (layers[0] if options.shared_layer else layers).requires_grad_(True)
         sees_first_frame = model.config.get("first_frame_condition", True)  # as in the release, which does not say so
-        learns_it = options["first_frame"] and not sees_first_frame
-        unfrozen = (*options["unfreeze"], *(["patch_embed.proj"] if learns_it else []))
+        learns_it = options.first_frame and not sees_first_frame
+        unfrozen = (*options.unfreeze, *(["patch_embed.proj"] if learns_it else []))
         for name, parameter in model.transformer.named_parameters():
             if name.startswith(unfrozen) and not name.startswith("layer_attention."):
                 parameter.requires_grad_(True)
@@ -288,10 +247,10 @@ class IdentityStage(Stage):
         if any(p.requires_grad for p in model.transformer.transformer_blocks.parameters()):
             model.transformer.train()  # blocks are compiled to the very graphs of stage base, which may be there still
         self._validation: Batch | None = None
-        if options["balanced"]:
+        if options.balanced:
             at_start = self._losses_of(0)
             losses = [at_start[f"loss_at_{time}"] for time in FIXED_TIMES]
-            self.objective.balance = balance(losses, options["balanced"]).to(context.device)
+            self.objective.balance = balance(losses, options.balanced).to(context.device)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         with torch.no_grad():
@@ -299,10 +258,10 @@ class IdentityStage(Stage):
             count = len(batch["latents"])
             batch |= {
                 "noise": data.randn(generator, *batch["latents"].shape),
-                "time": spread_times(count, generator, self.options["late"]),
+                "time": spread_times(count, generator, self.options.late),
             }
-            if self.options["identity_dropped"]:
-                batch["present"] = (data.rand(generator, count) >= self.options["identity_dropped"]).float()
+            if self.options.identity_dropped:
+                batch["present"] = (data.rand(generator, count) >= self.options.identity_dropped).float()
             return batch
 
     def _seen(self, batch: Batch) -> Batch:
@@ -311,7 +270,7 @@ class IdentityStage(Stage):
         crops, first, latents = batch.pop("crops", None), batch.pop("first", None), batch["latents"]
         if crops is not None:
             batch |= self.known(crops, batch.pop("vertices"))
-        if not self.options["first_frame"]:
+        if not self.options.first_frame:
             return batch | {"image": torch.zeros_like(latents)}
         if first is None:
             first = self._first(crops, latents.shape[-2:])
@@ -343,9 +302,9 @@ class IdentityStage(Stage):
 
     def rates(self) -> dict[nn.Module, float]:
         dit, encoder = self.context.model.transformer, self.context.model.encoder
-        mesh = dict.fromkeys((encoder.spiral_net, encoder.reducer), self.options["mesh_rate"])
-        face = {encoder.abstractor: self.options["encoder_rate"]}
-        return mesh | face | {dit: self.options["dit_rate"], dit.layer_attention: 1.0}
+        mesh = dict.fromkeys((encoder.spiral_net, encoder.reducer), self.options.mesh_rate)
+        face = {encoder.abstractor: self.options.encoder_rate}
+        return mesh | face | {dit: self.options.dit_rate, dit.layer_attention: 1.0}
 
     def compile(self) -> list[nn.Module]:
         transformer = self.context.model.transformer
@@ -399,11 +358,11 @@ class IdentityStage(Stage):
 
     def export(self) -> None:
         model, layers = self.context.model, self.context.model.transformer.layer_attention
-        if self.options["shared_layer"]:
+        if self.options.shared_layer:
             for layer in layers[1:]:
                 layer.load_state_dict(layers[0].state_dict())
-        model.config["first_frame_condition"] = bool(self.options["first_frame"])
-        branches = [name for name in BRANCHES if self.options[f"branch_{name}"]]
+        model.config["first_frame_condition"] = bool(self.options.first_frame)
+        branches = [name for name in BRANCHES if getattr(self.options, f"branch_{name}")]
         model.config.pop("identity_branches", None)  # of the model that it may have gone on from
         if branches != list(BRANCHES):
             model.config["identity_branches"] = branches

@@ -1,7 +1,4 @@
-"""Stage judge: the network of `evaluation.judge`, on rendered frames with their true labels.
-
-Options: `start_from`, folder of a judge to go on from (a new one); the others are arguments of `judge.Judge`.
-"""
+"""Stage judge: the network of `evaluation.judge`, on rendered frames with their true labels."""
 
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from fantasyid_core.meters import attribute_regressor, meters
 from ..evaluation import adherence
 from ..people.colours import COLOURS
 from . import data
+from .options import JudgeOptions
 from .pool import Pool
 from .stage import Batch, Context, Stage, evaluating, trainable
 
@@ -35,11 +33,11 @@ class JudgeStage(Stage):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        options = dict(self.settings.options)
-        before = options.pop("start_from", "")
-        network = (
-            attribute_regressor.load(Path(before)) if before else attribute_regressor.Judge(len(COLOURS), **options)
-        )
+        options: JudgeOptions = self.settings.options
+        if options.start_from:
+            network = attribute_regressor.load(Path(options.start_from))
+        else:
+            network = attribute_regressor.Judge(len(COLOURS), widths=options.widths)
         self.network = trainable(network).to(context.device)
         self.objective = JudgeObjective(self.network)
 

@@ -16,6 +16,7 @@ from fantasyid_core.reconstruction.deca_input import prepare
 from fantasyid_core.video.latents import SPACE_SCALE, TIME_SCALE
 
 from .clip_files import measure, read_caption, read_frames
+from .options import IdentityOptions
 from .stage import Context
 from .vae import encode
 
@@ -56,12 +57,12 @@ class _View:
 
 @torch.no_grad()
 def prepare_clip(
-    path: Path, context: Context, options: Mapping, words: Callable[[str], Tensor], dtype: torch.dtype
+    path: Path, context: Context, options: IdentityOptions, words: Callable[[str], Tensor], dtype: torch.dtype
 ) -> PreparedClip:
     """Read a clip. Latents and vertices are of the model's own autoencoder, regressor and face model.
 
     Args:
-        options: `fps` and `multi_view`, see `identity`.
+        options: of which `fps` and `multi_view` are read.
         words: a caption's embeddings (L, D).
         dtype: of the latents that are kept.
 
@@ -73,9 +74,9 @@ def prepare_clip(
     size = (config.sample_height * SPACE_SCALE, config.sample_width * SPACE_SCALE)
     caption = read_caption(path)
     count, rate = measure(path)
-    window = choose_window(count, config.sample_frames, rate / options["fps"], f"{context.settings.seed} {path.name}")
+    window = choose_window(count, config.sample_frames, rate / options.fps, f"{context.settings.seed} {path.name}")
     outside = [i for i in range(count) if not window[0] <= i <= window[-1]]
-    searched = {*window[::TIME_SCALE], *(_spread(outside) if options["multi_view"] else ())}
+    searched = {*window[::TIME_SCALE], *(_spread(outside) if options.multi_view else ())}
     pictures, views = {}, {}
     for i, frame in read_frames(path, {*window, *searched}):
         view = _view(frame, device) if i in searched else None

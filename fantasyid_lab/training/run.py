@@ -77,7 +77,7 @@ class Run:
         set_seed(settings.seed)
         torch.backends.cudnn.benchmark = settings.cudnn_benchmark
         bf16 = settings.precision == "bf16" and self.accelerator.mixed_precision == "bf16"
-        clips = bool(settings.options.get("data"))  # then the model may be the 5B
+        clips = settings.trains_on_clips  # then the model may be the 5B
         source = self.start_from or self.model_folder
         if clips and self.start_from and (self.out / source.resolve().name).resolve() == source.resolve():
             raise TrainingError(f"The export would overwrite {source}, which training starts from: give another --out.")

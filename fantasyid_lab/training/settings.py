@@ -2,13 +2,17 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from fantasyid_core.errors import TrainingError
+from fantasyid_core.io.text_files import read_text
 
+from .options import OPTIONS, IdentityOptions, Options
+
+Kind = TypeVar("Kind")
 HERE = Path(__file__).parent
 
 
@@ -60,10 +64,11 @@ class Settings:
         compile: compile the DiT's blocks where that works; cudnn_benchmark: try convolutions out before using them.
         checkpoint_seconds, log_every (steps), validate_minutes (0: at the end alone).
         start_from: model folder to start from, "" for the run's own; the command's --start-from wins.
-        options: of the stage, see its module.
+        options: of the stage, see `options`.
     """
 
     stage: str
+    options: Options
     minutes: float = 0.0
     steps: int = 1_000_000
     batch: int = 64
@@ -83,22 +88,26 @@ class Settings:
     validate_minutes: float = 0.0
     start_from: str = ""
     pool: PoolSettings = field(default_factory=PoolSettings)
-    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trains_on_clips(self) -> bool:
+        """Whether the stage reads a folder of real clips, and no people are rendered."""
+        return isinstance(self.options, IdentityOptions) and bool(self.options.data)
 
 
 def read(path: Path, changes: Sequence[str] = ()) -> Settings:
     """Settings of a TOML file with `key=value` changes, such as `batch=8` or `pool.holds=100`.
 
     Raises:
-        TrainingError: no such file, not TOML, or a key that does not exist.
+        TrainingError: no such file, not TOML, no such stage, a key that does not exist, or a value of another type.
     """
     if not path.is_file():
         raise TrainingError(f"The configuration {path} is not there; those that ship are in {HERE}.")
     toml = _toml()
     try:
-        table = toml.loads(path.read_text("utf-8"))
-    except toml.TOMLDecodeError as error:
-        raise TrainingError(f"{path} is not TOML: {error}.") from error
+        table = toml.loads(read_text(path))
+    except (OSError, ValueError) as error:  # TOMLDecodeError is a ValueError
+        raise TrainingError(f"{path} cannot be read as TOML: {error}.") from error
     for change in changes:
         key, sign, text = change.partition("=")
         if not sign:
@@ -112,20 +121,47 @@ def read(path: Path, changes: Sequence[str] = ()) -> Settings:
         for parent in parents:
             inner = inner.setdefault(parent, {})
         inner[name] = value
-    pool = _made(PoolSettings, table.pop("pool", {}), f"[pool] of {path.name}")
-    settings = _made(Settings, table | {"pool": pool}, path.name)
-    return replace(settings, betas=tuple(settings.betas))
+    stage = table.get("stage")
+    if stage not in OPTIONS:
+        raise TrainingError(f"{path} is for the stage '{stage}'; there are {', '.join(OPTIONS)}.")
+    pool = parse(PoolSettings, table.pop("pool", {}), f"[pool] of {path.name}")
+    options = parse(OPTIONS[stage], table.pop("options", {}), f"[options] of {path.name}")
+    return parse(Settings, table | {"pool": pool, "options": options}, path.name)
 
 
-def _made(kind: type, table: Mapping[str, Any], where: str) -> Any:
-    known = {field.name for field in fields(kind)}
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise TrainingError(f"{where} has the unknown key '{unknown[0]}'; there are: {', '.join(sorted(known))}.")
-    try:
-        return kind(**table)
-    except TypeError as error:
-        raise TrainingError(f"{where} is not complete: {error}.") from error
+def parse(kind: type[Kind], table: Mapping[str, Any], where: str) -> Kind:
+    """A table of TOML as a dataclass; lists become tuples, whole numbers floats where the dataclass has them.
+
+    Args:
+        where: what an error calls the table.
+
+    Raises:
+        TrainingError: a key that the dataclass has not, or a value of another type.
+    """
+    types = get_type_hints(kind)
+    if not isinstance(table, Mapping):
+        raise TrainingError(f"{where} is not a table of keys: {table!r}. Known keys: {', '.join(sorted(types))}.")
+    if unknown := sorted(set(table) - set(types)):
+        raise TrainingError(f"{where} has the unknown key '{unknown[0]}'; there are: {', '.join(sorted(types))}.")
+    return kind(**{key: _typed(value, types[key], f"{where}: '{key}'") for key, value in table.items()})
+
+
+NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)
+        variadic = inner[-1] is Ellipsis
+        if not isinstance(value, (list, tuple)) or not (variadic or len(value) == len(inner)):
+            count = "" if variadic else f"{len(inner)} "
+            raise TrainingError(f"{where} must be a list of {count}values, each {NAMES[inner[0]]}; got {value!r}.")
+        return tuple(_typed(x, inner[0], where) for x in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in NAMES and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise TrainingError(f"{where} must be {NAMES[kind]}; got {value!r}.")
+    return value
 
 
 def _toml() -> ModuleType:

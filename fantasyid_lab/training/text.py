@@ -1,7 +1,6 @@
 """Stage text: captions → what they say, so that the byte encoder knows words before the DiT asks it for pictures.
 
-The heads that it learns with are thrown away. Options: `first` (captions before the first step), `fresh` (drawn anew
-for every step).
+The heads that it learns with are thrown away.
 """
 
 import torch
@@ -17,6 +16,7 @@ from ..people.colours import COLOURS
 from ..people.hair import HAIR_COLOURS
 from ..people.person import TRAIN, VALIDATION, person
 from . import data
+from .options import TextOptions
 from .stage import Batch, Context, Stage, evaluating, trainable
 
 SIDES = ("left", "right")
@@ -119,16 +119,16 @@ class TextStage(Stage):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        self.options = {"first": 6000, "fresh": 8} | dict(self.settings.options)
+        self.options: TextOptions = self.settings.options
         seed = self.settings.seed + 17 * context.rank
-        size = 2 * self.options["first"]
+        size = 2 * self.options.first
         self.corpus = Corpus(size, TRAIN, (500_009 + seed * 100_003) % len(TRAIN), context.device)
         self.validation = Corpus(min(1000, size), VALIDATION, 0, context.device)
         text = trainable(context.model.text)
         self.objective = TextObjective(text, Reader(text.config.d_model).to(context.device))
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
-        self.corpus.reach(self.options["first"] + self.options["fresh"] * step)
+        self.corpus.reach(self.options.first + self.options.fresh * step)
         rows = data.randint(generator, self.corpus.filled, self.settings.batch)
         return {"ids": self.corpus.ids[rows], "answers": self.corpus.answers[rows]}
 

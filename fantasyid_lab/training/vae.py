@@ -1,12 +1,4 @@
-"""Stage vae: frames → latents → frames.
-
-Options: `window` (frames of most batches; the autoencoder's first chunk has 9) and `crop` (their side in px; most are
-cut out around the face, which is what is hard), `long_every` (every how many steps a batch of whole clips at full size,
-with `long_share` of the samples), `face_weight` (of pixels of the face against others), `detail_weight` (what pixels
-near eyes, brows, nose and mouth count on top), `gradient_weight`, `kl_weight`, `likeness_weight` (of what the image
-tower sees otherwise in the face, in one frame of each sample), `encoder` (false: the decoder alone is trained, so that
-a DiT that knows the latents stays of use).
-"""
+"""Stage vae: frames → latents → frames."""
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +7,7 @@ from torch import Tensor, nn
 from .. import nano
 from . import data, fast_vae, sheets
 from .face import CROP
+from .options import VaeOptions
 from .pool import MASK_SCALE, Pool
 from .stage import Batch, Context, Stage, evaluating, trainable
 from .whitening import fold, whitening
@@ -56,7 +49,7 @@ class Reconstruction(nn.Module):
         tower: the image tower, frozen; `None` where it is not asked.
     """
 
-    def __init__(self, vae: nn.Module, tower: nn.Module | None, options: dict):
+    def __init__(self, vae: nn.Module, tower: nn.Module | None, options: VaeOptions):
         super().__init__()
         self.vae, self.tower, self.options = vae, tower, options
 
@@ -74,12 +67,12 @@ class Reconstruction(nn.Module):
         l1 = (error.abs() * weight).mean()
         gradient = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (2, 3))
         kl = 0.5 * (mean.square() + spread.square() - 1 - 2 * spread.clamp(min=1e-12).log()).mean()
-        loss = l1 + self.options["gradient_weight"] * gradient + self.options["kl_weight"] * kl
+        loss = l1 + self.options.gradient_weight * gradient + self.options.kl_weight * kl
         found = {"l1": l1, "gradient": gradient, "kl": kl}
         if self.tower is not None:
             rows = torch.arange(len(frames), device=frames.device)
             unlike = self._unlike(made[rows, which], frames[rows, which], places)
-            loss, found = loss + self.options["likeness_weight"] * unlike, found | {"unlike": unlike}
+            loss, found = loss + self.options.likeness_weight * unlike, found | {"unlike": unlike}
         return {"loss": loss} | found
 
     def _unlike(self, made: Tensor, true: Tensor, places: Tensor) -> Tensor:
@@ -94,38 +87,27 @@ class VaeStage(Stage):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        self.options = {
-            "window": 9,
-            "crop": 112,
-            "long_every": 8,
-            "long_share": 0.25,
-            "face_weight": 3.0,
-            "detail_weight": 4.0,
-            "gradient_weight": 1.0,
-            "kl_weight": 1e-4,
-            "likeness_weight": 0.0,
-            "encoder": True,
-        } | dict(self.settings.options)
-        tower = context.model.encoder.tower.eval().requires_grad_(False) if self.options["likeness_weight"] else None
+        self.options: VaeOptions = self.settings.options
+        tower = context.model.encoder.tower.eval().requires_grad_(False) if self.options.likeness_weight else None
         self.objective = Reconstruction(trainable(context.model.vae), tower, self.options)
-        context.model.vae.encoder.requires_grad_(self.options["encoder"])
+        context.model.vae.encoder.requires_grad_(self.options.encoder)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool, options = self.context.pool, self.options
         length, size = pool.frames.shape[1:3]
-        whole = step % options["long_every"] == options["long_every"] - 1
-        window = length if whole else min(options["window"], length)
-        crop = size if whole else min(options["crop"], size)
-        count = max(1, int(self.settings.batch * options["long_share"])) if whole else self.settings.batch
+        whole = step % options.long_every == options.long_every - 1
+        window = length if whole else min(options.window, length)
+        crop = size if whole else min(options.crop, size)
+        count = max(1, int(self.settings.batch * options.long_share)) if whole else self.settings.batch
         rows = data.randint(generator, pool.clips, count)
         times = data.randint(generator, length - window + 1, count, 1) + torch.arange(window, device=rows.device)
         landmarks = pool.landmarks[rows[:, None], times]  # (B, T, 68, 2)
         corner = self._corner(landmarks, size - crop, crop, generator)  # (B, 2) in pixels of the masks: x, y
         frames = _cut(pool.frames, rows, times, corner * MASK_SCALE, crop)
         face = _cut(pool.face, rows, times, corner, crop // MASK_SCALE)
-        weight = 1 + (options["face_weight"] - 1) * face.float() / 255
+        weight = 1 + (options.face_weight - 1) * face.float() / 255
         landmarks = landmarks - corner[:, None, None] * MASK_SCALE
-        weight = weight + options["detail_weight"] * near(landmarks, crop)
+        weight = weight + options.detail_weight * near(landmarks, crop)
         noise = data.randn(generator, count, (window - 1) // 4 + 1, crop // 8, crop // 8, 16)
         batch = {"frames": frames, "weight": weight, "noise": noise}
         if self.objective.tower is None:
@@ -167,7 +149,7 @@ class VaeStage(Stage):
         decoder alone was trained, as they are."""
         model, pool = self.context.model, self.context.pool
         vae = model.vae
-        if not self.options["encoder"]:
+        if not self.options.encoder:
             nano.write(model, self.context.model_folder, ["vae"])
             return
         vae.register_to_config(scaling_factor=1.0)

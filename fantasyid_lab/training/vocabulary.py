@@ -27,8 +27,8 @@ def tokenizer(model: Nano) -> Callable[[str], Tensor]:
         raise WeightsMissingError(
             f"{folder} is not there: the text encoder reads words of a vocabulary (spiece.model). Download it too."
         )
-    require("sentencepiece", PURPOSE)
-    kind = require("transformers", PURPOSE).AutoTokenizer
+    require("sentencepiece", PURPOSE, names=["SentencePieceProcessor"])
+    kind = require("transformers", PURPOSE, names=["AutoTokenizer"]).AutoTokenizer
     try:
         words = kind.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # a damaged vocabulary fails in any way

@@ -1,38 +1,34 @@
-"""The video DiT in ComfyUI's calling convention: its wrappers, block patches and attention take part."""
+"""The video DiT in ComfyUI's calling convention: its wrappers, block patches and attention take part.
+
+docs/comfyui_options.md lists what arrives in `transformer_options` and what becomes of it.
+"""
 
 import functools
 from collections.abc import Mapping
 from typing import Any
 
-import comfy.ops
 import comfy.patcher_extension
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor, nn
 
-from ...fantasyid_core.dit.injection import InjectionRun
+from ...fantasyid_core.dit.attention import asking_for
+from ...fantasyid_core.dit.injection import BatchInjector
 from ...fantasyid_core.dit.kernels import Rotary
-from ...fantasyid_core.dit.step_cache import StepCaches
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
+from ...fantasyid_core.errors import SamplingError
 from ...fantasyid_core.sampling.defaults import AS_RELEASED, SamplingDefaults
 from ...fantasyid_core.sampling.schedule import TRAIN_STEPS
-
-INJECTIONS, RUN, FP8 = "fantasyid_injections", "fantasyid_run", "fantasyid_fp8"
-CACHE, CACHES = "fantasyid_step_cache", "fantasyid_step_caches"
-UNCONDITIONAL = 1  # ComfyUI's number for that branch
-
-
-def host_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, H, L, D) → (B, L, H · D) by the attention that the artist chose for the host (sage, flash, split, …)."""
-    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True)
+from .attention import Attention, PatchedAttention, attention_for
+from .compat import cast_weights
+from .guidance import MARK
+from .run import Options, Run
 
 
 class NativeTransformer(FantasyIDTransformer):
     """The DiT in the host's calling convention, (B, C, T, H, W), taking part in its wrappers and block patches."""
 
     defaults: SamplingDefaults = AS_RELEASED
-    _rotary: tuple[tuple, Rotary | None] = ((), None)
-    _norms: dict[tuple, tuple[Tensor, Tensor]] | None = None
+    norm_weights = staticmethod(cast_weights)
 
     @torch.compiler.disable(recursive=False)
     def forward(
@@ -46,48 +42,37 @@ class NativeTransformer(FantasyIDTransformer):
 
     @torch.compiler.disable(recursive=False)
     def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, control, options: Mapping, **extra) -> Tensor:
-        run = options.get(RUN) or InjectionRun(options.get(INJECTIONS, ()))
-        run.unconditional = tuple(branch == UNCONDITIONAL for branch in options.get("cond_or_uncond", ()))
-        caches: StepCaches | None = options.get(CACHES)
+        if control is not None:
+            raise SamplingError(
+                "A ControlNet is on the prompts. ComfyUI has none for CogVideoX, and one of another model cannot steer "
+                "this one. Take Apply ControlNet out of the way of the prompts."
+            )
+        ours = Options.of(options)
+        run = ours.run or Run(ours.injections, keep=False)
         # reading a timestep back from the GPU waits for it, so only where something acts on a part of the run
-        wanted = run.depends_on_progress or caches is not None
+        wanted = run.injections.depends_on_progress or run.step_caches is not None
         progress = 1 - timesteps[0].item() / (TRAIN_STEPS - 1) if wanted else 0.0
+        attention = attention_for(options, self._queries(x, context), x.dtype, x.device)
+        injector = BatchInjector(run.injections, tuple(extra.get(MARK, ())), attention.injections, run.norm_weights)
         velocity = super().forward(
             x.transpose(1, 2),
             context,
             timesteps,
-            rotary=self._rotary_for(x),
-            run=run,
+            rotary=run.rotary(self, x, options.get("rope_options") or {}),
+            run=injector,
             progress=progress,
-            run_block=_BlockPatches(options, x),
-            cache=None if caches is None else caches.of(tuple(window_of(options) or ())),
+            run_block=_BlockPatches(self, options, x, attention, run),
+            cache=None if run.step_caches is None else run.step_caches.of(tuple(window_of(options) or ())),
             # where an identity sets in or ends, a step is not like the one before
-            branch=(*options.get("uuids", ()), *(injection.acts(progress) for injection in run.injections)),
+            branch=(*options.get("uuids", ()), *(i.acts(progress) for i in run.injections.injections)),
         )
         return velocity.transpose(1, 2)
 
-    def start_run(self, keep: bool) -> None:
-        """Forget the layer norms' weights; keep those of the run that starts now, if they are constant over it.
-
-        Streaming such small tensors anew for every block would wait for the card each time.
-        """
-        self._norms = {} if keep else None
-
-    def norm_weights(self, norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a layer norm as the host has them: from wherever it holds them, patched by it."""
-        if self._norms is None or torch.compiler.is_compiling():
-            return comfy.ops.cast_bias_weight(norm, like)
-        key = (norm, like.device, like.dtype)
-        if key not in self._norms:
-            self._norms[key] = comfy.ops.cast_bias_weight(norm, like)
-        return self._norms[key]
-
-    @torch.compiler.disable
-    def _rotary_for(self, x: Tensor) -> Rotary | None:
-        key = (*x.shape[2:], x.device)
-        if self._rotary[0] != key:
-            self._rotary = (key, self.rotary_embedding(*x.shape[2:], x.device))
-        return self._rotary[1]
+    def _queries(self, x: Tensor, context: Tensor) -> tuple[int, int, int, int]:
+        """Samples, heads, tokens of text and video, and width of a head."""
+        c = self.config
+        tokens = context.shape[1] + x.shape[2] * (x.shape[3] // c.patch_size) * (x.shape[4] // c.patch_size)
+        return len(x), c.num_attention_heads, tokens, c.attention_head_dim
 
 
 def window_of(options: Mapping) -> list[int] | None:
@@ -96,17 +81,24 @@ def window_of(options: Mapping) -> list[int] | None:
 
 
 class _BlockPatches:
-    """Runs one block as the host's other models do: `patches_replace` around it, `double_block` patches after it."""
+    """Runs one block as ComfyUI's other models do, with the patches of nodes around the blocks and inside them."""
 
-    def __init__(self, options: Mapping, x: Tensor):
-        self.options, self.x, self.fp8 = options, x, options.get(FP8, False)
+    def __init__(self, transformer: NativeTransformer, options: Mapping, x: Tensor, attention: Attention, run: Run):
+        self.options = {**options, "total_blocks": len(transformer.transformer_blocks), "block_type": "double"}
+        self.x, self.attention, self.run, self.fp8 = x, attention, run, Options.of(options).fp8
         self.replace = options.get("patches_replace", {}).get("dit", {})
-        self.after = options.get("patches", {}).get("double_block", [])
+        patches = options.get("patches", {})
+        self.before, self.after = patches.get("post_input", []), patches.get("double_block", [])
 
     @torch.compiler.disable(recursive=False)
     def __call__(
         self, index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary: Rotary | None
     ) -> tuple[Tensor, Tensor]:
+        self.options["block_index"] = index
+        if index == 0:
+            for patch in self.before:
+                out = patch({"img": visual, "txt": words, "transformer_options": self.options})
+                visual, words = out["img"], out["txt"]
         args = {"img": visual, "txt": words, "vec": time, "pe": rotary, "transformer_options": self.options}
         replace = self.replace.get(("double_block", index))
         original = functools.partial(self._original, block)
@@ -118,7 +110,20 @@ class _BlockPatches:
     @torch.compiler.disable(recursive=False)
     def _original(self, block: nn.Module, args: Mapping) -> dict[str, Tensor]:
         run = functools.partial(_run_eagerly, block) if _is_streamed(block, args["img"].device) else block
-        img, txt = run(args["img"], args["txt"], args["vec"], args["pe"], fp8=self.fp8)
+        words = args["txt"].shape[1]
+        options = {**args["transformer_options"], "img_slice": [words, words + args["img"].shape[1]]}
+        patched = PatchedAttention(self.attention.blocks, options)
+        attend = patched if patched.has_patches else self.attention.blocks
+        with asking_for(self.attention.backend):
+            img, txt = run(
+                args["img"],
+                args["txt"],
+                args["vec"],
+                args["pe"],
+                fp8=self.fp8,
+                attend=attend,
+                weights_of=self.run.norm_weights,
+            )
         return {"img": img, "txt": txt}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
+from torch import Tensor
 
 from ...fantasyid_core.errors import WeightsMissingError
 from ...fantasyid_core.fusion.checkpoint import split_published
@@ -16,6 +17,7 @@ from ...fantasyid_core.io.layout import TOPOLOGIES, TOWERS
 from ...fantasyid_core.io.weights import read
 from ...fantasyid_core.reconstruction.face_mesh import FaceMesh
 from ...fantasyid_core.views.collection import FaceViews
+from .compat import make_patcher
 from .operators import to_host_operators
 from .paths import SOURCE
 
@@ -35,22 +37,28 @@ class NativeEncoder:
         return fuse(patcher.model, views, mesh, combine, patcher.load_device)
 
     @property
+    def template(self) -> Tensor:
+        """(V, 3) the mean face of the meshes that the model was trained on, metres, on the CPU."""
+        return self.patcher.model.template
+
+    @property
     def patcher(self) -> comfy.model_patcher.ModelPatcher:
         if self._patcher is None:
-            self._patcher = comfy.model_patcher.ModelPatcher(
+            self._patcher = make_patcher(
                 self._build(),
-                load_device=comfy.model_management.get_torch_device(),
-                offload_device=comfy.model_management.unet_offload_device(),
+                comfy.model_management.get_torch_device(),
+                comfy.model_management.unet_offload_device(),
             )
         return self._patcher
 
     def _build(self) -> IdentityEncoder:
         # Read again rather than kept: what is held of a mapped file holds all of it.
         published = split_published(read(self._weights))
-        if not published.has_identity:
+        if not published.has_encoder:
             raise WeightsMissingError(
-                "This model has no identity encoder: its transformer is a plain CogVideoX without the tensors "
-                f"face_abstractor.*, vertex_spiral_net.* and vertex_reducer.*. {SOURCE}"
+                f"{self._weights} has no identity encoder, the tensors face_abstractor.*, vertex_spiral_net.* and "
+                "vertex_reducer.*: it is a plain CogVideoX, or ComfyUI saved it from a MODEL, which has none. Choose "
+                f"the folder that it was made from as parts_from of FantasyID Load Model. {SOURCE}"
             )
         tower = find_first(self._face_encoder, TOWERS, "the image tower (face_encoder/)", SOURCE)
         topology = find_first(
@@ -77,4 +85,4 @@ def find_first(folders: list[Path], names: tuple[str, ...], what: str, cure: str
             if (folder / name).is_file():
                 return folder / name
     expected = " or ".join(str(folder / name) for folder in folders for name in names)
-    raise WeightsMissingError(f"Missing: {what}. Expected {expected}. {cure}")
+    raise WeightsMissingError(f"Missing: {what}. Copy it to {expected}. {cure}")

@@ -1,6 +1,7 @@
 """The video DiT as a native `MODEL`: the host loads, streams, patches and samples it like one of its own."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import comfy.latent_formats
@@ -11,17 +12,22 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
 
-from ...fantasyid_core.dit.transformer import from_published
+from ...fantasyid_core.dit.transformer import from_published, infer_config
 from ...fantasyid_core.errors import IdentityError, WeightsError
-from ...fantasyid_core.fusion.checkpoint import Published
+from ...fantasyid_core.fusion.checkpoint import Published, split_published
 from ...fantasyid_core.io.mmap import store_as
-from ...fantasyid_core.io.weights import configured
+from ...fantasyid_core.io.weights import configured, embedded_config, read, read_config, take_config, with_config
 from ...fantasyid_core.sampling.defaults import defaults_of
 from ...fantasyid_core.sampling.schedule import RELEASE_SCHEDULE, TRAIN_STEPS
 from ...fantasyid_core.video.latents import first_frame_condition
-from .dit import RUN, NativeTransformer, host_attention, window_of
+from .attention import host_attention
+from .compat import make_patcher, remember_loader
+from .dit import NativeTransformer, window_of
+from .guidance import marked
+from .lora import know_spellings, refuse_misfits
 from .operators import borrow, to_host_operators
 from .options import OUTER_SAMPLE, around_run
+from .run import KEY
 
 DTYPES = {
     "default": None,
@@ -31,6 +37,7 @@ DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
 SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class CogVideoXLatents(comfy.latent_formats.LatentFormat):
@@ -68,13 +75,23 @@ class FantasyIDModel(comfy.model_base.QwenImage):
     """The host's wrapper of the DiT. Only `isinstance` is wanted of its base class: the host maps LoRA names with the
     prefix `transformer.`, as diffusers and PEFT write them, for that class and a few others by name."""
 
-    def __init__(self, config: FantasyIDConfig, transformer: NativeTransformer, device: torch.device | None):
+    def __init__(
+        self, config: FantasyIDConfig, transformer: NativeTransformer, device: torch.device | None, published: Mapping
+    ):
+        """published: the transformer's `config.json`, which goes into what ComfyUI saves."""
         config.unet_config["disable_unet_model_creation"] = True
         comfy.model_base.BaseModel.__init__(self, config, comfy.model_base.ModelType.V_PREDICTION, device=device)
         self.diffusion_model = transformer
+        self.published_config = dict(published)
 
-    extra_conds = comfy.model_base.BaseModel.extra_conds
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """As ComfyUI's, with the configuration that `read_model` finds: sizes that tensors do not tell."""
+        return with_config(super().state_dict_for_saving(*args, **kwargs), self.published_config)
+
     extra_conds_shapes = comfy.model_base.BaseModel.extra_conds_shapes
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        return comfy.model_base.BaseModel.extra_conds(self, **kwargs) | marked(kwargs)
 
     def get_dtype(self) -> torch.dtype:
         return self.diffusion_model.proj_out.weight.dtype
@@ -106,8 +123,32 @@ class FantasyIDModel(comfy.model_base.QwenImage):
         return comfy.utils.resize_to_batch_size(image, noise.shape[0])
 
 
+def read_model(weights: Path, *others: Path) -> tuple[dict[str, Any], Published]:
+    """Configuration and tensors of a transformer: a folder, or a single file, also one that ComfyUI saved.
+
+    Args:
+        others: folders whose `config.json` holds for a file that brings none; without one it is told from the tensors.
+
+    Raises:
+        WeightsMissingError, WeightsError: not there, damaged, or no such transformer.
+    """
+    tensors = read(weights)
+    carried = take_config(tensors)
+    published = split_published(tensors)
+    if weights.is_dir():
+        return read_config(weights), published
+    config = embedded_config(weights) or carried or next(map(read_config, others), None)
+    return config or infer_config(published), published
+
+
 def load_model(
-    config: Mapping, published: Published, weight_dtype: str = "default", vae_config: Mapping = {}
+    config: Mapping,
+    published: Published,
+    weight_dtype: str = "default",
+    vae_config: Mapping = {},
+    *,
+    source: Path | None = None,
+    dynamic: bool = True,
 ) -> comfy.model_patcher.ModelPatcher:
     """The published transformer as a host `MODEL`.
 
@@ -115,6 +156,8 @@ def load_model(
         config: the transformer's `config.json`.
         weight_dtype: a key of DTYPES; fp8 stores the blocks' linear layers so and computes in the host's choice.
         vae_config: the VAE's `config.json`: the scale of its latents and, of our own, their colours for live previews.
+        source: where `published` was read from, for whatever in ComfyUI wants a model of its own (Train LoRA).
+        dynamic: False for weights that ComfyUI is to hold whole.
 
     Raises:
         WeightsError: tensors and configuration do not fit each other.
@@ -130,17 +173,31 @@ def load_model(
         attention.weights_of = transformer.norm_weights
     left = to_host_operators(transformer)
     if left:
-        raise RuntimeError(f"modules without a host operator: {left}")
+        raise WeightsError(
+            f"These layers of the transformer cannot be managed by ComfyUI: {', '.join(map(str, left[:5]))}. "
+            "Use the transformer of CogVideoX or FantasyID as published."
+        )
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     compute = _cast(transformer, DTYPES[weight_dtype], load_device)
     settings = FantasyIDConfig({})
     settings.latent_format = _latent_format(vae_config)
     settings.manual_cast_dtype = compute
-    model = FantasyIDModel(settings, transformer, offload_device)
-    patcher = comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
-    patcher.add_wrapper_with_key(OUTER_SAMPLE, RUN, around_run)
+    model = FantasyIDModel(settings, transformer, offload_device, config)
+    patcher = make_patcher(model, load_device, offload_device, dynamic)
+    patcher.add_wrapper_with_key(OUTER_SAMPLE, KEY, around_run)
+    know_spellings()
+    refuse_misfits(patcher)
+    if source is not None:
+        remember_loader(patcher, _load_again, config, source, weight_dtype, vae_config)
     return patcher
+
+
+def _load_again(
+    config: Mapping, source: Path, weight_dtype: str, vae_config: Mapping, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    _, published = read_model(source)
+    return load_model(config, published, weight_dtype, vae_config, source=source, dynamic=not disable_dynamic)
 
 
 def _latent_format(vae_config: Mapping) -> CogVideoXLatents:
@@ -156,19 +213,26 @@ def _latent_format(vae_config: Mapping) -> CogVideoXLatents:
 
 
 def _cast(transformer: NativeTransformer, wanted: torch.dtype | None, device: torch.device) -> torch.dtype | None:
-    """Store the weights as asked and say what to compute in (None: as stored), by the host's own rules."""
+    """Store the weights as asked and say what to compute in (None: as stored), by the host's own rules.
+
+    In 8 bits come the blocks' linear layers alone: nothing else is large, and norms and biases do not bear it.
+    """
     own = transformer.proj_out.weight.dtype
-    parameters = sum(p.numel() for p in transformer.parameters())
-    fp8 = wanted == torch.float8_e4m3fn
-    stored = comfy.model_management.unet_dtype(
-        model_params=parameters, supported_dtypes=SUPPORTED, weight_dtype=own if fp8 or wanted is None else wanted
-    )
-    if wanted is not None and not fp8:
+    if wanted is None or wanted in FLOAT8:
+        stored = comfy.model_management.unet_dtype(
+            model_params=sum(p.numel() for p in transformer.parameters()),
+            supported_dtypes=SUPPORTED,
+            weight_dtype=torch.bfloat16 if own in FLOAT8 else own,
+        )
+        if stored in FLOAT8:  # the artist's --fp8_…-unet
+            wanted, stored = wanted or stored, torch.bfloat16
+    else:
         stored = wanted
     compute = comfy.model_management.unet_manual_cast(stored, device, SUPPORTED)
-    if fp8:
-        blocks = [*transformer.transformer_blocks.modules(), *transformer.layer_attention.modules()]
-        store_as([module.weight for module in blocks if isinstance(module, nn.Linear)], torch.float8_e4m3fn)
-        compute = compute or stored
-    store_as([x for x in transformer.state_dict(keep_vars=True).values() if x.dtype != torch.float8_e4m3fn], stored)
-    return compute
+    blocks = [*transformer.transformer_blocks.modules(), *transformer.layer_attention.modules()]
+    linears = [module.weight for module in blocks if isinstance(module, nn.Linear)]
+    if wanted in FLOAT8:
+        store_as(linears, wanted)
+    narrow = {id(x) for x in linears if x.dtype in FLOAT8 and (wanted is None or wanted in FLOAT8)}
+    store_as([x for x in transformer.state_dict(keep_vars=True).values() if id(x) not in narrow], stored)
+    return compute or stored if narrow else compute

@@ -13,16 +13,18 @@ def show(*sentences: str) -> None:
 
     Outside of a run, as in tests of one node, nothing is shown.
     """
-    context = get_executing_context()
-    if context is None:
+    if (context := get_executing_context()) is None:
         return
     from server import PromptServer
 
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return
     run, before = _shown.get(context.node_id, (context.prompt_id, ()))
     now = (*(before if run == context.prompt_id else ()), *sentences)
     _shown[context.node_id] = context.prompt_id, now
     if now != before:
-        PromptServer.instance.send_progress_text("\n".join(now), context.node_id)
+        server.send_progress_text("\n".join(now), context.node_id)
 
 
 def warn(sentence: str) -> None:

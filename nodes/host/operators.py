@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...fantasyid_core.dit.block import Compute
+from .compat import patched_when_used
 
 _NAMES = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "GroupNorm", "LayerNorm")
 _TWINS = {
@@ -23,7 +24,7 @@ def borrow(layer: nn.Module, device: torch.device, dtype: torch.dtype, fp8: bool
     """
     comfy.ops.run_every_op()
     stored = layer.weight.dtype
-    cast = stored if fp8 and stored == torch.float8_e4m3fn and not layer.weight_function else dtype
+    cast = stored if fp8 and stored == torch.float8_e4m3fn and not patched_when_used(layer) else dtype
     weight, bias, stream = comfy.ops.cast_bias_weight(
         layer, dtype=cast, device=device, bias_dtype=dtype, offloadable=True
     )

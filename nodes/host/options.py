@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_patcher
@@ -9,14 +10,16 @@ import comfy.patcher_extension
 from torch import Tensor
 
 from ...fantasyid_core.dit import fp8
-from ...fantasyid_core.dit.injection import Injection, InjectionRun
+from ...fantasyid_core.dit.injection import Injection
 from ...fantasyid_core.dit.injection import check as check_injection
-from ...fantasyid_core.dit.step_cache import CacheSettings, StepCaches
+from ...fantasyid_core.dit.step_cache import CacheSettings
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
 from ...fantasyid_core.errors import HardwareError, IdentityError
 from ...fantasyid_core.sampling.defaults import SamplingDefaults
 from . import notes
-from .dit import CACHE, CACHES, FP8, INJECTIONS, RUN, NativeTransformer
+from .dit import NativeTransformer
+from .guidance import mark
+from .run import KEY, Options, Run
 
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
 
@@ -25,8 +28,9 @@ def transformer_of(model: comfy.model_patcher.ModelPatcher) -> NativeTransformer
     """The DiT behind a `MODEL`. Raises IdentityError for a model that is none of ours."""
     transformer = getattr(model.model, "diffusion_model", None)
     if not isinstance(transformer, FantasyIDTransformer):
+        kind = type(getattr(model.model, "model_config", model.model)).__name__  # ComfyUI's name, such as SD15 or Flux
         raise IdentityError(
-            f"This MODEL is a {type(model.model).__name__}, which cannot take a FantasyID identity. "
+            f"This MODEL is another kind of model ({kind}), which cannot take a FantasyID identity. "
             "Connect the MODEL of 'FantasyID Load Model' (LoRA and other patches in between are fine)."
         )
     return transformer
@@ -49,15 +53,20 @@ def add_injection(model: comfy.model_patcher.ModelPatcher, injection: Injection)
         IdentityError: not a FantasyID model, or the identity was made for another.
     """
     check_injection(injection, transformer_of(model).layer_attention)
-    model = model.clone()
-    options = model.model_options["transformer_options"]
-    options[INJECTIONS] = [*options.get(INJECTIONS, []), injection]
-    return model
+    return _with(model, injections=(*injections_of(model), injection))
 
 
 def injections_of(model: comfy.model_patcher.ModelPatcher) -> Sequence[Injection]:
     """The identities that `model` injects."""
-    return model.model_options["transformer_options"].get(INJECTIONS, ())
+    return Options.of(model.model_options["transformer_options"]).injections
+
+
+def _with(model: comfy.model_patcher.ModelPatcher, **changes: Any) -> comfy.model_patcher.ModelPatcher:
+    """A clone of `model`, sharing its weights, with other `Options`."""
+    model = model.clone()
+    options = model.model_options["transformer_options"]
+    options[KEY] = replace(Options.of(options), **changes)
+    return model
 
 
 def set_fp8_products(model: comfy.model_patcher.ModelPatcher, on: bool) -> comfy.model_patcher.ModelPatcher:
@@ -73,9 +82,7 @@ def set_fp8_products(model: comfy.model_patcher.ModelPatcher, on: bool) -> comfy
             f"fp8_products needs an NVIDIA card of compute capability 8.9 or more (RTX 40 and 50, L4, L40, H100 and "
             f"newer); {why}. Switch it off; to save memory, weight_dtype fp8_e4m3fn of Load Model works everywhere."
         )
-    model = model.clone()
-    model.model_options["transformer_options"][FP8] = on
-    return model
+    return _with(model, fp8=on)
 
 
 def set_step_cache(
@@ -87,9 +94,7 @@ def set_step_cache(
         IdentityError: not a FantasyID model.
     """
     transformer_of(model)
-    model = model.clone()
-    model.model_options["transformer_options"][CACHE] = settings
-    return model
+    return _with(model, step_cache=settings)
 
 
 def at_once(model_options: Mapping, latents: Tensor) -> tuple[int, int, int]:
@@ -117,16 +122,15 @@ def around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
     notes.show()
     if not transformer.trained_at(*size):
         notes.warn(other_size(transformer, size))
+    ours = Options.of(options)
+    mark(guider, ours.injections)
     constant = "registered_hooks" not in guider.model_options  # hooks swap weights in the middle of a run
-    options[RUN] = InjectionRun(options.get(INJECTIONS, ()), keep=constant)
-    caches = options[CACHES] = StepCaches(options[CACHE]) if options.get(CACHE) else None
-    transformer.start_run(keep=constant)
+    run = Run(ours.injections, ours.step_cache, keep=constant)
+    options[KEY] = replace(ours, run=run)
     try:
         latents = executor(*args, **kwargs)
-        if caches is not None:
-            logging.info("FantasyID: %s.", caches.report())
+        if run.step_caches is not None:
+            logging.info("FantasyID: %s.", run.step_caches.report())
         return latents
     finally:
-        options.pop(RUN, None)
-        options.pop(CACHES, None)
-        transformer.start_run(keep=False)
+        options[KEY] = ours

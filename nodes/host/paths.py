@@ -1,20 +1,31 @@
 """Where the pack's files lie. Names that come from widgets never lead out of the host's folders."""
 
+import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import folder_paths
 
-from ...fantasyid_core.errors import FantasyIDError, IdentityError, SaveError, WeightsMissingError
-from ...fantasyid_core.io.layout import TRANSFORMERS
+from ...fantasyid_core.errors import FantasyIDError, IdentityError, MeshError, SaveError, WeightsMissingError, cause
+from ...fantasyid_core.io.layout import TRANSFORMERS, missing_parts
+from ...fantasyid_core.io.listing import files_in, has_suffix
 
 KEY = "fantasyid"
 NOTHING = "nothing is there yet"
-BUNDLED = Path(__file__).resolve().parents[2] / "models"  # what the pack ships: FantasyID-nano
+PACK = Path(__file__).resolve().parents[2]
+BUNDLED = PACK / "models"  # what the pack ships: `NANO`
+NANO = "FantasyID-nano"
 SOURCE = (
     "Get the model with the node 'FantasyID Download Model', or by hand from Hugging Face (acvlab/FantasyID) or "
     "ModelScope (amap_cvlab/FantasyID)."
 )
+REINSTALL = (
+    f"It comes with the pack and is no download: reinstall the pack, or run in {PACK}: git checkout -- models/{NANO}"
+)
+IDENTITY_SUFFIXES = (".safetensors",)
+MESH_SUFFIXES = (".ply", ".obj")
+OUTPUT_MARK = " [output]"  # the host's own, at the end of a name
 
 # Folders that extra_model_paths.yaml maps to `fantasyid` are registered already and stay in front.
 folder_paths.add_model_folder_path(KEY, os.path.join(folder_paths.models_dir, KEY))
@@ -42,7 +53,7 @@ def model_folders() -> list[str]:
 
 def model_files() -> list[str]:
     """Names of the single .safetensors files directly in the model folders."""
-    return sorted({entry.name for entry in _entries() if entry.suffix == ".safetensors" and entry.is_file()})
+    return sorted({entry.name for entry in _entries() if has_suffix(entry, [".safetensors"]) and entry.is_file()})
 
 
 def resolve(name: str) -> Path:
@@ -52,14 +63,22 @@ def resolve(name: str) -> Path:
     drive say, is the artist's choice.
 
     Raises:
-        WeightsMissingError: no such entry, or not a plain name.
+        WeightsMissingError: no such entry, or not a plain name; or of the bundled model a part is missing.
     """
     places = " or ".join(str(root / (name if _is_plain(name) else "<name>")) for root in roots())
     if not _is_plain(name):
-        raise WeightsMissingError(f"'{name}' is not a model's name: expected the name of one entry such as {places}.")
-    for root in (*roots(), BUNDLED):
+        raise WeightsMissingError(
+            f"'{name}' is not a model's name: expected the name of one entry such as {places}. "
+            "Choose one from the list."
+        )
+    for root in roots():
         if (root / name).exists():
             return root / name
+    if name == NANO and (missing := missing_parts(BUNDLED / NANO)):
+        what = f"is not complete. Missing: {'; '.join(missing)}" if (BUNDLED / NANO).is_dir() else "is not there"
+        raise WeightsMissingError(f"The model '{NANO}' {what}. {REINSTALL}")
+    if (BUNDLED / name).exists():
+        return BUNDLED / name
     raise WeightsMissingError(f"The model '{name}' is not there: expected {places}. {SOURCE}")
 
 
@@ -95,31 +114,43 @@ def download_folder(name: str) -> Path:
 
 
 def identity_files() -> list[str]:
-    """Saved identities in the host's input folder, and in its output folder with the host's mark ' [output]'."""
-    found = []
-    for base, mark in (
-        (folder_paths.get_input_directory(), ""),
-        (folder_paths.get_output_directory(), " [output]"),
-    ):
-        files = sorted(Path(base).glob("**/*.safetensors"))
-        found += [file.relative_to(base).as_posix() + mark for file in files]
-    return found
+    """Saved identities in the host's input folder, and in its output folder with the host's mark `OUTPUT_MARK`."""
+    return _names(IDENTITY_SUFFIXES)
 
 
 def identity_path(name: str) -> Path:
     """Path of a saved identity that a widget names, as `identity_files` lists them.
 
     Raises:
-        IdentityError: no such file, or it lies outside of the host's input and output folders.
+        IdentityError: no such file, or the name leads out of the host's input and output folders.
     """
-    plain, base = folder_paths.annotated_filepath(name)
-    base = Path(base or folder_paths.get_input_directory()).resolve()
-    path = (base / plain.strip()).resolve()
-    if not path.is_relative_to(base):
-        raise IdentityError(f"The identity '{name}' lies outside of {base}: put the file there and choose it again.")
-    if not path.is_file():
-        raise IdentityError(f"The identity '{name}' is not there: expected {path}, as 'Save Identity' writes it.")
-    return path
+    return _find(name, "identity", IDENTITY_SUFFIXES, "as 'FantasyID Save Identity' writes it", IdentityError)
+
+
+def mesh_files() -> list[str]:
+    """Mesh files that can be read, listed as `identity_files` does."""
+    return _names(MESH_SUFFIXES)
+
+
+def mesh_path(name: str) -> Path:
+    """Path of a mesh file that a widget names, as `mesh_files` lists them.
+
+    Raises:
+        MeshError: no such file, or the name leads out of the host's input and output folders.
+    """
+    return _find(name, "mesh", MESH_SUFFIXES, "as 'FantasyID Save Mesh' or DECA writes it", MeshError)
+
+
+def fingerprint(find: Callable[[str], Path], name: str | None) -> float:
+    """For a node's `fingerprint_inputs`: when the file was changed; NaN, for which the host runs the node, if unknown.
+
+    Args:
+        name: `None` where it arrives through a link.
+    """
+    try:
+        return math.nan if name is None else find(name).stat().st_mtime
+    except (FantasyIDError, OSError):  # the run says why
+        return math.nan
 
 
 def save_path(prefix: str, suffix: str) -> Path:
@@ -131,9 +162,40 @@ def save_path(prefix: str, suffix: str) -> Path:
     try:
         folder, stem, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     except Exception as error:  # the host raises a bare Exception for a prefix such as ../../x
-        reason = str(error).splitlines()[0]
-        raise SaveError(f"Cannot save as '{prefix}': the name must stay in the output folder ({reason}).") from error
+        raise SaveError(
+            f"Cannot save as '{prefix}': the name must stay in the output folder ({cause(error)}). Choose another name."
+        ) from error
     return Path(folder) / f"{stem}_{counter:05}_{suffix}"
+
+
+def output_name(path: Path) -> str:
+    """How a file that `save_path` named is called by widgets, without the host's mark."""
+    return path.relative_to(os.path.normpath(folder_paths.get_output_directory())).as_posix()
+
+
+def _names(suffixes: Sequence[str]) -> list[str]:
+    places = ((folder_paths.get_input_directory(), ""), (folder_paths.get_output_directory(), OUTPUT_MARK))
+    return [
+        file.relative_to(base).as_posix() + mark
+        for base, mark in places
+        for file in files_in(base, suffixes, below=True)
+    ]
+
+
+def _find(name: str, kind: str, suffixes: Sequence[str], written: str, error: type[FantasyIDError]) -> Path:
+    """By the name alone, as the host's rule for saving: links below the folder are the artist's choice."""
+    plain, base = folder_paths.annotated_filepath(name.replace("\0", ""))
+    base = Path(os.path.normpath(base or folder_paths.get_input_directory()))
+    path = Path(os.path.normpath(base / plain.strip()))
+    if not path.is_relative_to(base) or not has_suffix(path, suffixes):
+        raise error(
+            f"The {kind} '{name}' is no {' or '.join(suffixes)} file in {base}: put the file there and choose it again."
+        )
+    if not path.is_file():
+        raise error(
+            f"The {kind} '{name}' is not there: expected {path}, {written}. Put the file there, press R and choose it."
+        )
+    return path
 
 
 def _entries() -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_patcher
 import comfy.sd
 import comfy.sd1_clip
 from comfy.text_encoders.pixart_t5 import PixArtTokenizer, pixart_te
@@ -17,6 +18,7 @@ from ...fantasyid_core.dit.byte_tokens import TOKENS
 from ...fantasyid_core.errors import SamplingError, WeightsError, WeightsMissingError
 from ...fantasyid_core.io import weights
 from . import notes
+from .compat import late_shapes, make_clip, remember_loader, t5_clip_type
 
 FIXED = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6}
 ACTIVATIONS = {"gated-gelu": ("gelu_pytorch_tanh", True), "relu": ("relu", False)}
@@ -76,29 +78,39 @@ class _ByteTokenizers(comfy.sd1_clip.SD1Tokenizer):
 TOKENIZERS = {32128: PixArtTokenizer, byte_tokens.VOCABULARY: _ByteTokenizers}  # by size of the vocabulary
 
 
-def load_text_encoder(folder: Path) -> comfy.sd.CLIP:
+def load_text_encoder(folder: Path, dynamic: bool = True) -> comfy.sd.CLIP:
     """The T5 of a model's `text_encoder/`, of any size, weights stored as in the file, computing in float32.
 
     Its tokenizer is the host's own for T5, or bytes.
 
+    Args:
+        dynamic: False for weights that ComfyUI is to hold whole.
+
     Raises:
         WeightsMissingError, WeightsError: not there, damaged, or no T5 encoder that the host can run.
     """
-    folder = folder / "text_encoder"
-    if not folder.is_dir():
+    part = folder / "text_encoder"
+    if not part.is_dir():
         raise WeightsMissingError(
-            f"{folder} is not there: copy or download it, or load T5-XXL with CLIPLoader set to type 'pixart'."
+            f"{part} is not there: copy or download it, or load T5-XXL with CLIPLoader set to type '{t5_clip_type()}'."
         )
-    config, tensors = _host_config(weights.read_config(folder), folder), weights.read(folder)
+    config, tensors = _host_config(weights.read_config(part), part), weights.read(part)
     dtype = tensors["shared.weight"].dtype if "shared.weight" in tensors else None
     # The host's own T5 without attention mask (its type "pixart"), built empty: it takes the mapped tensors themselves.
     with weights.configured("T5 text encoder"):
-        clip = comfy.sd.CLIP(
+        clip = make_clip(
             SimpleNamespace(params={}, clip=pixart_te(), tokenizer=TOKENIZERS[config["vocab_size"]]),
-            model_options={"t5xxl_model_config": config, "dtype": dtype, "initial_device": "meta"},
+            {"t5xxl_model_config": config, "dtype": dtype, "initial_device": "meta"},
+            dynamic,
         )
-    weights.load_into(clip.cond_stage_model.t5xxl.transformer, tensors, ignore=UNUSED, what="T5 text encoder")
+    encoder = clip.cond_stage_model.t5xxl.transformer
+    weights.load_into(encoder, tensors, ignore=UNUSED, late=late_shapes(encoder), what="T5 text encoder")
+    remember_loader(clip.patcher, _load_patcher, folder)
     return clip
+
+
+def _load_patcher(folder: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_text_encoder(folder, not disable_dynamic).patcher
 
 
 def encode_text(clip: comfy.sd.CLIP, text: str) -> list[list]:
@@ -112,7 +124,7 @@ def encode_text(clip: comfy.sd.CLIP, text: str) -> list[list]:
     if set(tokens) != {"t5xxl"} or not isinstance(model, comfy.sd1_clip.SDClipModel) or model.enable_attention_masks:
         raise SamplingError(
             f"This CLIP ({type(clip.cond_stage_model).__name__}) is not the text encoder of CogVideoX. Load T5-XXL "
-            "with CLIPLoader set to type 'pixart', or use 'FantasyID Load Text Encoder'."
+            f"with CLIPLoader set to type '{t5_clip_type()}', or use 'FantasyID Load Text Encoder'."
         )
     (prompt,) = tokens["t5xxl"]
     return clip.encode_from_tokens_scheduled({"t5xxl": [_cut(prompt)]})
@@ -135,13 +147,15 @@ def _host_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if kind != "t5" or gate not in (*ACTIVATIONS,) or config.get("vocab_size") not in (*TOKENIZERS,):
         raise WeightsError(
             f"{folder} holds a '{kind}' with feed_forward_proj '{gate}' and {config.get('vocab_size')} tokens, not "
-            f"a T5 encoder ({' or '.join(ACTIVATIONS)}) with {' or '.join(map(str, TOKENIZERS))} tokens."
+            f"a T5 encoder ({' or '.join(ACTIVATIONS)}) with {' or '.join(map(str, TOKENIZERS))} tokens. "
+            "Use the text_encoder of CogVideoX, or T5-XXL with CLIPLoader."
         )
     wrong = [name for name, value in FIXED.items() if config.get(name, value) != value]
     missing = [name for name in ("d_model", "d_kv", "d_ff", "num_heads", "num_layers") if name not in config]
     if wrong or missing:
         raise WeightsError(
-            f"{folder / 'config.json'} does not describe a T5 encoder: see {', '.join(wrong + missing)}."
+            f"{folder / 'config.json'} does not describe a T5 encoder: see {', '.join(wrong + missing)}. "
+            "Copy or download its config.json again."
         )
     activation, gated = ACTIVATIONS[gate]
     sizes = {name: config[name] for name in ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")}

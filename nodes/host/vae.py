@@ -14,14 +14,24 @@ from torch import Tensor, nn
 from ...fantasyid_core.errors import SamplingError, WeightsError
 from ...fantasyid_core.io import weights
 from ...fantasyid_core.video.autoencoder import build
+from .compat import free_memory, make_patcher, remember_loader
 from .operators import to_host_operators
 
+CHECKPOINT = "first_stage_model."  # beneath which a ComfyUI checkpoint holds its VAE
 TEMPORAL = 4  # video frames a latent, after the first
 SMALLEST_TILE, OVERLAP = 32, 8  # latents; the host's own where memory has run out
 
 
-def load_vae(path: Path) -> comfy.sd.VAE:
-    """Load from a model's folder (its `vae/`), from that folder itself or from a single safetensors file.
+def holds_vae(file: Path) -> bool:
+    """Whether a file is a checkpoint of ComfyUI with a VAE in it."""
+    return any(name.startswith(CHECKPOINT) for name in weights.read(file))
+
+
+def load_vae(path: Path, dynamic: bool = True) -> comfy.sd.VAE:
+    """Load from a model's folder (its `vae/`), from that folder itself or from a single file, a VAE or a checkpoint.
+
+    Args:
+        dynamic: False for weights that ComfyUI is to hold whole.
 
     Raises:
         WeightsMissingError, WeightsError: not there, damaged or of another autoencoder.
@@ -29,14 +39,24 @@ def load_vae(path: Path) -> comfy.sd.VAE:
     if (path / "vae").is_dir():
         path = path / "vae"
     tensors = weights.read(path)
+    if any(name.startswith(CHECKPOINT) for name in tensors):
+        parts = {name: tensor for name, tensor in tensors.items() if name.startswith(CHECKPOINT)}
+        tensors = {name.removeprefix(CHECKPOINT): tensor for name, tensor in parts.items()}
+    carried = weights.take_config(tensors)
     if path.is_dir():
         config = weights.read_config(path)
     else:
-        config = weights.embedded_config(path) or _infer_config(tensors, path)
+        config = weights.embedded_config(path) or carried or _infer_config(tensors, path)
     with weights.configured("CogVideoX VAE"), torch.device("meta"):
         autoencoder = build(config)
     weights.load_into(autoencoder, tensors, what="CogVideoX VAE")
-    return CogVideoXVAE(autoencoder)
+    vae = CogVideoXVAE(autoencoder, dynamic=dynamic)
+    remember_loader(vae.patcher, _load_patcher, path)
+    return vae
+
+
+def _load_patcher(path: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_vae(path, not disable_dynamic).patcher
 
 
 def check_vae(vae: comfy.sd.VAE) -> None:
@@ -69,7 +89,7 @@ def encode_sample(vae: comfy.sd.VAE, pixels: Tensor, generator: torch.Generator 
 class CogVideoXVAE(comfy.sd.VAE):
     """The host's VAE around diffusers' `AutoencoderKLCogVideoX` (loaded; its layers become host operators)."""
 
-    def __init__(self, autoencoder: nn.Module, dtype: torch.dtype | None = None):
+    def __init__(self, autoencoder: nn.Module, dtype: torch.dtype | None = None, dynamic: bool = True):
         _init_without_weights(super())
         config = autoencoder.config
         space = 2 ** (len(config.block_out_channels) - 1)
@@ -87,11 +107,12 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.output_device = management.intermediate_device()
         left = to_host_operators(autoencoder)
         if left:
-            raise WeightsError(f"These layers of the VAE cannot be managed by ComfyUI: {', '.join(left[:5])}.")
+            raise WeightsError(
+                f"These layers of the VAE cannot be managed by ComfyUI: {', '.join(left[:5])}. "
+                "Use the VAE of CogVideoX as published."
+            )
         self.first_stage_model = _FirstStage(autoencoder).to(self.vae_dtype).eval().requires_grad_(False)
-        self.patcher = comfy.model_patcher.ModelPatcher(
-            self.first_stage_model, load_device=self.device, offload_device=management.vae_offload_device()
-        )
+        self.patcher = make_patcher(self.first_stage_model, self.device, management.vae_offload_device(), dynamic)
         self.model_size()
 
     def decode(self, samples_in: Tensor, vae_options: Mapping = {}) -> Tensor:
@@ -102,7 +123,7 @@ class CogVideoXVAE(comfy.sd.VAE):
         size = samples_in.shape[2:]
         needed = self.memory_used_decode(samples_in.shape, self.vae_dtype)
         management.load_models_gpu([self.patcher], memory_required=needed)
-        tile = self._tile(size, management.get_free_memory(self.device))
+        tile = self._tile(size, free_memory(self.patcher))
         if tile == size[1:]:
             return super().decode(samples_in, vae_options)
         logging.info(
@@ -120,8 +141,13 @@ class CogVideoXVAE(comfy.sd.VAE):
         return tuple(tile)
 
     def get_sd(self) -> dict[str, Tensor]:
-        """State dict under diffusers' names: what `Save VAE` writes can be loaded again as a single file."""
-        return self.first_stage_model.autoencoder.state_dict()
+        """State dict under diffusers' names: what `Save VAE` writes can be loaded again as a single file.
+
+        With the configuration, since tensors do not tell the scale of the latents.
+        """
+        autoencoder = self.first_stage_model.autoencoder
+        config = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
+        return weights.with_config(autoencoder.state_dict(), config)
 
 
 class _FirstStage(nn.Module):
@@ -188,7 +214,10 @@ def _infer_config(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
         layers = {name.split(".")[4] for name in tensors if name.startswith("encoder.down_blocks.0.resnets.")}
         latents = tensors["decoder.conv_in.conv.weight"].shape[1]
     except (KeyError, ValueError, IndexError) as error:
-        raise WeightsError(f"{path} is no CogVideoX VAE under diffusers' names (looked for {error}).") from error
+        raise WeightsError(
+            f"{path} is no CogVideoX VAE under diffusers' names (looked for {error}). "
+            "Choose the VAE of CogVideoX (vae/ of the published model)."
+        ) from error
     return {
         "block_out_channels": widths,
         "down_block_types": ["CogVideoXDownBlock3D"] * len(widths),

@@ -5,6 +5,7 @@ import comfy.model_patcher
 from torch import Tensor
 
 from ...fantasyid_core.sampling.windows import Windows
+from .compat import window_options
 
 FRAMES = 2  # the dimension of latents (B, C, T, H, W) that is cut
 
@@ -29,6 +30,7 @@ def set_windows(model: comfy.model_patcher.ModelPatcher, windows: Windows) -> co
         context_length=windows.length,
         context_overlap=windows.overlap,
         dim=FRAMES,
+        **window_options(WindowHandler),
     )
     comfy.context_windows.create_prepare_sampling_wrapper(model)  # the host reckons with one window's memory
     return model

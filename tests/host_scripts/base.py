@@ -18,11 +18,24 @@ bundled = base / "pack" / "models"
 folders = ("models/fantasyid/tiny/transformer", "models/fantasyid/no_model/vae", "input", "output/faces")
 for folder in (*folders, "pack/models/shipped/transformer", "pack/models/tiny/transformer"):
     (base / folder).mkdir(parents=True)
-for file in ("one.safetensors", "notes.txt", ".hidden.safetensors"):
+for file in ("one.safetensors", "TWO.SAFETENSORS", "notes.txt", ".hidden.safetensors"):
     (models / file).touch()
 (base / "secret.safetensors").touch()
-for file in ("input/anne.safetensors", "output/faces/bob.safetensors"):
-    (base / file).touch()
+for file in (
+    "anne.safetensors",
+    "._anne.safetensors",
+    "EVE.SafeTensors",
+    "HEAD.PLY",
+    "deca.obj",
+    "._deca.obj",
+    "a.txt",
+):
+    (base / "input" / file).touch()
+for file in ("bob.safetensors", "bob.ply"):
+    (base / "output" / "faces" / file).touch()
+(base / "elsewhere").mkdir()
+(base / "output" / "linked").symlink_to(base / "elsewhere")  # the artist's folder on another drive
+(base / "output" / "faces" / "loop").symlink_to(base / "output")
 
 import comfy.model_management  # noqa: E402
 import torch  # noqa: E402
@@ -53,18 +66,22 @@ class Probe(FantasyIDNode):
         return io.NodeOutput(f"fine with {cause}, hidden is {cls.hidden is not None}")
 
 
-def execute(node: type, **inputs):
+def run(node: type, **inputs) -> io.NodeOutput:
     """As the host's execution does: a locked clone of the class, called by its normalised name."""
     from comfy_api.internal import make_locked_method_func
 
     node.GET_SCHEMA()
-    return make_locked_method_func(node, node.FUNCTION, node.PREPARE_CLASS_CLONE({}))(**inputs).args
+    return make_locked_method_func(node, node.FUNCTION, node.PREPARE_CLASS_CLONE({}))(**inputs)
+
+
+def execute(node: type, **inputs) -> tuple:
+    return run(node, **inputs).args
 
 
 def outcome(action) -> str:
     try:
         return str(action())
-    except Exception as error:
+    except BaseException as error:  # a cancel is no Exception in newer versions
         return f"{type(error).__name__}: {error}"
 
 
@@ -98,12 +115,28 @@ found["targets"] = {name: outcome(lambda name=name: paths.download_folder(name))
 found["missing"] = outcome(lambda: paths.resolve("absent"))
 paths.BUNDLED = base / "nothing"
 found["without a bundled model"] = [paths.model_folders(), outcome(lambda: paths.resolve("shipped"))]
+found["without nano"] = outcome(lambda: paths.resolve(paths.NANO))
+(paths.BUNDLED / paths.NANO / "transformer").mkdir(parents=True)
+found["half of nano"] = outcome(lambda: paths.resolve(paths.NANO))
 found["identities"] = paths.identity_files()
 found["identity_paths"] = [paths.identity_path(name).is_file() for name in found["identities"]]
-found["identity_tricks"] = [
-    outcome(lambda name=name: paths.identity_path(name))
-    for name in ("../secret.safetensors", "../secret.safetensors [output]", str(base / "secret.safetensors"), "absent")
+OUTSIDE = [
+    "../secret.safetensors",
+    "../secret.safetensors [output]",
+    "faces/../../secret.safetensors [output]",
+    str(base / "secret.safetensors"),
+    "absent",
+    "",
 ]
+found["identity_tricks"] = [outcome(lambda name=name: paths.identity_path(name)) for name in OUTSIDE]
+found["meshes"] = paths.mesh_files()
+found["mesh_paths"] = [paths.mesh_path(name).is_file() for name in found["meshes"]]
+outside = [name.replace("safetensors", "ply") for name in OUTSIDE]
+found["mesh_tricks"] = [outcome(lambda name=name: paths.mesh_path(name)) for name in outside]
+linked = paths.save_path("linked/dora", ".safetensors")
+linked.touch()
+name = paths.output_name(linked) + paths.OUTPUT_MARK
+found["linked"] = [name, name in paths.identity_files(), paths.identity_path(name) == linked]
 found["saved"] = paths.save_path("faces/carol", ".safetensors").relative_to(base).as_posix()
 found["save_trick"] = outcome(lambda: paths.save_path("../../carol", ".safetensors"))
 
@@ -121,7 +154,8 @@ server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(SimpleHTTPReque
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ.update(HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", no_proxy="127.0.0.1")
 inputs = {"repository": "acvlab/FantasyID", "revision": "main", "folder_name": "FantasyID"}
-found["unconfirmed"] = outcome(lambda: execute(FantasyIDDownload, **inputs, confirm=False))
+asked = run(FantasyIDDownload, **inputs, confirm=False)
+found["unconfirmed"] = [asked.ui["text"][0], type(asked.args[0]).__name__, asked.args[0].message]
 found["nothing_written"] = not (models / "FantasyID").exists()
 found["download"] = list(execute(FantasyIDDownload, **inputs, confirm=True))
 found["downloaded"] = (models / "FantasyID/vae/config.json").read_bytes() == content

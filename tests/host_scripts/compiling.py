@@ -16,11 +16,12 @@ from pack.fantasyid_core.dit.injection import Injection  # noqa: E402
 from pack.fantasyid_core.dit.step_cache import CacheSettings  # noqa: E402
 from pack.fantasyid_core.fusion.checkpoint import split_published  # noqa: E402
 from pack.fantasyid_core.io.weights import read, read_config  # noqa: E402
-from pack.nodes.host import dit  # noqa: E402
+from pack.nodes.host import attention, dit  # noqa: E402
 from pack.nodes.host.model import load_model  # noqa: E402
 from pack.nodes.host.options import add_injection, set_fp8_products, set_step_cache  # noqa: E402
 from pack.nodes.sampling import trailing_sigmas  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.nn.attention import SDPBackend  # noqa: E402
 
 torch.set_grad_enabled(False)
 config = read_config(folder / "transformer")
@@ -80,6 +81,22 @@ for name, keys in KEYS.items():
         "no identity": graphs_of(plain, keys),
         "steps skipped": graphs_of(set_step_cache(first, CacheSettings(1e9, start=0.0)), keys),
     }
+
+# attention: PyTorch's fastest kernel, asked for around the blocks, and a node's own, which no compiler looks into
+has_kernels, fastest_backend = attention._has_kernels, attention.fastest_backend
+overridden = first.clone()
+overridden.model_options["transformer_options"]["optimized_attention_override"] = lambda attend, *a, **b: attend(
+    *a, **b
+)
+for name, keys in KEYS.items():
+    torch.compiler.reset()
+    attention._has_kernels, attention.fastest_backend = lambda _: True, lambda *_: SDPBackend.EFFICIENT_ATTENTION
+    found[name]["fastest kernel"] = graphs_of(first, keys)
+    found[name]["fastest kernel again"] = graphs_of(first, keys, seed=1)
+    attention._has_kernels, attention.fastest_backend = has_kernels, fastest_backend
+    torch.compiler.reset()
+    found[name]["a node's attention"] = graphs_of(overridden, keys)
+    found[name]["a node's attention again"] = graphs_of(overridden, keys, seed=1)
 
 # on a CPU nothing is ever elsewhere: some blocks, then all, are said to be
 is_streamed = dit._is_streamed

@@ -5,6 +5,7 @@ its own, because the host reads the command line and puts its folder on `sys.pat
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,12 +15,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(base: Path, *arguments: str) -> None:
-    """Make the host's modules importable, with `base` as its base directory, and the pack as the package `pack`."""
+    """Make the host's modules importable, with `base` as its base directory, and the pack as the package `pack`.
+
+    With dynamic VRAM where the test asks for it by `HOST_DYNAMIC_VRAM`.
+    """
     tools = sys.modules["tools"] = ModuleType("tools")
     tools.__path__ = [str(ROOT / "tools")]
     from tools import in_process
 
-    in_process.start(base, *(arguments or ("--cpu",)))
+    in_process.start(base, *(arguments or ("--cpu",)), dynamic_vram=os.environ.get("HOST_DYNAMIC_VRAM") == "1")
 
 
 def report(**found: Any) -> None:

@@ -16,6 +16,7 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from comfy.text_encoders import genmo, pixart_t5  # noqa: E402
 from pack.fantasyid_core.errors import FantasyIDError  # noqa: E402
+from pack.nodes.host.compat import t5_clip_type  # noqa: E402
 from pack.nodes.host.text import encode_text, load_text_encoder  # noqa: E402
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel, T5TokenizerFast  # noqa: E402
 
@@ -82,11 +83,23 @@ def small(model: type, tokenizer: type) -> comfy.sd.CLIP:
     """As the host's CLIPLoader builds it from a file, at another size."""
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 1}
     target = SimpleNamespace(params={}, clip=model, tokenizer=tokenizer)
-    return comfy.sd.CLIP(target, model_options={"t5xxl_model_config": sizes})
+    made = comfy.sd.CLIP(target, model_options={"t5xxl_model_config": sizes})
+    made.load_sd(T5EncoderModel(T5Config(**sizes, vocab_size=32128, feed_forward_proj="gated-gelu")).state_dict())
+    return made
 
 
-stock = small(pixart_t5.pixart_te(), pixart_t5.PixArtTokenizer)
-found["stock shape"] = list(encode_text(stock, "hello")[0][0].shape)
+STOCK = {"pixart": (pixart_t5.pixart_te(), pixart_t5.PixArtTokenizer)}
+if hasattr(comfy.sd.CLIPType, "COGVIDEOX"):
+    from comfy.text_encoders import cogvideo
+
+    STOCK["cogvideox"] = (cogvideo.cogvideo_te(), cogvideo.CogVideoXTokenizer)
+found["stock"] = {}
+for name, parts in STOCK.items():
+    torch.manual_seed(1)
+    stock = small(*parts)
+    embeddings = {text: encode_text(stock, text)[0][0] for text in ("hello", PROMPTS["long"])}
+    found["stock"][name] = [[list(x.shape), float(x.sum())] for x in embeddings.values()]
+found["recommended"] = t5_clip_type()
 masked = small(genmo.mochi_te(), genmo.MochiT5Tokenizer)
 
 

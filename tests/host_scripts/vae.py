@@ -17,7 +17,8 @@ from pack.fantasyid_core.errors import FantasyIDError  # noqa: E402
 from pack.nodes.host.vae import encode_sample, load_vae  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-torch.set_grad_enabled(False)
+as_nodes_are_run = torch.inference_mode()
+as_nodes_are_run.__enter__()
 torch.manual_seed(0)
 widths = (8, 8, 16, 16)
 theirs = AutoencoderKLCogVideoX(

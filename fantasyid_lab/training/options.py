@@ -1,0 +1,151 @@
+"""What each stage can be told under `[options]`: a frozen dataclass a stage."""
+
+from dataclasses import dataclass
+
+from fantasyid_core.dit import byte_tokens
+from fantasyid_core.meters import attribute_regressor
+
+
+@dataclass(frozen=True)
+class FaceOptions:
+    """Options of stage face.
+
+    Attributes:
+        temperature: of InfoNCE.
+        regressor_photos: share of the batch's photos that the regressor sees.
+    """
+
+    temperature: float = 0.07
+    regressor_photos: float = 1.0
+
+
+@dataclass(frozen=True)
+class VaeOptions:
+    """Options of stage vae.
+
+    Attributes:
+        window: frames of most batches; the autoencoder's first chunk has 9.
+        crop: their side in px; most are cut out around the face, which is what is hard.
+        long_every: every how many steps a batch of whole clips comes at full size, with `long_share` of the samples.
+        face_weight: of pixels of the face against others.
+        detail_weight: what pixels near eyes, brows, nose and mouth count on top.
+        gradient_weight, kl_weight: of the loss's other terms.
+        likeness_weight: of what the image tower sees otherwise in the face, in one frame of each sample.
+        encoder: false: the decoder alone is trained, so that a DiT that knows the latents stays of use.
+    """
+
+    window: int = 9
+    crop: int = 112
+    long_every: int = 8
+    long_share: float = 0.25
+    face_weight: float = 3.0
+    detail_weight: float = 4.0
+    gradient_weight: float = 1.0
+    kl_weight: float = 1e-4
+    likeness_weight: float = 0.0
+    encoder: bool = True
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Options of stage judge.
+
+    Attributes:
+        start_from: folder of a judge to go on from, "" for a new one.
+        widths: channels of a new one, see `attribute_regressor.Judge`.
+    """
+
+    start_from: str = ""
+    widths: tuple[int, ...] = attribute_regressor.WIDTHS
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Options of stage text.
+
+    Attributes:
+        first: captions before the first step.
+        fresh: captions that are drawn anew for every step.
+    """
+
+    first: int = 6000
+    fresh: int = 8
+
+
+@dataclass(frozen=True)
+class BaseOptions:
+    """Options of stage base.
+
+    Attributes:
+        train_text: whether the text encoder is trained too, or only the DiT.
+        text_dropped: share of samples whose text is empty, for guidance.
+        face_weight: of latents of the face.
+        pictures: share of the steps that train on photos, of which `pictures_batch` times as many fit.
+        structure_weight: of the loss of `structure`, 0 for none; structure_block: after which block it is asked.
+    """
+
+    train_text: bool = True
+    text_dropped: float = 0.1
+    face_weight: float = 1.5
+    pictures: float = 0.0
+    pictures_batch: int = 3
+    structure_weight: float = 0.0
+    structure_block: int = 2
+
+
+@dataclass(frozen=True)
+class IdentityOptions:
+    """Options of stage identity, most of them rows of the ablation.
+
+    Attributes:
+        data: "" for the pool of synthetic people, or a folder of real clips (`clip_folder`), read at `fps`.
+        multi_view: the reference comes from another photo of the person; false: from the clip itself.
+        branch_2d, branch_3d: which tokens are injected.
+        shared_layer: one injection layer for all blocks in place of one for each.
+        first_frame: the reference crop goes in as first latent frame too, as released; a model that never saw one
+            learns to take it in.
+        identity_dropped: share of samples without an identity: nothing is injected, the image latents are zeros.
+        encoder_rate: factor on the learning rate of the abstractor, and mesh_rate on that of spiral network and
+            reducer; 0 leaves them as stage `face` taught them. Nothing in this stage holds the scale of their tokens,
+            which are normalised where they are read: at a DiT's rate they grow without bound.
+        unfreeze: beginnings of names of DiT parameters that are trained as well, "" for all, and dit_rate: factor on
+            their learning rate. The injection layers have the full rate.
+        late: share of the samples with times in the noisier half, where likeness is decided; balanced: how much samples
+            count by what the loss at their times was at the start, see `diffusion.balance`.
+        text_dropped, face_weight: as in `BaseOptions`.
+        pictures, pictures_batch: as in `BaseOptions`, for the pool; pictures_text: of these steps' captions, how many
+            tokens are read (226 for all): a picture has 100 tokens of its own, and photos' captions are short.
+        checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
+    """
+
+    data: str = ""
+    fps: float = 8
+    multi_view: bool = True
+    branch_2d: bool = True
+    branch_3d: bool = True
+    shared_layer: bool = False
+    first_frame: bool = False
+    identity_dropped: float = 0.0
+    encoder_rate: float = 1.0
+    mesh_rate: float = 1.0
+    unfreeze: tuple[str, ...] = ()
+    dit_rate: float = 1.0
+    late: float = 0.5
+    balanced: float = 0.0
+    text_dropped: float = 0.1
+    face_weight: float = 4.0
+    pictures: float = 0.0
+    pictures_batch: int = 3
+    pictures_text: int = byte_tokens.TOKENS
+    checkpointing: bool = False
+
+
+Options = FaceOptions | VaeOptions | JudgeOptions | TextOptions | BaseOptions | IdentityOptions
+OPTIONS: dict[str, type[Options]] = {
+    "face": FaceOptions,
+    "vae": VaeOptions,
+    "judge": JudgeOptions,
+    "text": TextOptions,
+    "base": BaseOptions,
+    "identity": IdentityOptions,
+}

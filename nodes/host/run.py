@@ -1,0 +1,83 @@
+"""What our nodes put into a MODEL's `transformer_options`, under one key, and what one sampling run keeps there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...fantasyid_core.dit.injection import Injection, InjectionRun
+from ...fantasyid_core.dit.kernels import Rotary
+from ...fantasyid_core.dit.step_cache import CacheSettings, StepCaches
+from ...fantasyid_core.dit.transformer import FantasyIDTransformer
+from .compat import cast_weights
+
+KEY = "fantasyid"
+
+
+class Run:
+    """What is constant over one sampling run, computed once. Make a new one for every run.
+
+    Args:
+        injections: the identities.
+        step_cache: settings of the step cache; None computes all.
+        keep: False where ComfyUI changes weights in the middle of a run; then nothing that depends on them is kept.
+    """
+
+    def __init__(
+        self, injections: tuple[Injection, ...] = (), step_cache: CacheSettings | None = None, keep: bool = True
+    ):
+        self.injections = InjectionRun(injections, keep)
+        self.step_caches = None if step_cache is None else StepCaches(step_cache)
+        self._keep = keep
+        self._norms: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._rotary: dict[tuple, Rotary | None] = {}
+
+    def norm_weights(self, norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+        """As `cast_weights`. Streaming tensors so small anew for every block would wait for the card."""
+        if torch.compiler.is_compiling() or not self._keep:
+            return cast_weights(norm, like)
+        key = (norm, like.device, like.dtype)
+        if key not in self._norms:
+            self._norms[key] = cast_weights(norm, like)
+        return self._norms[key]
+
+    @torch.compiler.disable
+    def rotary(self, transformer: FantasyIDTransformer, x: Tensor, rope: Mapping[str, float]) -> Rotary | None:
+        """Rotary positions of latents (B, C, T, H, W), moved as ComfyUI's `rope_options` say."""
+        scale = tuple(float(rope.get(f"scale_{axis}", 1.0)) for axis in "tyx")
+        shift = tuple(float(rope.get(f"shift_{axis}", 0.0)) for axis in "tyx")
+        size = (*x.shape[2:], x.device)
+        key = (size, scale, shift)
+        if key not in self._rotary:
+            moved = scale != (1.0,) * 3 or shift != (0.0,) * 3
+            embed = partial(transformer.rotary_embedding_moved, scale, shift) if moved else transformer.rotary_embedding
+            self._rotary[key] = embed(*size)
+        return self._rotary[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """Everything of ours in `transformer_options`.
+
+    Attributes:
+        injections: the identities of Apply FantasyID.
+        fp8: FantasyID Faster's 8-bit products.
+        step_cache: FantasyID Faster's step cache; None computes all steps.
+        run: the sampling run that is under way; None outside of one.
+    """
+
+    injections: tuple[Injection, ...] = ()
+    fp8: bool = False
+    step_cache: CacheSettings | None = None
+    run: Run | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Options":
+        return self  # nothing in it changes: clones of a MODEL share it
+
+    @classmethod
+    def of(cls, transformer_options: Mapping) -> "Options":
+        """Those of a MODEL or of a call; defaults where there are none."""
+        return transformer_options.get(KEY) or cls()
