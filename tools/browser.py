@@ -90,6 +90,8 @@ class ComfyPage:
         self.page.goto(url)
         self.page.wait_for_function("() => window.app?.vueAppReady && window.app.graph")
         self.page.get_by_test_id("queue-button").wait_for()
+        # What fades out lies over the page for as long, on a busy machine for many seconds.
+        self.page.add_style_tag(content="* { animation-duration: 1ms !important; transition-duration: 0s !important; }")
 
     def close(self) -> None:
         """Close the page."""
