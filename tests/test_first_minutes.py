@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tools.browser import ComfyPage, find_browser, open_browser
-from tools.comfy_host import ComfyServer
+from tools.comfy_host import ComfyServer, Event
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -47,6 +47,17 @@ def page(fresh: ComfyServer, browser: "Browser", request: pytest.FixtureRequest)
     page.close()
 
 
+class Stop:
+    """Interrupts a run in its third step."""
+
+    def __init__(self, server: ComfyServer):
+        self._server = server
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "progress" and event.value == 3:
+            self._server.interrupt()
+
+
 def pictures(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.suffix in {".jpg", ".png", ".webp"}]
 
@@ -65,9 +76,8 @@ def test_dropped_run_watched_cancelled_and_run_again(fresh: ComfyServer, page: C
     assert page.wait_for_video(timeout=60)["width"] == 96
     page.set_widgets({"steps": 900})
     long = page.run()
-    page.wait_until_sampling()
-    fresh.interrupt()
-    assert fresh.wait(long, timeout=120).status == "interrupted"
+    stop = Stop(fresh)
+    assert fresh.wait(long, timeout=120, on_event=stop).status == "interrupted"
     page.set_widgets({"steps": 2})
     assert fresh.wait(page.run(), timeout=300).status == "success"
 
@@ -104,7 +114,12 @@ def test_a_landscape_is_said_to_have_no_face(fresh: ComfyServer, page: ComfyPage
     page.set_widgets(SMALL | {"image": landscape})
     run = fresh.wait(page.run(), timeout=120)
     assert run.error.node_type == "FantasyIDDetectFace"
-    page.wait_for_words("No face")
+    page.wait_for_words("No face was found in the photo")
+
+
+def test_help_is_beside_the_node(page: ComfyPage):
+    page.drop(FIRST)
+    assert "six people who do not exist" in page.help_of("FantasyIDExamplePhoto")
 
 
 def test_templates_are_shown_by_number_and_face(fresh: ComfyServer, page: ComfyPage):
@@ -113,8 +128,3 @@ def test_templates_are_shown_by_number_and_face(fresh: ComfyServer, page: ComfyP
     cards = page.template_cards("ComfyUI-FantasyID")
     assert sorted(cards) == names
     assert all(width > 0 for width in cards.values())
-
-
-def test_help_is_beside_the_node(page: ComfyPage):
-    page.drop(FIRST)
-    assert "six people who do not exist" in page.help_of("FantasyIDExamplePhoto")
