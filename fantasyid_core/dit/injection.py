@@ -95,7 +95,7 @@ class Injection:
             raise IdentityError(
                 f"The identity would set in at {self.start} of the sampling run and end at {self.end}, so it would "
                 "never act. start_percent and end_percent must lie in 0 … 1, start_percent not after end_percent; "
-                "0 and 1 are the whole run. Strength 0 switches the identity off."
+                "set 0 and 1 for the whole run. Strength 0 switches the identity off."
             )
 
     def acts(self, progress: float) -> bool:
