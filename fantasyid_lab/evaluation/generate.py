@@ -41,7 +41,7 @@ class Request:
 
 
 class Rows:
-    """Stands for an `InjectionRun` where every row of the batch has an identity and a strength of its own.
+    """An `Injector` where every row of the batch has an identity and a strength of its own.
 
     Args:
         tokens: (B, N, K), one row per row of the batch.
@@ -53,7 +53,7 @@ class Rows:
         self._keys_values: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
-        """As `InjectionRun.add_to`: visual tokens (B, L, dim) with the identities added by one layer."""
+        """As `Injector.add_to`: visual tokens (B, L, dim) with the identities added by one layer."""
         if layer not in self._keys_values:
             self._keys_values[layer] = attention.keys_values(self._tokens.to(hidden))
         return hidden + self._strength.to(hidden) * attention(hidden, self._keys_values[layer])

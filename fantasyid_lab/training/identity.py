@@ -41,7 +41,7 @@ class Source(Protocol):
 
 
 class TokensRun:
-    """Stands for an `InjectionRun` where every sample has an identity of its own and gradients are wanted.
+    """An `Injector` where every sample has an identity of its own and gradients are wanted.
 
     Args:
         tokens: (B, N, K).
@@ -53,7 +53,7 @@ class TokensRun:
         self.tokens, self.shared, self.present = tokens, shared, present
 
     def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
-        """As `InjectionRun.add_to`."""
+        """As `Injector.add_to`."""
         attention = self.shared or attention
         added = attention(hidden, self.tokens.to(hidden.dtype))
         return hidden + (added if self.present is None else self.present[:, None, None].to(added) * added)

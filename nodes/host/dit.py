@@ -49,11 +49,13 @@ class NativeTransformer(FantasyIDTransformer):
             )
         ours = Options.of(options)
         run = ours.run or Run(ours.injections, keep=False)
+        unconditional = tuple(extra.get(MARK, ()))
+        injections = run.injections(unconditional)
         # reading a timestep back from the GPU waits for it, so only where something acts on a part of the run
-        wanted = run.injections.depends_on_progress or run.step_caches is not None
+        wanted = injections.depends_on_progress or run.step_caches is not None
         progress = 1 - timesteps[0].item() / (TRAIN_STEPS - 1) if wanted else 0.0
         attention = attention_for(options, self._queries(x, context), x.dtype, x.device)
-        injector = BatchInjector(run.injections, tuple(extra.get(MARK, ())), attention.injections, run.norm_weights)
+        injector = BatchInjector(injections, unconditional, attention.injections, run.norm_weights)
         velocity = super().forward(
             x.transpose(1, 2),
             context,
@@ -64,7 +66,7 @@ class NativeTransformer(FantasyIDTransformer):
             run_block=_BlockPatches(self, options, x, attention, run),
             cache=None if run.step_caches is None else run.step_caches.of(tuple(window_of(options) or ())),
             # where an identity sets in or ends, a step is not like the one before
-            branch=(*options.get("uuids", ()), *(i.acts(progress) for i in run.injections.injections)),
+            branch=(*options.get("uuids", ()), *(i.acts(progress) for i in injections.injections)),
         )
         return velocity.transpose(1, 2)
 
