@@ -12,7 +12,8 @@ from ..fantasyid_core.detection import insightface, selection, yunet
 from ..fantasyid_core.detection.by_hand import face_in_box, face_in_mask
 from ..fantasyid_core.detection.faces import MAX_FACES
 from ..fantasyid_core.errors import FaceNotFoundError, WeightsMissingError
-from .host import paths
+from ..fantasyid_core.views.suitability import assess
+from .host import notes, paths
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Face
 
@@ -38,7 +39,7 @@ class FantasyIDDetectFace(FantasyIDNode):
                     options=list(selection.SELECTIONS),
                     default="largest",
                     tooltip="Which face to take where there are several: the largest, the one nearest to the centre, "
-                    "the leftmost, or the one whose number in the preview is in 'index'.",
+                    "the leftmost, the rightmost, or the one whose number in the preview is in 'index'.",
                 ),
                 io.Int.Input(
                     "index",
@@ -78,7 +79,13 @@ class FantasyIDDetectFace(FantasyIDNode):
                     display_name="preview", tooltip="The photo with all faces numbered, the chosen in green."
                 ),
                 io.String.Output(
-                    display_name="report", tooltip="Score and pose of the chosen face, and which frames were skipped."
+                    display_name="report",
+                    tooltip="The verdict, score and pose of the chosen face, and which frames were skipped.",
+                ),
+                io.String.Output(
+                    display_name="verdict",
+                    tooltip="good, usable or will not work as a reference, and why; also under the node and in the "
+                    "preview.",
                 ),
             ],
         )
@@ -101,8 +108,11 @@ class FantasyIDDetectFace(FantasyIDNode):
         found = selection.find_face(
             image, select, index, mask, min_score=min_score, find=finder(detector), device=device
         )
-        preview = selection.numbered(found.faces, found.face)
-        return io.NodeOutput(found.face, found.face.crop[None], preview[None], found.report)
+        verdict = assess(found.face)
+        notes.show(str(verdict))
+        preview = selection.numbered(found.faces, found.face, verdict.word)
+        report = f"{verdict}\n{found.report}"
+        return io.NodeOutput(found.face, found.face.crop[None], preview[None], report, str(verdict))
 
 
 class FantasyIDDrawnFace(FantasyIDNode):

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from comfy_api.latest import InputImpl, io
-from PIL import Image
 
 from ..fantasyid_core.errors import FantasyIDError
 from .host.base import FantasyIDNode, listed
@@ -61,6 +60,8 @@ def read_photo(person: str) -> torch.Tensor:
             if there
             else f"The folder {PHOTOS} has no photos, which come with the pack: reinstall the pack."
         )
+    from PIL import Image
+
     with Image.open(PHOTOS / f"{person}.jpg") as photo:
         return torch.from_numpy(np.asarray(photo.convert("RGB"), np.float32))[None] / 255
 

@@ -1,10 +1,12 @@
 """The archive that the registry installs: what is in it, and that it is all that ComfyUI needs."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tools.archive import archived_files, unpack
 from tools.comfy_host import ComfyServer
@@ -48,3 +50,16 @@ def test_the_first_workflow_runs(installed: ComfyServer):
     run = installed.run(graph, timeout=300)
     assert run.error is None
     assert [file["filename"] for file in run.files if file["type"] == "output"] == ["video_00001_.mp4"]
+
+
+def test_the_registry_s_pictures_are_in_the_repository():
+    """Icon and banner are addresses in the repository: they must lead to files of it, of the sizes it asks for."""
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    repository = re.search(r'Repository = "https://github.com/(.+)"', project)[1]
+    for key, shape in (("Icon", 1.0), ("Banner", 21 / 9)):
+        address = re.search(rf'^{key} = "(.+)"$', project, re.MULTILINE)[1]
+        start = f"https://raw.githubusercontent.com/{repository}/main/"
+        assert address.startswith(start)
+        with Image.open(ROOT / address.removeprefix(start)) as picture:
+            assert picture.width / picture.height == pytest.approx(shape, abs=0.01)
+            assert picture.width >= 400

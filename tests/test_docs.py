@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -91,15 +92,14 @@ def test_readme_names_the_commands(command: str):
 
 
 def test_readme_lists_the_workflows_that_there_are():
-    assert set(re.findall(r"\(workflows/([\w.-]+\.json)\)", README)) == {
-        file.name for file in (ROOT / "workflows").glob("*.json")
-    }
+    listed = {unquote(name) for name in re.findall(r"\(workflows/([^)]+\.json)\)", README)}
+    assert listed == {file.name for file in (ROOT / "workflows").glob("*.json")}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_into_the_repository_lead_somewhere(document: Path):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text("utf-8"))
-    broken = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    broken = [link for link in links if "://" not in link and not (document.parent / unquote(link)).exists()]
     assert broken == []
 
 

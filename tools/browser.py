@@ -90,6 +90,8 @@ class ComfyPage:
         self.page.goto(url)
         self.page.wait_for_function("() => window.app?.vueAppReady && window.app.graph")
         self.page.get_by_test_id("queue-button").wait_for()
+        # What fades out lies over the page for as long, on a busy machine for many seconds.
+        self.page.add_style_tag(content="* { animation-duration: 1ms !important; transition-duration: 0s !important; }")
 
     def close(self) -> None:
         """Close the page."""
@@ -211,6 +213,53 @@ class ComfyPage:
         if answer.get("node_errors") or not response.value.ok:  # of a graph that is wrong in part, the rest runs
             raise RuntimeError(f"The server refused the workflow: {answer}")
         return answer["prompt_id"]
+
+    def pictures(self, kind: str) -> list[str]:
+        """File names of the pictures that the node of type `kind` has in it, once all are loaded."""
+        self.look_at(kind)
+        find = """(kind) => {
+          const [node] = app.graph.findNodesByType(kind);
+          const shown = node.widgets.flatMap((widget) => [...(widget.element?.querySelectorAll("img") ?? [])]);
+          return shown.every((image) => image.naturalWidth && image.getBoundingClientRect().width)
+            && shown.map((image) => image.src.split("/").pop());
+        }"""
+        return self.page.wait_for_function(find, arg=kind).json_value()
+
+    def wait_for_words(self, words: str, timeout: float = 30) -> str:
+        """Wait until the page says `words`, opening what it offers to show of an error; returns all that it says."""
+        details = self.page.get_by_test_id("error-overlay-see-errors")
+        said = ""
+        for _ in range(int(timeout)):
+            if details.count() and details.first.is_visible():
+                details.first.click()
+            said = self.page.locator("body").inner_text()
+            if words in said:
+                return said
+            self.page.wait_for_timeout(1000)
+        raise TimeoutError(f"The page does not say '{words}' but: {said[:2000]}")
+
+    def template_cards(self, pack: str) -> dict[str, int]:
+        """Open the template browser at a pack; returns the names on its cards and how wide their loaded pictures are."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.page.get_by_role("dialog").get_by_text(pack).first.click()
+        cards = self.page.locator("[data-testid^='template-workflow-']")
+        cards.first.wait_for()
+        found = {}
+        for card in cards.all():
+            card.scroll_into_view_if_needed()
+            picture = card.locator("img").first
+            picture.wait_for()
+            name = card.get_attribute("data-testid").removeprefix("template-workflow-")
+            found[name] = picture.evaluate("(image) => image.decode().then(() => image.naturalWidth)")
+        return found
+
+    def help_of(self, kind: str) -> str:
+        """Select the node of type `kind` and press its information button; returns what the page then says."""
+        self.look_at(kind)
+        self.page.evaluate("(kind) => app.canvas.selectNodes(app.graph.findNodesByType(kind))", kind)
+        self.page.get_by_test_id("info-button").click()
+        self.page.get_by_role("heading", name="When to use it").first.wait_for()
+        return self.page.locator("body").inner_text()
 
     def wait_for_video(self, timeout: float) -> dict[str, Any]:
         """Wait until a video plays in the page; returns its `width`, `height`, `seconds` and `url`."""

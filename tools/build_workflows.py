@@ -117,6 +117,9 @@ def tidy(saved: dict[str, Any], name: str) -> dict[str, Any]:
         for part in (node, *node.get("inputs", []), *node.get("outputs", [])):
             for name in [name for name, value in part.items() if value is None and name not in ("link", "links")]:
                 del part[name]
+        if node["type"] == "CreateVideo":  # 0.3.75 has no bit depth
+            node["inputs"] = [each for each in node["inputs"] if each["name"] != "bit_depth"]
+            del node["widgets_values"][1:]
         if node["type"] == "SaveVideo":  # 0.3.75 has two plain lists where 0.33 has lists within lists
             node["inputs"] = [each for each in node["inputs"] if "." not in each["name"]]
             for each in node["inputs"]:

@@ -102,6 +102,10 @@ class ComfyClient:
         """Names of the workflows that packs bring, by the pack's folder."""
         return self._json("GET", "/workflow_templates")
 
+    def translations(self) -> dict[str, Any]:
+        """Words in other languages that packs bring, by language."""
+        return self._json("GET", "/i18n")
+
     def upload_image(self, path: Path) -> str:
         """Copy a picture into the server's input folder; returns the name that LoadImage takes."""
         import aiohttp

@@ -1,4 +1,5 @@
-"""`python -m tools.draw_example_photos`: draw photos and clips of FantasyID Example Photo, into `web/photos/`.
+"""`python -m tools.draw_example_photos`: draw photos and clips of FantasyID Example Photo into `web/photos/`, and from
+them the registry's icon and banner into `docs/pictures/`.
 
 They show synthetic people of the split `TEST`: of none of them has FantasyID-nano seen anything.
 """
@@ -15,7 +16,7 @@ from fantasyid_lab.people.render import render
 
 from .environment import ROOT
 
-PHOTOS = ROOT / "web" / "photos"
+PHOTOS, PICTURES = ROOT / "web" / "photos", ROOT / "docs" / "pictures"
 PHOTO_SIZE, CLIP_SIZE = 512, 320  # px
 FPS = 8
 PEOPLE = {  # name → who among the people of TEST, and which photo of them
@@ -51,6 +52,19 @@ def write_video(file: Path, frames: np.ndarray) -> None:
         container.mux(stream.encode())
 
 
+def write_emblems() -> None:
+    """The registry's icon, 400 × 400, and banner, 21 : 9."""
+    faces = [Image.open(PHOTOS / f"{name}.jpg") for name in PEOPLE]
+    faces[0].crop((106, 40, 406, 340)).resize((400, 400)).save(PICTURES / "icon.png", optimize=True)
+    width, height = 1260 // len(faces), 540
+    banner = Image.new("RGB", (1260, height))
+    for place, face in enumerate(faces):
+        left = (face.width - face.height * width / height) / 2
+        strip = face.resize((width, height), box=(left, 0, face.width - left, face.height))
+        banner.paste(strip, (place * width, 0))
+    banner.save(PICTURES / "banner.jpg", quality=88, optimize=True)
+
+
 def main() -> None:
     """Write every photo and clip."""
     PHOTOS.mkdir(parents=True, exist_ok=True)
@@ -59,6 +73,7 @@ def main() -> None:
         (picture,) = frames_of(still(who, photo), PHOTO_SIZE)
         Image.fromarray(picture).save(PHOTOS / f"{name}.jpg", quality=92, optimize=True)
         write_video(PHOTOS / f"{name}.mp4", frames_of(turning(who), CLIP_SIZE))
+    write_emblems()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ class DetectedFace:
         to_crop: (2, 3) similarity, photo px → crop px.
         pose: how the head is turned, degrees.
         sharpness: 0…1, see `quality.sharpness`.
-        occlusion: 0…1, share of the face that is covered or cut off; 0 is an open face.
+        occlusion: 0…1, share of the face that the edge of the photo cuts off. What lies over the face is not in it:
+            see `views.suitability`.
     """
 
     image: Tensor
@@ -45,7 +46,7 @@ class DetectedFace:
 
     @property
     def quality(self) -> float:
-        """0…1, to rank views of a person by: certainty × sharpness × what is uncovered × size (full from 160 px)."""
+        """0…1, to rank views of a person by: certainty × sharpness × what is in the photo × size (full from 160 px)."""
         size = min(1.0, float((self.box[2:] - self.box[:2]).min().clamp(min=0)) / _FULL_SIZE)
         return self.score * self.sharpness * (1 - self.occlusion) * size
 

@@ -18,7 +18,7 @@ from .multiscale import Finder
 log = logging.getLogger(__name__)
 
 MIN_FACE = 24
-SELECTIONS = ("largest", "centre", "leftmost", "index")
+SELECTIONS = ("largest", "centre", "leftmost", "rightmost", "index")
 
 
 def select(
@@ -28,7 +28,7 @@ def select(
 
     Args:
         faces: as `detect` returns them.
-        which: "largest", "centre" (nearest to the middle of the photo), "leftmost", or "index".
+        which: "largest", "centre" (nearest to the middle of the photo), "leftmost", "rightmost", or "index".
         index: position in `faces` (0 is the largest), for "index".
         mask: (H, W) or (1, H, W), any size, stretched over the photo; only faces with at least three of their five
             landmarks where it is above 0.5 are considered. `index` still counts all faces.
@@ -62,6 +62,8 @@ def select(
         x0, y0, x1, y1 = face.box.tolist()
         if which == "leftmost":
             return x0
+        if which == "rightmost":
+            return -x1
         if which == "centre":
             height, width = face.image.shape[:2]
             return math.hypot((x0 + x1 - width) / 2, (y0 + y1 - height) / 2)
@@ -117,7 +119,7 @@ class FoundFace:
         lines = [
             f"Face {next(i for i, other in enumerate(self.faces) if other is face)} of {others + 1}"
             + (f" in frame {self.frame}" if self.frames > 1 else "")
-            + f": score {face.score:.2f}, {pose}, sharpness {face.sharpness:.2f}, occlusion {face.occlusion:.2f}."
+            + f": score {face.score:.2f}, {pose}, sharpness {face.sharpness:.2f}, cut off {face.occlusion:.2f}."
         ]
         if self.skipped:
             shown = ", ".join(map(str, self.skipped[:20])) + (" …" if len(self.skipped) > 20 else "")
@@ -170,8 +172,13 @@ def find_face(
     return FoundFace(*best, best_frame, tuple(skipped), len(photos))
 
 
-def numbered(faces: Sequence[DetectedFace], chosen: DetectedFace | None = None, long_side: int = 1024) -> Tensor:
+def numbered(
+    faces: Sequence[DetectedFace], chosen: DetectedFace | None = None, word: str = "", long_side: int = 1024
+) -> Tensor:
     """The photo of `faces` (at least one) with their boxes, positions and scores drawn; the chosen one in green.
+
+    Args:
+        word: what is written beside the chosen one's score.
 
     Returns:
         (h, w, 3) float32 0…1, long side at most `long_side`, on the CPU.
@@ -189,5 +196,5 @@ def numbered(faces: Sequence[DetectedFace], chosen: DetectedFace | None = None, 
         draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=line)
         for x, y in (face.landmarks * scale).tolist():
             draw.ellipse((x - line, y - line, x + line, y + line), fill=colour)
-        label(draw, (x0, y0), f"{i}  {face.score:.2f}", colour)
+        label(draw, (x0, y0), f"{i}  {face.score:.2f}" + (f"  {word}" if word and face is chosen else ""), colour)
     return from_pil(picture)

@@ -24,6 +24,8 @@ FILE = Path(__file__).parents[1] / "data" / "appearance.safetensors"
 # The face with its hairline and chin in the FFHQ crop, px: left, top, right, bottom.
 _AREA = (64, 64, 448, 500)
 _HEIGHT, _WIDTH, _CELL, _DIRECTIONS = 84, 72, 8, 8
+# The descriptor as directions × rows × columns, and its cells from brows to chin, without hair and background.
+_GRID, _INNER = (8, 9, 8), (slice(2, 8), slice(1, 7))
 # The detector's landmarks differ by some pixels between a large and a small picture of one face; found once more at
 # one size they agree.
 _AGAIN, _REALIGNED = 96, 128
@@ -59,6 +61,14 @@ def gradients(crops: Tensor) -> Tensor:
     grey = crops[:, y0:y1, x0:x1] @ crops.new_tensor([0.299, 0.587, 0.114])
     grey = F.interpolate(grey[:, None], (_HEIGHT, _WIDTH), mode="bilinear", antialias=True)
     return F.normalize(_histograms(grey).flatten(1), dim=1)
+
+
+@torch.no_grad()
+def face_likeness(crops: Tensor) -> Tensor:
+    """How much aligned crops (N, S, S, 3) look like an open face from brows to chin: cosine to the mean face, (N,)."""
+    mean, _ = _learned(crops.device)
+    inner = [x.reshape(-1, *_GRID)[:, :, _INNER[0], _INNER[1]].flatten(1) for x in (gradients(crops), mean)]
+    return F.cosine_similarity(*inner, dim=1)
 
 
 def _realigned(crops: Tensor) -> Tensor:

@@ -1,0 +1,72 @@
+"""Whether a photo's face will do as a reference: good, usable or not, and why.
+
+The thresholds and how often they err: docs/detection.md. There is no model of hands, glasses or animals here: what does
+not look like an open face to the detector (its score) and by its gradients is said to be covered or no person's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..detection.faces import DetectedFace
+from .appearance import face_likeness
+
+GOOD, USABLE, UNUSABLE = "good", "usable", "will not work"
+# Openness: 0 is what nearly all open, frontal faces exceed, -2 what animals, masks and covered faces fall below.
+_SCORE, _LIKENESS, _UNIT = 0.9, 0.82, 0.05
+NO_FACE, DOUBTFUL = -2.0, 0.0
+_SIZE = (48, 80)  # px of the box's shorter side; below the first it will not work, below the second it is usable
+_YAW, _PITCH = (50.0, 30.0), (40.0, 25.0)  # degrees, above which
+_SHARPNESS = (0.15, 0.35)
+_CUT_OFF = (0.25, 0.05)
+
+
+@dataclass(frozen=True)
+class Suitability:
+    """How well a face serves as a reference.
+
+    Attributes:
+        word: GOOD, USABLE or UNUSABLE.
+        reasons: what stands against it, the worst first; empty for GOOD.
+    """
+
+    word: str
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.word + (f": {'; '.join(self.reasons)}" if self.reasons else "") + "."
+
+
+def openness(faces: Sequence[DetectedFace]) -> Tensor:
+    """How much each looks like a person's open face, (N,): below `NO_FACE` hardly, above `DOUBTFUL` plainly."""
+    if not faces:
+        return torch.empty(0)
+    scores = torch.tensor([face.score for face in faces])
+    likeness = face_likeness(torch.stack([face.crop for face in faces])).cpu()
+    return (scores - _SCORE) / _UNIT + (likeness - _LIKENESS) / _UNIT
+
+
+def assess(face: DetectedFace) -> Suitability:
+    """Whether the face will do, from how it looks, its size, pose and sharpness, and what the photo cuts off."""
+    width = float((face.box[2:] - face.box[:2]).min())
+    open_ = float(openness([face])[0])
+    covered = (
+        "it hardly looks like an open face of a person"
+        if open_ < NO_FACE
+        else "something may lie over it, or it is in shadow"
+    )
+    turned, nodded = abs(face.pose.yaw), abs(face.pose.pitch)
+    way = "up" if face.pose.pitch > 0 else "down"
+    checks = [  # (how bad it is, from where it will not work, from where it is no longer good, why)
+        (-open_, -NO_FACE, -DOUBTFUL, covered),
+        (-width, *(-px for px in _SIZE), f"it is only {width:.0f} px wide, and {_SIZE[1]} or more are good"),
+        (turned, *_YAW, f"it is turned by {turned:.0f}° to the side"),
+        (nodded, *_PITCH, f"it looks {way} by {nodded:.0f}°"),
+        (-face.sharpness, *(-value for value in _SHARPNESS), "it is blurred"),
+        (face.occlusion, *_CUT_OFF, f"the photo cuts off {face.occlusion:.0%} of it"),
+    ]
+    bad = [why for value, fails, _, why in checks if value > fails]
+    weak = [why for value, fails, doubtful, why in checks if doubtful < value <= fails]
+    return Suitability(UNUSABLE if bad else USABLE if weak else GOOD, (*bad, *weak))
