@@ -1,5 +1,6 @@
 """The nodes that make a mesh, under the host: from DECA and FLAME in a model folder or from a vertex file."""
 
+import importlib
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +19,6 @@ shutil.copy(ply, base / "outside.ply")
 import torch  # noqa: E402
 from comfy_api.internal import make_locked_method_func  # noqa: E402
 from comfy_execution.graph_utils import ExecutionBlocker  # noqa: E402
-from comfy_extras.nodes_hunyuan3d import SaveGLB  # noqa: E402
 from pack.fantasyid_core.detection.faces import DetectedFace  # noqa: E402
 from pack.fantasyid_core.images import load_photo  # noqa: E402
 from pack.nodes import reconstruction  # noqa: E402
@@ -29,6 +29,9 @@ from pack.nodes.reconstruction import (  # noqa: E402
     FantasyIDSaveMesh,
     FantasyIDTurntable,
 )
+from pack.tools.comfy_version import save_glb_module  # noqa: E402
+
+SaveGLB = importlib.import_module(save_glb_module()).SaveGLB
 
 
 def execute(node: type, **inputs):
