@@ -69,12 +69,10 @@ if hasattr(applied, "deepclone_multigpu"):
 config = transformer_of(model).config
 inputs = {widget.id: [widget.default] for widget in TrainLoraNode.define_schema().inputs if hasattr(widget, "default")}
 inputs |= {"steps": [2], "rank": [2], "training_dtype": ["fp32"], "lora_dtype": ["fp32"], "learning_rate": [1e-2]}
-latents = torch.randn(1, 16, 3, config.sample_height, config.sample_width)
+latents = [{"samples": torch.randn(1, 16, 3, config.sample_height, config.sample_width)} for _ in range(2)]
 text = [[torch.randn(1, 226, config.text_embed_dim), {}]]
 before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
-trained = TrainLoraNode.execute(
-    **inputs | {"model": [model], "latents": [{"samples": latents}], "positive": [text]}
-).args
+trained = TrainLoraNode.execute(**inputs, model=[model], latents=latents, positive=[text]).args
 lora = next(x for x in trained if isinstance(x, dict) and any(isinstance(t, torch.Tensor) for t in x.values()))
 found["trained"] = any(bool(tensor.any()) for name, tensor in lora.items() if "up" in name or "lora_B" in name)
 found["untouched by training"] = all(torch.equal(x, before[name]) for name, x in model.model.state_dict().items())
