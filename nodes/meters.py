@@ -7,11 +7,11 @@ from comfy_api.latest import io
 
 from ..fantasyid_core.detection.faces import DetectedFace
 from ..fantasyid_core.errors import FaceNotFoundError
-from ..fantasyid_core.meters import attribute_regressor as judges
 from ..fantasyid_core.meters import embedding as embeddings
 from ..fantasyid_core.meters import meters
 from .host import paths
 from .host.base import FantasyIDNode, listed
+from .host.resident import attribute_network, on_device
 from .host.sockets import Face
 
 JUDGE_MODEL = "FantasyID-nano"  # the judge was trained beside it
@@ -107,7 +107,7 @@ class FantasyIDMotionMeter(FantasyIDNode):
     @classmethod
     def run(cls, frames: torch.Tensor) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
-        judge = judges.load(paths.resolve(JUDGE_MODEL) / "judge", device)
+        [judge] = on_device([(attribute_network, paths.resolve(JUDGE_MODEL) / "judge")])
         bar = comfy.utils.ProgressBar(len(frames))
         found = meters.motion_of(frames, judge, device, lambda: bar.update(1))
         report, plot = meters.motion_report(found), meters.motion_plot(found)
