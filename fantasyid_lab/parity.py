@@ -257,6 +257,7 @@ def relative_error(ours: Tensor | None, theirs: Tensor) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m fantasyid_lab.parity", description=__doc__)
     parser.add_argument("folder", type=Path, help="a folder shaped like tests/fixtures/parity")
     try:

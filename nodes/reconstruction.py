@@ -106,6 +106,7 @@ class FantasyIDReconstruct(FantasyIDNode):
             deca_file, flame_file = face_mesh.find_files(*folders)
             regressor, model = load_regressor(deca_file).float().to(device), load_flame(flame_file).to(device)
             mesh = face_mesh.reconstruct(face, regressor, model, mode, look_at, others)
+        assert mesh.in_photo is not None, "both ways leave where the photo shows the face"
         overlay = render.overlay(face.image.to(device), mesh.in_photo, mesh.faces)
         return io.NodeOutput(mesh, _picture(mesh), _shown(overlay[None]), _host_mesh(mesh))
 
