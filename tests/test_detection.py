@@ -22,7 +22,7 @@ from fantasyid_core.images import load_photo, resize
 @pytest.fixture(scope="session")
 def close_up(portrait: Path) -> torch.Tensor:
     """A face so large that its crop reaches beyond the photo."""
-    return load_photo(portrait)[150:]
+    return load_photo(portrait)[60:]
 
 
 @pytest.fixture(scope="session")
@@ -345,7 +345,7 @@ def test_any_similarity_warps_as_opencvs_does(six_faces: torch.Tensor, angle: fl
 
 def test_grey_border_where_the_photo_ends(close_up: torch.Tensor):
     crop = detect(close_up)[0].crop
-    torch.testing.assert_close(crop[-1, 0], torch.tensor(BORDER_GREY))
+    torch.testing.assert_close(crop[0, 0], torch.tensor(BORDER_GREY))
 
 
 def test_large_photo_is_reduced_before_the_warp(astronaut: torch.Tensor):

@@ -78,7 +78,7 @@ def load(file: Path) -> "InsightDetector":
     runtime = require("onnxruntime", purpose, names=["get_available_providers"])
     refuse_foreign(file)
     there = runtime.get_available_providers()
-    failed = None
+    failed: Exception = RuntimeError("onnxruntime has no device to run it on")
     for provider in (name for name in _PREFERRED if name in there):
         try:
             model = zoo.get_model(str(file), providers=list(dict.fromkeys((provider, "CPUExecutionProvider"))))
