@@ -37,7 +37,11 @@ TESTS = ROOT / "tests"
 PARITY = TESTS / "fixtures" / "parity"
 FULL_PARITY = os.environ.get("FANTASYID_PARITY")  # a folder with what licences keep out of the repository
 SEEDS = itertools.count(1000)
-SLOW: set[str] = set()
+SLOW = [  # by the beginnings of their files' names: what trains, draws people or runs networks of full width
+    *("deca_flame", "detection", "download", "eight_bits", "evaluation", "fitting", "image_tower", "model_defaults"),
+    *("nano", "parallel", "parity", "people", "profile_stage", "rasteriser_embree", "render", "topology", "training"),
+    *("views", "workflows"),
+]
 OF_SCRIPTS = {
     "OMP_NUM_THREADS": "1",  # several threads only get in each other's way here
     # glibc keeps what is freed: asking the system for every large tensor anew takes up to a third of the time.
@@ -85,7 +89,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "browser": fixtures & {"browser", "page"},
             "perf": item.get_closest_marker("alone"),
             "gpu": any("CUDA" in reason or "card" in reason for reason in reasons),
-            "slow": item.path.name in SLOW,
+            "slow": item.path.name.startswith(tuple(f"test_{name}" for name in SLOW)),
         }
         for name in (name for name, applies in marks.items() if applies):
             item.add_marker(name)

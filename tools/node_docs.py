@@ -10,7 +10,7 @@ from . import in_process
 from .environment import ROOT
 
 PAGE = ROOT / "docs" / "nodes.md"
-FILES = {"file", "model_name", "vae_name"}  # what they offer lies in folders
+FILES = {"file", "model_name", "parts_from", "vae_name"}  # what they offer lies in folders
 HEAD = """# Nodes
 
 Written by `python -m tools.node_docs` from the nodes' schemas: change those, not this page. The
