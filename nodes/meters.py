@@ -64,10 +64,13 @@ class FantasyIDLikenessMeter(FantasyIDNode):
         face: DetectedFace | None = None,
         reference: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        if face is None and reference is None:
+        if face is not None:
+            photo, landmarks = face.image, face.landmarks
+        elif reference is not None:
+            photo, landmarks = reference[0], None
+        else:
             raise FaceNotFoundError("There is nothing to compare with: connect 'face' or 'reference'.")
         chosen = embeddings.load(embedding, paths.embedding_folders())
-        photo, landmarks = (face.image, face.landmarks) if face is not None else (reference[0], None)
         bar = comfy.utils.ProgressBar(len(frames))
         found = meters.likeness_of(
             frames, photo, landmarks, chosen, comfy.model_management.get_torch_device(), lambda: bar.update(1)

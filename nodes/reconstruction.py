@@ -106,6 +106,7 @@ class FantasyIDReconstruct(FantasyIDNode):
             mesh = face_mesh.from_landmarks(face, model.flame, mode, others)
         else:
             mesh = face_mesh.reconstruct(face, regressor, model.flame, mode, look_at, others)
+        assert mesh.in_photo is not None, "both ways leave where the photo shows the face"
         overlay = render.overlay(face.image.to(device), mesh.in_photo, mesh.faces)
         return io.NodeOutput(mesh, _picture(mesh), _shown(overlay[None]), _host_mesh(mesh))
 

@@ -27,6 +27,8 @@ TEST_TOOLS = [
     "pytest-xdist>=3.6",
     "hypothesis",
     "ruff==0.17.6",
+    "import-linter==2.17",
+    "basedpyright==1.40.2",
     "playwright",
     "scikit-image",
     "opencv-python-headless",

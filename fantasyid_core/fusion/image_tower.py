@@ -34,6 +34,9 @@ class PatchEmbed(nn.Module):
 class Rope(nn.Module):
     """Cosines and sines (N, head_dim) of the patches' rotary positions."""
 
+    freqs_cos: Tensor
+    freqs_sin: Tensor
+
     def __init__(self, patches: int, head_dim: int):
         super().__init__()
         self.register_buffer("freqs_cos", torch.empty(patches, head_dim))
@@ -129,7 +132,7 @@ class ImageTower(nn.Module):
             if i in self.taps:
                 hidden.append(x)
             x = block(x, rope)
-        if self.head is None:
+        if self.head is None or self.norm is None:
             return [*hidden, x], None  # the fifth is what enters the first block left out
         return hidden, self.head(self.norm(x)[:, 0])
 

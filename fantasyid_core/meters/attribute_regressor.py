@@ -6,6 +6,7 @@ it can say what a generated video shows. It says nothing about who is in it: tha
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 
@@ -215,7 +216,7 @@ def losses(reading: JudgeReading, targets: JudgeTargets) -> dict[str, Tensor]:
 
 def loss(reading: JudgeReading, targets: JudgeTargets) -> Tensor:
     """What training minimises: the sum of `losses`."""
-    return sum(losses(reading, targets).values())
+    return reduce(torch.add, losses(reading, targets).values())
 
 
 def degrade(frames: Tensor, generator: torch.Generator | None = None) -> Tensor:

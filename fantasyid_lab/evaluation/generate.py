@@ -225,7 +225,8 @@ class Generator:
         size: tuple[int, int],
     ) -> Tensor:
         """Image latents (B, T, 16, h, w): the reference crops first where the model was trained so, drawn from the
-        encoder's distribution as FantasyID Sampler does, or zeros."""
+        encoder's distribution as FantasyID Sampler does, or zeros.
+        """
         if not self.model.config.get("first_frame_condition", True):
             return torch.zeros(len(requests), *shape, device=self.device)
         vae = self.model.vae

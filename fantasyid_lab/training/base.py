@@ -44,7 +44,8 @@ class BaseObjective(nn.Module):
         landmarks: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Latents and noise (B, t, 16, h, w), face (B, t, h, w), text as ids (B, L) or embeddings (B, L, D), times
-        (B,); landmarks (B, T, 68, 2) in latents, for the loss of structure."""
+        (B,); landmarks (B, T, 68, 2) in latents, for the loss of structure.
+        """
         noisy, velocity = self.noising(latents, noise, time)
         words = text if text.is_floating_point() else self.text(input_ids=text).last_hidden_state.float()
         seen = torch.cat([noisy, torch.zeros_like(noisy)], 2)

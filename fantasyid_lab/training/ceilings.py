@@ -72,7 +72,8 @@ def as_told(one: Person, shape: Tensor, paint: Tensor) -> Person:
 def seen(model: nano.Nano, photos: Sequence[Clip], device: torch.device) -> tuple[Tensor, Tensor]:
     """Photos of one frame, drawn as the evaluation's → the means of their face tokens and of their vertex tokens, each
     normalised as injection layers read them, side by side (N, 2 K); and the regressor's shape codes (N, 100). Faces lie
-    by true landmarks."""
+    by true landmarks.
+    """
     encoder, found = model.encoder, []
     for start in range(0, len(photos), AT_ONCE):
         drawn = render(photos[start : start + AT_ONCE], cases.SIZE, device)
@@ -89,7 +90,8 @@ def seen(model: nano.Nano, photos: Sequence[Clip], device: torch.device) -> tupl
 
 def ridge(known: Tensor, wanted: Tensor, new: Tensor) -> Tensor:
     """What a linear regression from `known` (N, A) to `wanted` (N, B) makes of `new` (M, A): (M, B), never beyond what
-    it saw. Of `PENALTIES` it takes the best on the last fifth."""
+    it saw. Of `PENALTIES` it takes the best on the last fifth.
+    """
     mean, scale = known.mean(0), known.std(0) + 1e-6
     middle, spread = wanted.mean(0), wanted.std(0) + 1e-6
     a, b, targets = (known - mean) / scale, (new - mean) / scale, (wanted - middle) / spread

@@ -29,7 +29,8 @@ class Noising:
 
 def spread_times(count: int, generator: torch.Generator, late: float = 0.5) -> Tensor:
     """(count,) times in 0…999, the share `late` of them in the noisier half, uniform within halves; one from each of
-    `count` equal parts: less variance than independent draws."""
+    `count` equal parts: less variance than independent draws.
+    """
     parts = torch.arange(count, device=generator.device)
     parts = parts[torch.rand(count, generator=generator, device=generator.device).argsort()]
     places = (parts + torch.rand(count, generator=generator, device=generator.device)) / count
@@ -40,7 +41,8 @@ def spread_times(count: int, generator: torch.Generator, late: float = 0.5) -> T
 
 def weighted(error: Tensor, face: Tensor, face_weight: float, samples: Tensor | None = None) -> Tensor:
     """Mean square of (B, t, C, h, w), latents of the face (B, t, h, w) 0…1 counting `face_weight` times, and samples as
-    often as told (B,)."""
+    often as told (B,).
+    """
     weight = 1 + (face_weight - 1) * face[:, :, None]
     square = error.float().square() * weight / weight.mean()
     return square.mean() if samples is None else (square.flatten(1).mean(1) * samples).mean()

@@ -54,7 +54,8 @@ class Camera:
 
     def fit(self, shape: Tensor, expression: Tensor, pose: Tensor, landmarks: Tensor, size: int) -> Tensor:
         """Codes (B, …), pose (B, 3) degrees and landmarks (B, 68, 2) px → scale s and shift t (B, 3): least squares of
-        s · (x + t) against the landmarks in −1…1 of the picture, y up."""
+        s · (x + t) against the landmarks in −1…1 of the picture, y up.
+        """
         points = self._template + torch.einsum("vdk,bk->bvd", self._shape, shape)
         points = points + torch.einsum("vdk,bk->bvd", self._expression, expression)
         root = (self._root + shape @ self._root_moves.T)[:, None]

@@ -33,11 +33,13 @@ class Source(Protocol):
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
         """`latents`, `face`, `words` (text embeddings) and the reference: `crops` (B, S, S, 3), `vertices` (B, V, 3) or
-        what `IdentityStage.known` makes of them and, with `first_frame`, latents `first` (B, 16, h, w)."""
+        what `IdentityStage.known` makes of them and, with `first_frame`, latents `first` (B, 16, h, w).
+        """
 
     def validation(self) -> Batch:
         """Likewise, always the same, with `crops`; `empty` (1, L, D), embeddings of no text; and `truth`, frames
-        (B, T, H, W, 3) 0…1."""
+        (B, T, H, W, 3) 0…1.
+        """
 
 
 class TokensRun:
@@ -123,7 +125,8 @@ class IdentityObjective(nn.Module):
         present: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Latents, image latents and noise (B, t, 16, h, w); identity tokens, or what they are made of; the rest as in
-        `velocity` and `tokens`."""
+        `velocity` and `tokens`.
+        """
         noisy, velocity = self.noising(latents, noise, time)
         made = self.velocity(noisy, image, words, time, self.descriptor(tokens, hidden, vertices), present)
         counts = self.balance[time] if self.training and self.balance is not None else None
@@ -279,7 +282,8 @@ class IdentityStage(Stage):
 
     def known(self, crops: Tensor, vertices: Tensor) -> Batch:
         """Crops (B, S, S, 3) and vertices (B, V, 3) → `tokens`, or `hidden` and `vertices` where the tokens' encoder is
-        trained as well."""
+        trained as well.
+        """
         tower = self.context.model.encoder.tower
         with self.context.autocast():
             hidden = tower.last_hidden_state(tower.preprocess(crops))

@@ -109,7 +109,8 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
 
 def _halve(stage: Stage, processes: int) -> None:
     """Go on with half the batch. Raises the memory error where that is nothing, and a TrainingError where other
-    processes wait for this one's step."""
+    processes wait for this one's step.
+    """
     count = stage.settings.batch // 2
     if not count:
         raise

@@ -36,7 +36,8 @@ class Together:
 
     def at(self, step: int, rendered: float, stop: bool) -> Moment:
         """The moment of a step, for which every process tells its own view: means of the times, and whether any was
-        asked to stop. Between agreements it stays as it was."""
+        asked to stop. Between agreements it stays as it was.
+        """
         mine = Moment(time.perf_counter() - self.began, rendered, stop)
         if self.accelerator.num_processes == 1:
             return mine

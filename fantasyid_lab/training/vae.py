@@ -57,7 +57,8 @@ class Reconstruction(nn.Module):
         self, frames: Tensor, weight: Tensor, noise: Tensor, which: Tensor | None = None, places: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Frames (B, T, H, W, 3) uint8, what their pixels count (B, T, H / 4, W / 4), noise (B, t, h, w, 16); the
-        frame (B,) whose face the tower looks at, and where its crop's pixels lie in it (B, S, S, 2) px."""
+        frame (B,) whose face the tower looks at, and where its crop's pixels lie in it (B, S, S, 2) px.
+        """
         pixels = to_model(frames)
         mean, spread = fast_vae.encode(self.vae, pixels)
         made = fast_vae.decode(self.vae, mean + spread * noise)
@@ -146,7 +147,8 @@ class VaeStage(Stage):
 
     def export(self) -> None:
         """Weights, such that the latents have no mean, a variance of 1, and all directions something of it; where the
-        decoder alone was trained, as they are."""
+        decoder alone was trained, as they are.
+        """
         model, pool = self.context.model, self.context.pool
         vae = model.vae
         if not self.options.encoder:
@@ -183,7 +185,8 @@ def encode_pools(context: Context) -> None:
 
 def near(landmarks: Tensor, size: int) -> Tensor:
     """Landmarks (B, T, 68, 2) px of pictures of `size` → how near pixels are to eyes, brows, nose and mouth, 0…1, for
-    every `MASK_SCALE`-th pixel: (B, T, size / 4, size / 4)."""
+    every `MASK_SCALE`-th pixel: (B, T, size / 4, size / 4).
+    """
     places = (torch.arange(size // MASK_SCALE, device=landmarks.device) + 0.5) * MASK_SCALE - 0.5
     inner = landmarks[..., OUTLINE:, :] if landmarks.shape[-2] > OUTLINE else landmarks
     across, down = ((places - inner[..., i, None]).square() for i in (0, 1))  # (B, T, 51, size / 4)

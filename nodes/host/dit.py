@@ -138,5 +138,6 @@ def _is_streamed(block: nn.Module, device: torch.device) -> bool:
 @torch.compiler.disable
 def _run_eagerly(block: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """A streamed block, which is not to be compiled: every set of layers that are elsewhere would make code of its own,
-    until torch gives up (1.69 s a step compiled, 1.46 s not, where an H100 had 7 GiB free)."""
+    until torch gives up (1.69 s a step compiled, 1.46 s not, where an H100 had 7 GiB free).
+    """
     return getattr(block, "_orig_mod", block)(*args, **options)  # beneath a wrapper that compiles this block

@@ -73,7 +73,8 @@ class FantasyIDConfig(comfy.supported_models_base.BASE):
 
 class FantasyIDModel(comfy.model_base.QwenImage):
     """The host's wrapper of the DiT. Only `isinstance` is wanted of its base class: the host maps LoRA names with the
-    prefix `transformer.`, as diffusers and PEFT write them, for that class and a few others by name."""
+    prefix `transformer.`, as diffusers and PEFT write them, for that class and a few others by name.
+    """
 
     def __init__(
         self, config: FantasyIDConfig, transformer: NativeTransformer, device: torch.device | None, published: Mapping
