@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fantasyid_core.dit import byte_tokens
+from fantasyid_core.dit.injection import LayerAttention
 from fantasyid_core.dit.transformer import run_as_is
-from fantasyid_core.sampling.schedule import denoise, guide
+from fantasyid_core.sampling.pipeline import Conditions, Guidance, sample
 
 from .. import nano
 from . import data, sheets
@@ -125,11 +126,8 @@ class BaseStage(Stage):
         rows = slice(0, min(6, pool.clips))
         words, empty = (context.words(ids) for ids in (pool.caption[rows].long(), self.empty))
 
-        def velocity(latents: Tensor, time: Tensor, both: Tensor) -> Tensor:
-            seen = torch.cat([latents, torch.zeros_like(latents)], 2)
-            return context.model.transformer(seen, both, time, rotary=self.objective.rotary(latents))
-
-        made = generate(context, velocity, words, empty, pool.latents[rows])
+        latents = pool.latents[rows]
+        made = generate(context, Conditions(words, empty, torch.zeros_like(latents, dtype=torch.float32)))
         truth = pool.frames[rows, pool.frames.shape[1] // 2][:, None].float() / 255
         return sheets.grid(torch.cat([five_frames(made), truth], 1))
 
@@ -156,27 +154,17 @@ def losses_at_fixed_times(
 
 
 @torch.no_grad()
-def generate(
-    context: Context,
-    velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
-    words: Tensor,
-    empty: Tensor,
-    like: Tensor,
-    guidance: float = SHEET_GUIDANCE,
-) -> Tensor:
-    """Frames (B, T, H, W, 3) 0…1 for embeddings (B, L, D) and that of no text (1, L, D); latents sized as `like`."""
-    count = len(like)
-    both = torch.cat([empty.expand(count, -1, -1), words])
+def generate(context: Context, conditions: Conditions, shared_layer: LayerAttention | None = None) -> Tensor:
+    """Frames (B, T, H, W, 3) 0…1 as the model draws them now.
 
-    def guided(latents: Tensor, timestep: int) -> Tensor:
-        time = torch.full((2 * count,), timestep, device=context.device)
-        unconditional, conditional = velocity(latents.repeat(2, 1, 1, 1, 1), time, both).float().chunk(2)
-        return guide(unconditional, conditional, guidance)
-
+    Args:
+        shared_layer: as `pipeline.sample` takes it.
+    """
     vae, transformer = context.model.vae, context.model.transformer
-    noise = data.randn(torch.Generator(context.device).manual_seed(0), *like.shape)
+    noise = data.randn(torch.Generator(context.device).manual_seed(0), *conditions.image.shape)
+    settings = {"scheduler": "ddim", "steps": SHEET_STEPS, "shared_layer": shared_layer}
     with evaluating(vae, transformer), context.autocast():
-        return decode(vae, denoise(guided, noise, scheduler="ddim", steps=SHEET_STEPS))
+        return decode(vae, sample(transformer, noise, conditions, Guidance(SHEET_GUIDANCE), **settings))
 
 
 def five_frames(frames: Tensor) -> Tensor:

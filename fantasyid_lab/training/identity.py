@@ -9,8 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 from fantasyid_core.dit import byte_tokens
 from fantasyid_core.dit.injection import LayerAttention
+from fantasyid_core.dit.sample_injector import SampleInjector
 from fantasyid_core.dit.transformer import run_as_is
 from fantasyid_core.fusion.identity import BRANCHES
+from fantasyid_core.sampling.pipeline import Conditions
 from fantasyid_core.video.latents import first_frame_condition
 
 from .. import nano
@@ -40,25 +42,6 @@ class Source(Protocol):
         (B, T, H, W, 3) 0…1."""
 
 
-class TokensRun:
-    """Stands for an `InjectionRun` where every sample has an identity of its own and gradients are wanted.
-
-    Args:
-        tokens: (B, N, K).
-        shared: the injection layer to use for all blocks, if there is one.
-        present: (B,) factor on what is added: 1, or 0 where a sample has no identity; all have one by default.
-    """
-
-    def __init__(self, tokens: Tensor, shared: LayerAttention | None = None, present: Tensor | None = None):
-        self.tokens, self.shared, self.present = tokens, shared, present
-
-    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
-        """As `InjectionRun.add_to`."""
-        attention = self.shared or attention
-        added = attention(hidden, self.tokens.to(hidden.dtype))
-        return hidden + (added if self.present is None else self.present[:, None, None].to(added) * added)
-
-
 class IdentityObjective(nn.Module):
     """The velocity loss again, with the identity of another picture injected."""
 
@@ -68,6 +51,11 @@ class IdentityObjective(nn.Module):
         self.abstractor, self.spiral_net, self.reducer = (getattr(model.encoder, name) for name in ENCODER_PARTS)
         self.noising, self.rotary, self.options = Noising(device), Rotary(model.transformer), options
         self.balance: Tensor | None = None  # (1000,) what samples of each time count in training
+
+    @property
+    def shared_layer(self) -> LayerAttention | None:
+        """The injection layer of all blocks, where they share one."""
+        return self.transformer.layer_attention[0] if self.options.shared_layer else None
 
     def tokens(self, hidden: Tensor, vertices: Tensor) -> Tensor:
         """Tower's hidden state (B, 1 + N, D) and vertices (B, V, 3) → identity tokens (B, N, K)."""
@@ -94,7 +82,6 @@ class IdentityObjective(nn.Module):
         present: Tensor | None = None,
     ) -> Tensor:
         """Noisy and image latents (B, t, 16, h, w) → the velocity with the identity injected where it is `present`."""
-        shared = self.transformer.layer_attention[0] if self.options.shared_layer else None
         if present is not None:
             image = image * present.view(-1, 1, 1, 1, 1)
         seen = torch.cat([noisy, image], 2).to(words.dtype)
@@ -105,7 +92,7 @@ class IdentityObjective(nn.Module):
             words,
             time,
             rotary=self.rotary(noisy),
-            run=TokensRun(tokens, shared, present),
+            run=SampleInjector(tokens, present, self.shared_layer),
             run_block=_recomputed if self.options.checkpointing and torch.is_grad_enabled() else None,
         )
 
@@ -339,12 +326,9 @@ class IdentityStage(Stage):
         every = max(1, len(batch["latents"]) // 8)
         batch = {name: x[::every][:8] if name != "empty" else x for name, x in batch.items()}
         with evaluating(self.objective), self.context.autocast():
-            tokens = self.objective.descriptor(**_who(batch)).repeat(2, 1, 1)
-
-            def velocity(latents: Tensor, time: Tensor, words: Tensor) -> Tensor:
-                return self.objective.velocity(latents, batch["image"].repeat(2, 1, 1, 1, 1), words, time, tokens)
-
-            made = generate(self.context, velocity, batch["words"], batch["empty"], batch["latents"])
+            tokens = self.objective.descriptor(**_who(batch))
+            conditions = Conditions(batch["words"], batch["empty"], batch["image"], tokens)
+            made = generate(self.context, conditions, self.objective.shared_layer)
         size = tuple(made.shape[2:4])
         crop = nn.functional.interpolate(batch["crops"].movedim(-1, 1), size, mode="bilinear", antialias=True)
         truth = batch["truth"][:, batch["truth"].shape[1] // 2, None]
