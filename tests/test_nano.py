@@ -11,10 +11,12 @@ from fantasyid_core.dit import byte_tokens
 from fantasyid_core.dit.injection import Injection, InjectionRun
 from fantasyid_core.errors import SaveError
 from fantasyid_core.fusion import checkpoint, mesh_hierarchy
+from fantasyid_core.fusion.image_tower import ImageTower, TowerSizes
 from fantasyid_core.fusion.spiral_net import Pool
 from fantasyid_core.io import weights
 from fantasyid_core.io.layout import save_part
 from fantasyid_core.reconstruction import flame
+from fantasyid_core.reconstruction.deca import Regressor, RegressorSizes
 from fantasyid_lab import nano
 from fantasyid_lab.people.head import load as load_head
 from tools import pack_weights
@@ -50,6 +52,12 @@ def test_a_written_model_reads_back(tiny: nano.Nano, tmp_path: Path):
             torch.testing.assert_close(tensor, _stored(module.state_dict()[key]), msg=f"{name}.{key}")
     assert copy.text.encoder.embed_tokens.weight is copy.text.shared.weight  # else training would move one of them
     assert copy.encoder.spiral_net.depth_scale == tiny.config["vertex_depth_scale"]
+
+
+@pytest.mark.parametrize("sizes", [nano.NANO, nano.TINY])
+def test_sizes_of_tower_and_regressor_are_read_from_their_tensors(sizes: nano.Sizes):
+    assert TowerSizes.of(ImageTower(sizes.tower).state_dict()) == sizes.tower
+    assert RegressorSizes.of(Regressor(sizes.regressor).state_dict()) == sizes.regressor
 
 
 def test_the_model_fits_the_repository(standin: Path, tmp_path: Path):

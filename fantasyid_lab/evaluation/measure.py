@@ -39,13 +39,15 @@ class Row:
     """One line of the table.
 
     Attributes:
-        measure: what was measured.
+        key: what code finds the measure by.
+        measure: what was measured, in words.
         value: the outcome.
         truth: the same of true renders, or NaN where that has no meaning.
         bar: what was asked, in words; empty where nothing was.
         met: whether the bar was met; None without a bar.
     """
 
+    key: str
     measure: str
     value: float
     truth: float = math.nan
@@ -97,12 +99,40 @@ def _who_rows(who: Faces, known: Truth) -> list[Row]:
     like_truth, like_stranger = (truth * known.reference).sum(1), (known.stranger * known.reference).sum(1)
     share = likeness.share_of_the_way(like, like_stranger, like_truth)
     rows = [
-        Row(f"re-identification, top-1 of {count}", ours, theirs, "≥ 0.8 × true renders", ours >= 0.8 * theirs),
-        Row("similarity, share of the way from stranger to true render", share, 1.0, "≥ 0.75", share >= 0.75),
-        Row("similarity to the reference, mean", float(like.nanmean()), float(like_truth.nanmean())),
-        Row("similarity to the reference of a stranger's true render, mean", float(like_stranger.nanmean())),
-        Row("similarity between neighbouring judged frames", _steadiness(who.prompted), _steadiness(known.asked)),
-        Row("judged frames with a face", _found(who.prompted), _found(known.asked)),
+        Row(
+            "reidentification",
+            f"re-identification, top-1 of {count}",
+            ours,
+            theirs,
+            "≥ 0.8 × true renders",
+            ours >= 0.8 * theirs,
+        ),
+        Row(
+            "identity_similarity",
+            "similarity, share of the way from stranger to true render",
+            share,
+            1.0,
+            "≥ 0.75",
+            share >= 0.75,
+        ),
+        Row(
+            "reference_similarity",
+            "similarity to the reference, mean",
+            float(like.nanmean()),
+            float(like_truth.nanmean()),
+        ),
+        Row(
+            "stranger_similarity",
+            "similarity to the reference of a stranger's true render, mean",
+            float(like_stranger.nanmean()),
+        ),
+        Row(
+            "inter_frame_similarity",
+            "similarity between neighbouring judged frames",
+            _steadiness(who.prompted),
+            _steadiness(known.asked),
+        ),
+        Row("frames_with_face", "judged frames with a face", _found(who.prompted), _found(known.asked)),
     ]
     if controls < 2:
         return rows
@@ -117,16 +147,24 @@ def _who_rows(who: Faces, known: Truth) -> list[Row]:
     nearer = ((wrong * other).sum(1) > (wrong * gallery).sum(1)).float().mean()
     return [
         *rows,
-        Row(f"strength 0: re-identification, top-1 of {controls}", off, math.nan, f"chance: ≤ {most:.2f}", off <= most),
-        Row("strength 0: share of the way", off_share),
         Row(
+            "strength_0_reidentification",
+            f"strength 0: re-identification, top-1 of {controls}",
+            off,
+            math.nan,
+            f"chance: ≤ {most:.2f}",
+            off <= most,
+        ),
+        Row("strength_0_identity_similarity", "strength 0: share of the way", off_share),
+        Row(
+            "wrong_reference_reidentification",
             f"wrong reference: its person found, top-1 of {controls}",
             follows,
             likeness.reidentification(truth[:controls], gallery),
             "≥ 0.8 × true renders",
             follows >= 0.8 * likeness.reidentification(truth[:controls], gallery),
         ),
-        Row("wrong reference: nearer to its person than to the prompt's", float(nearer)),
+        Row("wrong_reference_nearer", "wrong reference: nearer to its person than to the prompt's", float(nearer)),
     ]
 
 
@@ -146,31 +184,35 @@ def _motion_rows(
     reference = torch.stack([torch.from_numpy(case.reference.pose[0]) for case in drawn])
     tie, true_tie = (motion.pose_tie(torch.stack([r.pose.mean(0).cpu() for r in x]), reference) for x in (ours, theirs))
     return [
-        Row("face motion, by that of true clips", face, 1.0, "≥ 0.85", face >= 0.85),
-        Row("  of it, motion that lasts to the next frame", lasting, 1.0),
-        Row("head motion, by that of true clips", head, 1.0),
-        Row("copy-paste index: 0 free of the reference's pose, 1 copied", tie, true_tie),
+        Row("face_motion", "face motion, by that of true clips", face, 1.0, "≥ 0.85", face >= 0.85),
+        Row("lasting_motion", "  of it, motion that lasts to the next frame", lasting, 1.0),
+        Row("head_motion", "head motion, by that of true clips", head, 1.0),
+        Row("copy_paste", "copy-paste index: 0 free of the reference's pose, 1 copied", tie, true_tie),
     ]
 
 
 def _prompt_rows(said: Adherence, true_said: Adherence) -> list[Row]:
     return [
-        Row("turn direction as prompted", said.turn, true_said.turn, "≥ 0.90", said.turn >= 0.9),
-        Row("no turn where none was asked for", said.stays, true_said.stays),
+        Row("turn", "turn direction as prompted", said.turn, true_said.turn, "≥ 0.90", said.turn >= 0.9),
+        Row("no_turn", "no turn where none was asked for", said.stays, true_said.stays),
         Row(
+            "expression",
             "expression as prompted (0.5 by guessing)",
             said.expression,
             true_said.expression,
             "≥ 0.80",
             said.expression >= 0.8,
         ),
-        *(Row(f"  {name} shown", said.shown[name], true_said.shown[name]) for name in adherence.EXPRESSIONS),
         *(
-            Row(f"  {name} not added", said.not_added[name], true_said.not_added[name])
+            Row(f"{name}_shown", f"  {name} shown", said.shown[name], true_said.shown[name])
             for name in adherence.EXPRESSIONS
         ),
-        Row("shirt's colour as prompted", said.shirt, true_said.shirt),
-        Row("background's colour as prompted", said.background, true_said.background),
+        *(
+            Row(f"{name}_not_added", f"  {name} not added", said.not_added[name], true_said.not_added[name])
+            for name in adherence.EXPRESSIONS
+        ),
+        Row("shirt", "shirt's colour as prompted", said.shirt, true_said.shirt),
+        Row("background", "background's colour as prompted", said.background, true_said.background),
     ]
 
 
