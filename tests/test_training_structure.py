@@ -49,14 +49,16 @@ def network() -> tuple[nn.Module, nn.Linear]:
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     whole, hidden = network()
-    adamw, muon = optimizers(whole.parameters(), [hidden], replace(Settings("base", BaseOptions()), muon=True))
+    adamw, muon = optimizers(
+        whole.parameters(), hidden.parameters(), replace(Settings("base", BaseOptions()), muon=True)
+    )
     assert [p.shape for g in muon.param_groups for p in g["params"]] == [hidden.weight.shape]
     assert sum(len(g["params"]) for g in adamw.param_groups) == len(list(whole.parameters())) - 1
 
 
 def test_adamw_takes_everything_where_muon_is_not_wanted():
     whole, hidden = network()
-    (adamw,) = optimizers(whole.parameters(), [hidden], replace(Settings("base", BaseOptions()), muon=False))
+    (adamw,) = optimizers(whole.parameters(), hidden.parameters(), replace(Settings("base", BaseOptions()), muon=False))
     assert sum(len(g["params"]) for g in adamw.param_groups) == len(list(whole.parameters()))
 
 

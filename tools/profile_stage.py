@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as nothing_is_written:
         run = Run(Path(nothing_is_written), start_from=options.model)
         stage = run.stage(told)
-    stage.context.pool.fill(told.pool.people)
+    stage.context.pool.prefill(told.pool.people)
     step = _step(stage, run.accelerator)
     if not hasattr(told.options, "pictures"):
         _report(f"step, batch {told.batch}", step, options.steps)

@@ -83,8 +83,8 @@ def _concerns(change: str, stage: str) -> bool:
 
 def _tiny(settings: Settings, changes: Sequence[str]) -> Settings:
     """Sizes for tests on a CPU; what was changed by hand stays."""
-    people = {"holds": 4, "people": 4, "filmed": 4, "stills": 2, "first": 4, "validation": 4}
-    pool = PoolSettings(**people, every=8, share=0.0, frames=9, size=32, still_size=64)
+    people = {"capacity": 4, "people": 4, "with_video": 4, "stills": 2, "prefill": 4, "validation": 4}
+    pool = PoolSettings(**people, refresh_every=8, share=0.0, frames=9, size=32, still_size=64)
     changed = {change.partition("=")[0] for change in changes}
     small = {"batch": 4, "steps": 6, "warmup": 2, "log_every": 2, "precision": "no", "compile": False, "ema": 0.9}
     return replace(settings, pool=pool, **{name: value for name, value in small.items() if name not in changed})

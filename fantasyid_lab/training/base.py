@@ -14,9 +14,9 @@ from fantasyid_core.sampling.pipeline import Conditions, Guidance, sample
 from .. import nano
 from . import data, sheets
 from .captions import Captions
-from .diffusion import FIXED_TIMES, Noising, Rotary, on_pictures, spread_times, weighted
+from .diffusion import FIXED_TIMES, Noising, Rotary, on_pictures, stratified_timesteps, weighted_mse
 from .options import BaseOptions
-from .stage import Batch, Context, Stage, evaluating, trainable
+from .stage import Batch, Context, Stage, evaluating, parameters_of, trainable
 from .structure import Structure
 from .vae import decode, encode_pools
 
@@ -33,7 +33,7 @@ class BaseObjective(nn.Module):
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            self.structure = Structure(width).to(device) if options.structure_weight else None
+            self.structure = Structure(width).to(device) if options.landmark_weight else None
 
     def forward(
         self,
@@ -53,18 +53,18 @@ class BaseObjective(nn.Module):
 
         def run_block(index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary) -> tuple:
             visual, words = run_as_is(index, block, visual, words, time, rotary)
-            if index == self.options.structure_block:
+            if index == self.options.landmark_block:
                 half_way.append(visual)
             return visual, words
 
         made = self.transformer(seen, words, time, rotary=self.rotary(latents), run_block=run_block)
-        loss = weighted(made - velocity, face, self.options.face_weight)
+        loss = weighted_mse(made - velocity, face, self.options.face_weight)
         if self.structure is None or landmarks is None:
             return {"loss": loss}
         patch = self.transformer.config.patch_size
         cells = (latents.shape[1], latents.shape[-2] // patch, latents.shape[-1] // patch)
         where = self.structure(half_way[0], (landmarks + 0.5) / patch - 0.5, cells)
-        return {"loss": loss + self.options.structure_weight * where, "velocity": loss, "structure": where}
+        return {"loss": loss + self.options.landmark_weight * where, "velocity": loss, "structure": where}
 
 
 class BaseStage(Stage):
@@ -77,7 +77,7 @@ class BaseStage(Stage):
         self.empty = byte_tokens.encode_batch([""]).to(context.device)
         last = len(model.transformer.transformer_blocks) - 1
         options: BaseOptions = self.settings.options
-        self.options = replace(options, structure_block=min(options.structure_block, last))
+        self.options = replace(options, landmark_block=min(options.landmark_block, last))
         text = trainable(model.text) if self.options.train_text else model.text.eval().requires_grad_(False)
         self.objective = BaseObjective(trainable(model.transformer), text, self.options, context.device)
         model.transformer.layer_attention.requires_grad_(False)
@@ -89,7 +89,7 @@ class BaseStage(Stage):
         if pictures := on_pictures(step, self.options.pictures):
             count *= self.options.pictures_batch
         drawn = pool.draw(count, generator, pictures)
-        dropped = data.rand(generator, count, 1) < self.options.text_dropped
+        dropped = data.rand(generator, count, 1) < self.options.text_dropout
         if self.captions is None:
             text = torch.where(dropped, self.empty, pool.caption[drawn.captions].long())
         else:
@@ -99,12 +99,12 @@ class BaseStage(Stage):
             "face": drawn.face,
             "text": text,
             "noise": data.randn(generator, *drawn.latents.shape),
-            "time": spread_times(count, generator),
+            "time": stratified_timesteps(count, generator),
             "landmarks": (drawn.landmarks + 0.5) / 8 - 0.5,
         }
 
-    def hidden(self) -> list[nn.Module]:
-        return [*self.context.model.transformer.transformer_blocks, self.context.model.text.encoder.block]
+    def muon_parameters(self) -> list[nn.Parameter]:
+        return parameters_of(*self.context.model.transformer.transformer_blocks, self.context.model.text.encoder.block)
 
     def compile(self) -> list[nn.Module]:
         return list(self.context.model.transformer.transformer_blocks)

@@ -19,12 +19,12 @@ from .. import nano
 from . import data, sheets
 from .face_truth import Camera, axis_angle, moves, squared_mm, variance_told
 from .options import FaceOptions
-from .stage import Batch, Context, Stage, evaluating, trainable
+from .stage import Batch, Context, Stage, evaluating, parameters_of, trainable
 
 CAMERA_SPREAD = (2.0, 0.02, 0.02)  # of scale and shift, about a standard deviation
 APART = ("patches", "face")  # what two photos of a person are told to be alike in
 CROP = 112  # px of the crops: as nano's tower reads them, which leaves nothing to resize
-MESH_RATE = 0.1  # at the full rate the vertex tokens become a constant (docs/training.md)
+MESH_LR_MULT = 0.1  # at the full rate the vertex tokens become a constant (docs/training.md)
 
 
 class Head(nn.Module):
@@ -136,12 +136,12 @@ class FaceStage(Stage):
         face = model.face.to(context.device)
         self.objective = FaceObjective(encoder, regressor, looks, face, options.temperature).to(context.device)
 
-    def hidden(self) -> list[nn.Module]:
-        return [self.context.model.encoder.tower.blocks, self.context.model.encoder.abstractor]
+    def muon_parameters(self) -> list[nn.Parameter]:
+        return parameters_of(self.context.model.encoder.tower.blocks, self.context.model.encoder.abstractor)
 
-    def rates(self) -> dict[nn.Module, float]:
+    def lr_mults(self) -> dict[nn.Module, float]:
         encoder = self.context.model.encoder
-        return dict.fromkeys((encoder.spiral_net, encoder.reducer), MESH_RATE)
+        return dict.fromkeys((encoder.spiral_net, encoder.reducer), MESH_LR_MULT)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool = self.context.pool

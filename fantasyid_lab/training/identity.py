@@ -19,11 +19,11 @@ from .. import nano
 from . import data, sheets
 from .base import five_frames, generate, losses_at_fixed_times
 from .captions import Captions
-from .diffusion import FIXED_TIMES, Noising, Rotary, balance, on_pictures, spread_times, weighted
+from .diffusion import FIXED_TIMES, Noising, Rotary, loss_weights, on_pictures, stratified_timesteps, weighted_mse
 from .face import CROP, aligned_crops, as_photos
 from .options import IdentityOptions
 from .references import References
-from .stage import Batch, Context, Stage, evaluating, trainable
+from .stage import Batch, Context, Stage, evaluating, parameters_of, trainable
 from .vae import encode, encode_pools
 
 ENCODER_PARTS = ("abstractor", "spiral_net", "reducer")
@@ -50,7 +50,7 @@ class IdentityObjective(nn.Module):
         self.transformer = model.transformer
         self.abstractor, self.spiral_net, self.reducer = (getattr(model.encoder, name) for name in ENCODER_PARTS)
         self.noising, self.rotary, self.options = Noising(device), Rotary(model.transformer), options
-        self.balance: Tensor | None = None  # (1000,) what samples of each time count in training
+        self.loss_weights: Tensor | None = None  # (1000,) what samples of each time count in training
 
     @property
     def shared_layer(self) -> LayerAttention | None:
@@ -113,8 +113,8 @@ class IdentityObjective(nn.Module):
         `velocity` and `tokens`."""
         noisy, velocity = self.noising(latents, noise, time)
         made = self.velocity(noisy, image, words, time, self.descriptor(tokens, hidden, vertices), present)
-        counts = self.balance[time] if self.training and self.balance is not None else None
-        return {"loss": weighted(made - velocity, face, self.options.face_weight, counts)}
+        counts = self.loss_weights[time] if self.training and self.loss_weights is not None else None
+        return {"loss": weighted_mse(made - velocity, face, self.options.face_weight, counts)}
 
 
 class PoolSource:
@@ -143,7 +143,7 @@ class PoolSource:
         if pictures := on_pictures(step, self.options.pictures):
             count *= self.options.pictures_batch
         drawn = pool.draw(count, generator, pictures)
-        dropped = data.rand(generator, count, 1, 1) < self.options.text_dropped
+        dropped = data.rand(generator, count, 1, 1) < self.options.text_dropout
         words = torch.where(dropped, self.empty, self.captions.of(drawn.captions))
         if pictures:
             words = words[:, : self.options.pictures_text]
@@ -206,9 +206,9 @@ class IdentityStage(Stage):
             module.eval().requires_grad_(False)
         model.face = model.face.to(context.device)
         self.objective = IdentityObjective(model, options, context.device)
-        mesh_learns = bool(options.branch_3d and options.mesh_rate)
-        self.encoder_learns = bool(options.encoder_rate) or mesh_learns
-        if options.encoder_rate:
+        mesh_learns = bool(options.branch_3d and options.mesh_lr_mult)
+        self.encoder_learns = bool(options.encoder_lr_mult) or mesh_learns
+        if options.encoder_lr_mult:
             trainable(model.encoder.abstractor)
         if mesh_learns:
             trainable(model.encoder.spiral_net)
@@ -234,10 +234,10 @@ class IdentityStage(Stage):
         if any(p.requires_grad for p in model.transformer.transformer_blocks.parameters()):
             model.transformer.train()  # blocks are compiled to the very graphs of stage base, which may be there still
         self._validation: Batch | None = None
-        if options.balanced:
+        if options.loss_weighting:
             at_start = self._losses_of(0)
             losses = [at_start[f"loss_at_{time}"] for time in FIXED_TIMES]
-            self.objective.balance = balance(losses, options.balanced).to(context.device)
+            self.objective.loss_weights = loss_weights(losses, options.loss_weighting).to(context.device)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         with torch.no_grad():
@@ -245,10 +245,10 @@ class IdentityStage(Stage):
             count = len(batch["latents"])
             batch |= {
                 "noise": data.randn(generator, *batch["latents"].shape),
-                "time": spread_times(count, generator, self.options.late),
+                "time": stratified_timesteps(count, generator, self.options.high_noise_fraction),
             }
-            if self.options.identity_dropped:
-                batch["present"] = (data.rand(generator, count) >= self.options.identity_dropped).float()
+            if self.options.identity_dropout:
+                batch["present"] = (data.rand(generator, count) >= self.options.identity_dropout).float()
             return batch
 
     def _seen(self, batch: Batch) -> Batch:
@@ -282,16 +282,16 @@ class IdentityStage(Stage):
         with self.context.autocast():
             return encode(self.context.model.vae, frames)[:, 0]
 
-    def hidden(self) -> list[nn.Module]:
-        model = self.context.model
-        dit = model.transformer
-        return [dit.layer_attention, dit.transformer_blocks, *(getattr(model.encoder, name) for name in ENCODER_PARTS)]
-
-    def rates(self) -> dict[nn.Module, float]:
+    def muon_parameters(self) -> list[nn.Parameter]:
         dit, encoder = self.context.model.transformer, self.context.model.encoder
-        mesh = dict.fromkeys((encoder.spiral_net, encoder.reducer), self.options.mesh_rate)
-        face = {encoder.abstractor: self.options.encoder_rate}
-        return mesh | face | {dit: self.options.dit_rate, dit.layer_attention: 1.0}
+        parts = (getattr(encoder, name) for name in ENCODER_PARTS)
+        return parameters_of(dit.layer_attention, dit.transformer_blocks, *parts)
+
+    def lr_mults(self) -> dict[nn.Module, float]:
+        dit, encoder = self.context.model.transformer, self.context.model.encoder
+        mesh = dict.fromkeys((encoder.spiral_net, encoder.reducer), self.options.mesh_lr_mult)
+        face = {encoder.abstractor: self.options.encoder_lr_mult}
+        return mesh | face | {dit: self.options.dit_lr_mult, dit.layer_attention: 1.0}
 
     def compile(self) -> list[nn.Module]:
         transformer = self.context.model.transformer

@@ -46,7 +46,7 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
     pool = context.pool
     if pool is not None:
         pool.restore(max(progress["chunks"], pool.count))
-        pool.fill(settings.pool.first)
+        pool.prefill(settings.pool.prefill)
     writer = _Writer(context.out, settings.stage, accelerator.is_main_process)
     together = Together(accelerator, began)
     rendered_before = pool.seconds if pool is not None else 0.0
@@ -65,17 +65,17 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
     try:
         with _asked_to_stop() as stop:
             while (done := _done(step, now.elapsed, settings)) < 1:
-                rate = settings.learning_rate * _rate(step, done, settings.warmup)
-                due = step % settings.pool.every == 0 and now.rendered < settings.pool.share * now.elapsed
+                lr = settings.learning_rate * _lr_mult(step, done, settings.warmup)
+                due = step % settings.pool.refresh_every == 0 and now.rendered < settings.pool.share * now.elapsed
                 if pool is not None and due:
-                    pool.grow()
+                    pool.refresh()
                 try:
                     losses = stepper.losses(stage.batch(step, context.generator(step)))
                 except torch.OutOfMemoryError:
                     _halve(stage, accelerator.num_processes)
                     stepper.clear()
                     continue
-                stepper.step(rate)
+                stepper.step(lr)
                 step += 1
                 now = present(stop.asked)
                 if step % settings.log_every == 0 or step == 1:
@@ -84,7 +84,7 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
                         raise TrainingError(f"Stage {settings.stage}: the loss is not finite at step {step}: {values}.")
                     speed = (step - logged_step) / max(time.perf_counter() - logged_at, 1e-9)
                     logged_step, logged_at = step, time.perf_counter()
-                    writer.losses(step, now.elapsed, rate, speed, values, pool.clips if pool is not None else 0)
+                    writer.losses(step, now.elapsed, lr, speed, values, pool.clips if pool is not None else 0)
                 if now.stop:
                     checkpoint.save(state())
                     raise Stopped
@@ -137,7 +137,7 @@ def _done(step: int, elapsed: float, settings) -> float:
     return max(step / settings.steps, by_clock)
 
 
-def _rate(step: int, done: float, warmup: int) -> float:
+def _lr_mult(step: int, done: float, warmup: int) -> float:
     return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
@@ -182,11 +182,11 @@ class _Writer:
         self.out, self.stage, self.active = out, stage, active
         out.mkdir(parents=True, exist_ok=True)
 
-    def losses(self, step: int, elapsed: float, rate: float, speed: float, losses: dict, clips: int) -> None:
+    def losses(self, step: int, elapsed: float, lr: float, speed: float, losses: dict, clips: int) -> None:
         self._line(
             step=step,
             seconds=round(elapsed, 2),
-            rate=rate,
+            rate=lr,
             steps_per_second=round(speed, 3),
             clips=clips,
             losses=losses,

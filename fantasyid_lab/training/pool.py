@@ -52,8 +52,8 @@ class Pool:
         self.count = 0  # chunks rendered so far
         self.seconds = 0.0  # that rendering took
         s, n_people = settings, settings.people
-        self.chunk_clips = s.filmed * CLIPS_PER_FOUR // 4
-        self.slots = max(1, -(-s.holds // n_people))
+        self.chunk_clips = s.with_video * CLIPS_PER_FOUR // 4
+        self.slots = max(1, -(-s.capacity // n_people))
         n, p = self.slots * self.chunk_clips, self.slots * n_people
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -93,7 +93,7 @@ class Pool:
         """Places of the chunks that came after the `since`-th and are still there."""
         return [chunk % self.slots for chunk in range(max(since, self.count - self.slots), self.count)]
 
-    def fill(self, people: int) -> None:
+    def prefill(self, people: int) -> None:
         """Render until there are so many people, or the pool is full."""
         while self.people < min(people, self.slots * self.settings.people):
             self.add()
@@ -104,7 +104,7 @@ class Pool:
         while self.count < count:
             self.add()
 
-    def grow(self) -> None:
+    def refresh(self) -> None:
         """Render a chunk between two steps; what it takes is added to `seconds`."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # else the time would be that of the steps in the queue
@@ -122,9 +122,9 @@ class Pool:
         members = [person(seed) for seed in seeds]
         slot = self.count % self.slots
         self._put_people(members, slot)
-        if s.filmed:
-            owners = [*range(s.filmed), *range(0, s.filmed, 4)]
-            clips = [clip(members[i], int(k >= s.filmed), s.frames) for k, i in enumerate(owners)]
+        if s.with_video:
+            owners = [*range(s.with_video), *range(0, s.with_video, 4)]
+            clips = [clip(members[i], int(k >= s.with_video), s.frames) for k, i in enumerate(owners)]
             rows = self._clips_of(slot)
             self.owner[rows] = torch.tensor(owners, device=self.device) + slot * n
             self._put_clips(clips, rows)

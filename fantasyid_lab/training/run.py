@@ -117,10 +117,10 @@ class Run:
         sizes, seed = settings.pool, settings.seed + 17 * self.accelerator.process_index
         if self._pools is None or not (self._pools[0].seed == seed and self._pools[0].settings.same_people(sizes)):
             self._pools = None  # before the next ones take memory
-            few = replace(sizes, holds=sizes.validation, filmed=sizes.people if sizes.filmed else 0)
+            few = replace(sizes, capacity=sizes.validation, with_video=sizes.people if sizes.with_video else 0)
             self._pools = (
                 Pool(sizes, TRAIN, seed, self.device),
                 Pool(few, VALIDATION, 0, self.device),
             )
-            self._pools[1].fill(sizes.validation)
+            self._pools[1].prefill(sizes.validation)
         return self._pools

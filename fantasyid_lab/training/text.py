@@ -121,14 +121,14 @@ class TextStage(Stage):
         super().__init__(context)
         self.options: TextOptions = self.settings.options
         seed = self.settings.seed + 17 * context.rank
-        size = 2 * self.options.first
+        size = 2 * self.options.prefill
         self.corpus = Corpus(size, TRAIN, (500_009 + seed * 100_003) % len(TRAIN), context.device)
         self.validation = Corpus(min(1000, size), VALIDATION, 0, context.device)
         text = trainable(context.model.text)
         self.objective = TextObjective(text, Reader(text.config.d_model).to(context.device))
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
-        self.corpus.reach(self.options.first + self.options.fresh * step)
+        self.corpus.reach(self.options.prefill + self.options.new_per_step * step)
         rows = data.randint(generator, self.corpus.filled, self.settings.batch)
         return {"ids": self.corpus.ids[rows], "answers": self.corpus.answers[rows]}
 
