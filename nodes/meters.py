@@ -7,14 +7,13 @@ from comfy_api.latest import io
 
 from ..fantasyid_core.detection.faces import DetectedFace
 from ..fantasyid_core.errors import FaceNotFoundError
-from ..fantasyid_core.meters import attribute_regressor as judges
+from ..fantasyid_core.meters import attribute_regressor, meters
 from ..fantasyid_core.meters import embedding as embeddings
-from ..fantasyid_core.meters import meters
 from .host import paths
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Face
 
-JUDGE_MODEL = "FantasyID-nano"  # the judge was trained beside it
+REGRESSOR_MODEL = "FantasyID-nano"  # the attribute regressor was trained beside it
 
 
 class FantasyIDLikenessMeter(FantasyIDNode):
@@ -107,9 +106,9 @@ class FantasyIDMotionMeter(FantasyIDNode):
     @classmethod
     def run(cls, frames: torch.Tensor) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
-        judge = judges.load(paths.resolve(JUDGE_MODEL) / "judge", device)
+        regressor = attribute_regressor.load(paths.resolve(REGRESSOR_MODEL) / "judge", device)
         bar = comfy.utils.ProgressBar(len(frames))
-        found = meters.motion_of(frames, judge, device, lambda: bar.update(1))
+        found = meters.motion_of(frames, regressor, device, lambda: bar.update(1))
         report, plot = meters.motion_report(found), meters.motion_plot(found)
         return io.NodeOutput(found.face, found.head, plot[None], report)
 

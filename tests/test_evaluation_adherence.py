@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fantasyid_core.meters.attribute_regressor import JudgeReading
+from fantasyid_core.meters.attribute_regressor import AttributeReading
 from fantasyid_lab.evaluation import adherence, cases
 from fantasyid_lab.people.caption import told
 from fantasyid_lab.people.clip import Clip, clip
@@ -18,14 +18,14 @@ def clips() -> list[Clip]:
     return [clip(person(TEST[i]), i) for i in range(150)]
 
 
-def true_reading(one: Clip) -> JudgeReading:
+def true_reading(one: Clip) -> AttributeReading:
     """What a judge without error reads."""
     frames, names = len(one.pose), list(COLOURS)
     shirt, background = torch.zeros(2, frames, len(names)).unbind(0)
     shirt[:, names.index(one.labels.shirt)] = 1
     background[:, names.index(one.labels.background)] = 1
     pose, expression = torch.from_numpy(one.pose), torch.from_numpy(one.expression)
-    return JudgeReading(torch.zeros(frames, 68, 2), pose, expression, shirt, background)
+    return AttributeReading(torch.zeros(frames, 68, 2), pose, expression, shirt, background)
 
 
 def compared(clips: list[Clip], shown: list[Clip]) -> adherence.Adherence:

@@ -9,7 +9,7 @@ import torch
 
 from fantasyid_core.errors import FaceNotFoundError, FantasyIDError
 from fantasyid_core.fusion.identity import Identity
-from fantasyid_core.meters.attribute_regressor import Judge
+from fantasyid_core.meters.attribute_regressor import AttributeRegressor
 from fantasyid_lab import nano
 from fantasyid_lab.evaluation import cases, generate, kept, measure
 from fantasyid_lab.evaluation.__main__ import main
@@ -22,7 +22,7 @@ from fantasyid_lab.people.colours import COLOURS
 def folder(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = nano.write(nano.build(standin / "face_model", nano.TINY), tmp_path_factory.mktemp("models") / "tiny")
     torch.manual_seed(0)
-    Judge(len(COLOURS)).save(folder / "judge")
+    AttributeRegressor(len(COLOURS)).save(folder / "judge")
     return folder
 
 

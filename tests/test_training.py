@@ -22,7 +22,7 @@ from fantasyid_lab import nano
 from fantasyid_lab.people.clip import still
 from fantasyid_lab.people.person import TRAIN, person
 from fantasyid_lab.training import __main__ as command
-from fantasyid_lab.training import diffusion, face_truth, loop, options, settings, together, vae
+from fantasyid_lab.training import diffusion, face_truth, loop, options, rank_sync, settings, vae
 from fantasyid_lab.training.pool import Pool
 from fantasyid_lab.training.run import STAGES, Run
 from fantasyid_lab.training.stage import Context
@@ -81,7 +81,7 @@ def test_the_loss_of_a_fixed_batch_falls(name: str, context: Callable[..., Conte
     assert losses[-1] < losses[0], losses
 
 
-@pytest.mark.parametrize("name", ["vae", "face", "judge", "text", "base", "identity"])
+@pytest.mark.parametrize("name", ["vae", "face", "attributes", "text", "base", "identity"])
 def test_a_stage_runs_to_its_end_and_leaves_files(name: str, context: Callable[..., Context], accelerator: Accelerator):
     stage = STAGES[name](context(name, steps=2))
     numbers = loop.train(stage, accelerator, resume=False)
@@ -206,8 +206,8 @@ def test_all_times_can_count_alike():
 
 def test_samples_count_as_often_as_told():
     error, face = torch.randn(2, 3, 16, 4, 4), torch.rand(2, 3, 4, 4)
-    each = [diffusion.weighted(error[[i]], face, 1.0) for i in range(2)]
-    both = diffusion.weighted(error, face, 1.0, torch.tensor([0.5, 2.0]))
+    each = [diffusion.weighted_mse(error[[i]], face, 1.0) for i in range(2)]
+    both = diffusion.weighted_mse(error, face, 1.0, torch.tensor([0.5, 2.0]))
     torch.testing.assert_close(both, (0.5 * each[0] + 2 * each[1]) / 2)
 
 
@@ -253,10 +253,10 @@ def test_the_mean_tells_nothing_of_shapes_and_the_truth_all():
     draw = torch.Generator().manual_seed(0)
     true, basis = torch.randn(20, 100, generator=draw), torch.randn(7, 3, 100, generator=draw)
     moved = face_truth.moves(basis)
-    assert face_truth.variance_told(true, true, moved) == 1
-    assert face_truth.variance_told(true.mean(0).expand_as(true), true, moved) == pytest.approx(0, abs=1e-5)
+    assert face_truth.variance_explained(true, true, moved) == 1
+    assert face_truth.variance_explained(true.mean(0).expand_as(true), true, moved) == pytest.approx(0, abs=1e-5)
     half = (true + true.mean(0)) / 2
-    assert face_truth.variance_told(half, true, moved) == pytest.approx(0.75, abs=1e-5)
+    assert face_truth.variance_explained(half, true, moved) == pytest.approx(0.75, abs=1e-5)
 
 
 def test_axis_angle_is_the_rotation_of_the_pose():
@@ -310,6 +310,18 @@ def test_every_stage_refuses_an_option_that_it_does_not_know(stage: str):
 def test_the_old_name_of_a_key_leads_to_the_new_one(stage: str, old: str, now: str):
     with pytest.raises(TrainingError, match=f"is called '{now}' now"):
         settings.read(settings.HERE / f"{stage}.toml", [old])
+
+
+def test_the_old_name_of_a_stage_leads_to_the_new_one(tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = tmp_path / "judge.toml"
+    file.write_text('stage = "judge"\n')
+    with pytest.raises(TrainingError, match="called 'attributes' now"):
+        settings.read(file)
+    assert command.main(["all", "--out", str(tmp_path), "--set", "judge.minutes=1"]) == 1
+    assert "called 'attributes' now" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["judge", "--out", str(tmp_path)])
+    assert "called 'attributes' now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -447,7 +459,7 @@ def test_a_look_that_takes_longer_than_the_time_between_looks_leaves_room_for_st
 ):
     stage = STAGES["base"](context("base", steps=7, validate_minutes=2.5 / 60))
     clock, looks, draw = [0.0], [], stage.batch
-    monkeypatch.setattr(together, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(rank_sync, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def batch(step: int, generator: torch.Generator) -> dict:
         clock[0] += 1
@@ -460,6 +472,6 @@ def test_a_look_that_takes_longer_than_the_time_between_looks_leaves_room_for_st
 
     monkeypatch.setattr(stage, "batch", batch)
     monkeypatch.setattr(stage, "validate", validate)
-    monkeypatch.setattr(stage, "sheet", lambda: None)
+    monkeypatch.setattr(stage, "sample_grid", lambda: None)
     loop.train(stage, accelerator, resume=False)
     assert len(looks) == 3  # after the third step, the sixth, and at the end

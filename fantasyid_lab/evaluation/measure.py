@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fantasyid_core.meters import likeness, motion
-from fantasyid_core.meters.attribute_regressor import Judge, JudgeReading, look
+from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor, look
 from fantasyid_core.meters.embedding import Embedding
 
 from ..people.caption import told
@@ -59,7 +59,7 @@ def measure(
     drawn: Sequence[Case],
     outputs: Outputs,
     truth: Truth,
-    judge: Judge,
+    regressor: AttributeRegressor,
     embedding: Embedding,
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda text: None,
@@ -67,13 +67,13 @@ def measure(
     """The table of N cases: finds and embeds the faces of outputs, reads their frames, compares with the truth."""
     say("Looking at the faces of the videos and at what they do")
     with ThreadPoolExecutor(1) as beside:  # while other processes embed
-        reads = beside.submit(lambda: [look(judge, video.float() / 255) for video in outputs.prompted])
+        reads = beside.submit(lambda: [look(regressor, video.float() / 255) for video in outputs.prompted])
         faces = (outputs.prompted[:, ::EMBED_EVERY], outputs.without, outputs.wrong)
         who = Faces(*(vectors(embedding, x, device) for x in faces))
         readings = reads.result()
     shown = who.prompted.isfinite().all(-1).float().mean(1) >= 0.5
-    said = [adherence.read(reading, judge.thresholds) for reading in readings]
-    true_said = [adherence.read(reading, judge.thresholds) for reading in truth.readings]
+    said = [adherence.read(reading, regressor.thresholds) for reading in readings]
+    true_said = [adherence.read(reading, regressor.thresholds) for reading in truth.readings]
     return [
         *_who_rows(who, truth),
         *_motion_rows(drawn, readings, truth.readings, shown),
@@ -97,7 +97,7 @@ def _who_rows(who: Faces, known: Truth) -> list[Row]:
     theirs = likeness.reidentification(truth, known.gallery)
     like = (prompted * known.reference).sum(1)
     like_truth, like_stranger = (truth * known.reference).sum(1), (known.stranger * known.reference).sum(1)
-    share = likeness.share_of_the_way(like, like_stranger, like_truth)
+    share = likeness.normalised_similarity(like, like_stranger, like_truth)
     rows = [
         Row(
             "reidentification",
@@ -109,7 +109,7 @@ def _who_rows(who: Faces, known: Truth) -> list[Row]:
         ),
         Row(
             "identity_similarity",
-            "similarity, share of the way from stranger to true render",
+            "normalised identity similarity (0 stranger, 1 true render)",
             share,
             1.0,
             "≥ 0.75",
@@ -140,7 +140,7 @@ def _who_rows(who: Faces, known: Truth) -> list[Row]:
     gallery = known.gallery[:controls]
     off = likeness.reidentification(without, gallery)
     off_like = (without * known.reference[:controls]).sum(1)
-    off_share = likeness.share_of_the_way(off_like, like_stranger[:controls], like_truth[:controls])
+    off_share = likeness.normalised_similarity(off_like, like_stranger[:controls], like_truth[:controls])
     most = chance_limit(controls)
     other = gallery.roll(-1, 0)  # of the person whose reference was given
     follows = likeness.reidentification(wrong, other)
@@ -155,7 +155,7 @@ def _who_rows(who: Faces, known: Truth) -> list[Row]:
             f"chance: ≤ {most:.2f}",
             off <= most,
         ),
-        Row("strength_0_identity_similarity", "strength 0: share of the way", off_share),
+        Row("strength_0_identity_similarity", "strength 0: normalised identity similarity", off_share),
         Row(
             "wrong_reference_reidentification",
             f"wrong reference: its person found, top-1 of {controls}",
@@ -169,7 +169,7 @@ def _who_rows(who: Faces, known: Truth) -> list[Row]:
 
 
 def _motion_rows(
-    drawn: Sequence[Case], ours: Sequence[JudgeReading], theirs: Sequence[JudgeReading], shown: Tensor
+    drawn: Sequence[Case], ours: Sequence[AttributeReading], theirs: Sequence[AttributeReading], shown: Tensor
 ) -> list[Row]:
     """`shown` (N,): whether a video shows a face at all; the motion of noise is none."""
     template = motion.head_template()

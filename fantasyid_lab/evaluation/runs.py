@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fantasyid_core.errors import FantasyIDError
 from fantasyid_core.fusion.identity import Identity
-from fantasyid_core.meters.attribute_regressor import Judge
+from fantasyid_core.meters.attribute_regressor import AttributeRegressor
 from fantasyid_core.meters.embedding import Embedding
 
 from . import cases, generate, kept, measure
@@ -112,7 +112,7 @@ def load(folder: Path) -> list[Run]:
 
 def judged(
     runs: Sequence[Run],
-    judge: Judge,
+    regressor: AttributeRegressor,
     embedding: Embedding,
     device: torch.device | str = "cpu",
     say: Say = lambda text: None,
@@ -120,9 +120,9 @@ def judged(
     """The table of every run; all are of the same cases, whose truth is rendered and read once."""
     settings = runs[0].settings
     drawn = cases.draw(settings.people, settings.seed, settings.frames)
-    truth = known(drawn, judge, embedding, device, say)
+    truth = known(drawn, regressor, embedding, device, say)
     tables = []
     for run in runs:
         say(f"Judging {run.variant} ({run.settings.model})")
-        tables.append(measure.measure(drawn, run.outputs, truth, judge, embedding, device, say))
+        tables.append(measure.measure(drawn, run.outputs, truth, regressor, embedding, device, say))
     return tables

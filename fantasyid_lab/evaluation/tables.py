@@ -8,7 +8,7 @@ from .runs import Run
 
 COLUMNS = {
     "reidentification": "re-identified",
-    "identity_similarity": "share of the way",
+    "identity_similarity": "identity similarity",
     "face_motion": "face motion",
     "lasting_motion": "lasting",
     "head_motion": "head motion",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fantasyid_core.meters import likeness
-from fantasyid_core.meters.attribute_regressor import Judge, JudgeReading, look
+from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor, look
 from fantasyid_core.meters.embedding import Embedding, embed, locate_small
 
 from . import cases
@@ -24,19 +24,19 @@ class Truth:
     Attributes:
         reference, gallery, stranger: (N, D) unit vectors.
         asked: (N, T', D) unit vectors of every sixth frame of the clips that the prompts describe, NaN without a face.
-        readings: what the judge reads in all frames of each.
+        readings: what the attribute regressor reads in all frames of each.
     """
 
     reference: Tensor
     gallery: Tensor
     stranger: Tensor
     asked: Tensor
-    readings: Sequence[JudgeReading]
+    readings: Sequence[AttributeReading]
 
 
 def known(
     drawn: Sequence[Case],
-    judge: Judge,
+    regressor: AttributeRegressor,
     embedding: Embedding,
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda text: None,
@@ -46,7 +46,7 @@ def known(
     asked = cases.show([case.asked for case in drawn], device).frames
     say("Looking at their faces, rendering and reading the rest")
     with ThreadPoolExecutor(1) as beside:  # while other processes embed
-        readings = beside.submit(lambda: [look(judge, frames) for frames in asked])
+        readings = beside.submit(lambda: [look(regressor, frames) for frames in asked])
         rest = beside.submit(
             lambda: [
                 cases.show([getattr(case, name) for case in drawn], device, every=EMBED_EVERY).frames

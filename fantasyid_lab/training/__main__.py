@@ -11,7 +11,7 @@ from fantasyid_core.errors import FantasyIDError, TrainingError
 from fantasyid_core.optional_import import require, require_diffusers
 
 from . import settings as configuration
-from .options import OPTIONS
+from .options import OPTIONS, RENAMED_STAGES
 from .settings import PoolSettings, Settings
 
 STAGES = tuple(OPTIONS)
@@ -45,6 +45,9 @@ def run(options: argparse.Namespace) -> None:
     from .loop import Stopped
     from .run import Run
 
+    for change in options.set:
+        if (old := change.partition(".")[0]) in RENAMED_STAGES:
+            raise TrainingError(f"--set {change}: the stage '{old}' is called '{RENAMED_STAGES[old]}' now.")
     stages = STAGES if options.stage == "all" else (options.stage,)
     if options.config and options.stage == "all":
         raise TrainingError("--config is one stage's; with 'all', change single keys: --set base.batch=64.")
@@ -90,10 +93,16 @@ def _tiny(settings: Settings, changes: Sequence[str]) -> Settings:
     return replace(settings, pool=pool, **{name: value for name, value in small.items() if name not in changed})
 
 
+def _stage(name: str) -> str:
+    if name in RENAMED_STAGES:
+        raise argparse.ArgumentTypeError(f"the stage '{name}' is called '{RENAMED_STAGES[name]}' now")
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m fantasyid_lab.training", description=__doc__)
     add = parser.add_argument
-    add("stage", choices=[*STAGES, "all"])
+    add("stage", type=_stage, choices=[*STAGES, "all"])
     add("--out", type=Path, required=True, help="the run's folder; the model is written to FantasyID-nano in it")
     add("--config", type=Path, help="configuration of the stage; by default the one that ships")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key, such as batch=8 or base.batch=8")

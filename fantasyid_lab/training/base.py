@@ -12,15 +12,15 @@ from fantasyid_core.dit.transformer import run_as_is
 from fantasyid_core.sampling.pipeline import Conditions, Guidance, sample
 
 from .. import nano
-from . import data, sheets
+from . import data, pictures
 from .captions import Captions
 from .diffusion import FIXED_TIMES, Noising, Rotary, on_pictures, stratified_timesteps, weighted_mse
+from .landmark_loss import LandmarkLoss
 from .options import BaseOptions
 from .stage import Batch, Context, Stage, evaluating, parameters_of, trainable
-from .structure import Structure
 from .vae import decode, encode_pools
 
-SHEET_STEPS, SHEET_GUIDANCE = 20, 4.0
+SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 4.0
 
 
 class BaseObjective(nn.Module):
@@ -33,7 +33,7 @@ class BaseObjective(nn.Module):
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            self.structure = Structure(width).to(device) if options.landmark_weight else None
+            self.landmark_loss = LandmarkLoss(width).to(device) if options.landmark_weight else None
 
     def forward(
         self,
@@ -45,7 +45,7 @@ class BaseObjective(nn.Module):
         landmarks: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Latents and noise (B, t, 16, h, w), face (B, t, h, w), text as ids (B, L) or embeddings (B, L, D), times
-        (B,); landmarks (B, T, 68, 2) in latents, for the loss of structure."""
+        (B,); landmarks (B, T, 68, 2) in latents, for the landmark loss."""
         noisy, velocity = self.noising(latents, noise, time)
         words = text if text.is_floating_point() else self.text(input_ids=text).last_hidden_state.float()
         seen = torch.cat([noisy, torch.zeros_like(noisy)], 2)
@@ -59,12 +59,12 @@ class BaseObjective(nn.Module):
 
         made = self.transformer(seen, words, time, rotary=self.rotary(latents), run_block=run_block)
         loss = weighted_mse(made - velocity, face, self.options.face_weight)
-        if self.structure is None or landmarks is None:
+        if self.landmark_loss is None or landmarks is None:
             return {"loss": loss}
         patch = self.transformer.config.patch_size
         cells = (latents.shape[1], latents.shape[-2] // patch, latents.shape[-1] // patch)
-        where = self.structure(half_way[0], (landmarks + 0.5) / patch - 0.5, cells)
-        return {"loss": loss + self.options.landmark_weight * where, "velocity": loss, "structure": where}
+        located = self.landmark_loss(half_way[0], (landmarks + 0.5) / patch - 0.5, cells)
+        return {"loss": loss + self.options.landmark_weight * located, "velocity": loss, "landmarks": located}
 
 
 class BaseStage(Stage):
@@ -120,7 +120,7 @@ class BaseStage(Stage):
         return self.objective(latents, pool.face_latent[rows], pool.caption[rows].long(), noise, time)["loss"]
 
     @torch.no_grad()
-    def sheet(self) -> Tensor:
+    def sample_grid(self) -> Tensor:
         """Six validation captions: five generated frames, the middle one of the true clip."""
         context, pool = self.context, self.context.validation
         rows = slice(0, min(6, pool.clips))
@@ -129,7 +129,7 @@ class BaseStage(Stage):
         latents = pool.latents[rows]
         made = generate(context, Conditions(words, empty, torch.zeros_like(latents, dtype=torch.float32)))
         truth = pool.frames[rows, pool.frames.shape[1] // 2][:, None].float() / 255
-        return sheets.grid(torch.cat([five_frames(made), truth], 1))
+        return pictures.grid(torch.cat([five_frames(made), truth], 1))
 
     def export(self) -> None:
         nano.write(self.context.model, self.context.model_folder, ["transformer", "text_encoder"])
@@ -162,9 +162,9 @@ def generate(context: Context, conditions: Conditions, shared_layer: LayerAttent
     """
     vae, transformer = context.model.vae, context.model.transformer
     noise = data.randn(torch.Generator(context.device).manual_seed(0), *conditions.image.shape)
-    settings = {"scheduler": "ddim", "steps": SHEET_STEPS, "shared_layer": shared_layer}
+    settings = {"scheduler": "ddim", "steps": SAMPLE_STEPS, "shared_layer": shared_layer}
     with evaluating(vae, transformer), context.autocast():
-        return decode(vae, sample(transformer, noise, conditions, Guidance(SHEET_GUIDANCE), **settings))
+        return decode(vae, sample(transformer, noise, conditions, Guidance(SAMPLE_GUIDANCE), **settings))
 
 
 def five_frames(frames: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from fantasyid_core.sampling.pipeline import Conditions
 from fantasyid_core.video.latents import first_frame_condition
 
 from .. import nano
-from . import data, sheets
+from . import data, pictures
 from .base import five_frames, generate, losses_at_fixed_times
 from .captions import Captions
 from .diffusion import FIXED_TIMES, Noising, Rotary, loss_weights, on_pictures, stratified_timesteps, weighted_mse
@@ -320,7 +320,7 @@ class IdentityStage(Stage):
             return losses_at_fixed_times(self.context, loss, batch["latents"])
 
     @torch.no_grad()
-    def sheet(self) -> Tensor:
+    def sample_grid(self) -> Tensor:
         """Eight people: reference, five generated frames, the true clip's middle frame."""
         batch = self._prepared()
         every = max(1, len(batch["latents"]) // 8)
@@ -332,7 +332,7 @@ class IdentityStage(Stage):
         size = tuple(made.shape[2:4])
         crop = nn.functional.interpolate(batch["crops"].movedim(-1, 1), size, mode="bilinear", antialias=True)
         truth = batch["truth"][:, batch["truth"].shape[1] // 2, None]
-        return sheets.grid(torch.cat([crop.movedim(1, -1)[:, None], five_frames(made), truth], 1))
+        return pictures.grid(torch.cat([crop.movedim(1, -1)[:, None], five_frames(made), truth], 1))
 
     def _prepared(self) -> Batch:
         if self._validation is None:

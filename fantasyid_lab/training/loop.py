@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from fantasyid_core.errors import TrainingError
 
-from . import sheets
+from . import pictures
 from .checkpoint import Checkpoint
 from .ema import Ema
+from .rank_sync import Progress, RankSync
 from .stage import Stage
 from .stepper import Stepper
-from .together import Moment, Together
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +48,17 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
         pool.restore(max(progress["chunks"], pool.count))
         pool.prefill(settings.pool.prefill)
     writer = _Writer(context.out, settings.stage, accelerator.is_main_process)
-    together = Together(accelerator, began)
+    ranks = RankSync(accelerator, began)
     rendered_before = pool.seconds if pool is not None else 0.0
     step = progress["step"]
 
-    def present(stop: bool = False) -> Moment:
-        return together.at(step, pool.seconds - rendered_before if pool is not None else 0.0, stop)
+    def progress_now(stop: bool = False) -> Progress:
+        return ranks.agree(step, pool.seconds - rendered_before if pool is not None else 0.0, stop)
 
     def state() -> dict:
         return {"step": step, "elapsed": now.elapsed, "chunks": pool.count if pool is not None else 0}
 
-    now = present()
+    now = progress_now()
     saved = looked = now.elapsed
     logged_step, logged_at = step, time.perf_counter()
     losses: dict[str, Tensor] = {}
@@ -77,7 +77,7 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
                     continue
                 stepper.step(lr)
                 step += 1
-                now = present(stop.asked)
+                now = progress_now(stop.asked)
                 if step % settings.log_every == 0 or step == 1:
                     values = {name: x.detach().item() for name, x in losses.items()}
                     if not all(map(math.isfinite, values.values())):
@@ -90,11 +90,11 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
                     raise Stopped
                 if now.elapsed - saved > settings.checkpoint_seconds:
                     checkpoint.save(state())
-                    now = present(stop.asked)
+                    now = progress_now(stop.asked)
                     saved = now.elapsed
                 if settings.validate_minutes and now.elapsed - looked > 60 * settings.validate_minutes:
                     _look(stage, ema, writer, step, now.elapsed)
-                    now = present(stop.asked)
+                    now = progress_now(stop.asked)
                     looked = now.elapsed
         log.info("Stage %s: %d steps in %.0f s.", settings.stage, step, now.elapsed)
         with ema.applied():
@@ -127,7 +127,7 @@ def _look(stage: Stage, ema: Ema, writer: "_Writer", step: int, elapsed: float) 
     with ema.applied(), torch.no_grad(), _eager():
         numbers = stage.validate()
         writer.validation(step, elapsed, numbers)
-        writer.sheet(stage.sheet(), step)
+        writer.sample_grid(stage.sample_grid(), step)
     return numbers
 
 
@@ -176,7 +176,7 @@ def _asked_to_stop() -> Iterator[_Stop]:
 
 
 class _Writer:
-    """What a run says of itself: `metrics.jsonl`, loss curves and sheets."""
+    """What a run says of itself: `metrics.jsonl`, loss curves and sample grids."""
 
     def __init__(self, out: Path, stage: str, active: bool):
         self.out, self.stage, self.active = out, stage, active
@@ -197,12 +197,12 @@ class _Writer:
         self._line(step=step, seconds=round(elapsed, 2), validation=numbers)
         log.info("%s %d: %s", self.stage, step, ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
 
-    def sheet(self, picture: Tensor | None, step: int) -> None:
+    def sample_grid(self, picture: Tensor | None, step: int) -> None:
         if not self.active:
             return
         if picture is not None:
-            sheets.save(picture, self.out / "sheets" / f"{self.stage}.png")
-        sheets.curves(self.out / "metrics.jsonl", self.stage, self.out / "sheets" / f"{self.stage}_loss.png")
+            pictures.save(picture, self.out / "sheets" / f"{self.stage}.png")
+        pictures.curves(self.out / "metrics.jsonl", self.stage, self.out / "sheets" / f"{self.stage}_loss.png")
 
     def _line(self, **content) -> None:
         if self.active:

@@ -47,12 +47,12 @@ class VaeOptions:
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
-    """Options of stage judge.
+class AttributeOptions:
+    """Options of stage attributes.
 
     Attributes:
-        start_from: folder of a judge to go on from, "" for a new one.
-        widths: channels of a new one, see `attribute_regressor.Judge`.
+        start_from: folder of an attribute regressor to go on from, "" for a new one.
+        widths: channels of a new one, see `attribute_regressor.AttributeRegressor`.
     """
 
     start_from: str = ""
@@ -141,12 +141,13 @@ class IdentityOptions:
     checkpointing: bool = False
 
 
-Options = FaceOptions | VaeOptions | JudgeOptions | TextOptions | BaseOptions | IdentityOptions
+Options = FaceOptions | VaeOptions | AttributeOptions | TextOptions | BaseOptions | IdentityOptions
 OPTIONS: dict[str, type[Options]] = {
     "face": FaceOptions,
     "vae": VaeOptions,
-    "judge": JudgeOptions,
+    "attributes": AttributeOptions,
     "text": TextOptions,
     "base": BaseOptions,
     "identity": IdentityOptions,
 }
+RENAMED_STAGES = {"judge": "attributes"}  # what older commands and configurations say, and the name now

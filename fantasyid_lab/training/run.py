@@ -15,10 +15,10 @@ from fantasyid_core.errors import TrainingError
 
 from .. import nano
 from ..people.person import TRAIN, VALIDATION
+from .attributes import AttributeStage
 from .base import BaseStage
 from .face import FaceStage
 from .identity import IdentityStage
-from .judge import JudgeStage
 from .loop import parameters, train
 from .pool import Pool
 from .settings import Settings
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 STAGES: dict[str, type[Stage]] = {
     "face": FaceStage,
     "vae": VaeStage,
-    "judge": JudgeStage,
+    "attributes": AttributeStage,
     "text": TextStage,
     "base": BaseStage,
     "identity": IdentityStage,

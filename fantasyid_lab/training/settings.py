@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from fantasyid_core.errors import TrainingError
 from fantasyid_core.io.text_files import read_text
 
-from .options import OPTIONS, IdentityOptions, Options
+from .options import OPTIONS, RENAMED_STAGES, IdentityOptions, Options
 
 Kind = TypeVar("Kind")
 RENAMED = {  # keys that older configurations have, and what they are called now
@@ -69,7 +69,7 @@ class Settings:
     """One stage's training.
 
     Attributes:
-        stage: vae, face, judge, text, base or identity.
+        stage: vae, face, attributes, text, base or identity.
         minutes: after which it ends, 0 for no limit; steps: likewise. Whatever comes first.
         batch: samples per step and process.
         learning_rate: the highest; it rises over `warmup` steps and falls to zero over the run (half a cosine).
@@ -138,6 +138,8 @@ def read(path: Path, changes: Sequence[str] = ()) -> Settings:
             inner = inner.setdefault(parent, {})
         inner[name] = value
     stage = table.get("stage")
+    if stage in RENAMED_STAGES:
+        raise TrainingError(f"{path} is for the stage '{stage}', which is called '{RENAMED_STAGES[stage]}' now.")
     if stage not in OPTIONS:
         raise TrainingError(f"{path} is for the stage '{stage}'; there are {', '.join(OPTIONS)}.")
     pool = parse(PoolSettings, table.pop("pool", {}), f"[pool] of {path.name}")

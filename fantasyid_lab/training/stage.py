@@ -85,7 +85,7 @@ class Stage(ABC):
     def validate(self) -> dict[str, float]:
         """Numbers on people who are never trained on. Called with the averaged weights, without gradients."""
 
-    def sheet(self) -> Tensor | None:
+    def sample_grid(self) -> Tensor | None:
         """A picture (H, W, 3) 0…1 that shows what was learned; called like `validate`."""
         return None
 
