@@ -136,7 +136,7 @@ def transformer_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
         run = InjectionRun([Injection(fixtures.tokens[0])])
         yield (
             f"transformer_output_interval{interval}",
-            model(latents, text, torch.full((2,), 500), rotary=rotary, run=run),
+            model(latents, text, torch.full((2,), 500), rotary=rotary, injector=run),
         )
 
 

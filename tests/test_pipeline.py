@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fantasyid_core.dit.injection import LayerAttention
-from fantasyid_core.dit.sample_injector import SampleInjector
+from fantasyid_core.dit.injection import LayerAttention, SampleInjector
 from fantasyid_core.sampling.pipeline import Conditions, Guidance, decode_frames, encode_first_frame, sample
 
 SIZE = (2, 3, 16, 4, 6)  # B, T, C, h, w

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..dit.injection import LayerAttention
+from ..dit.injection import LayerAttention, SampleInjector
 from ..dit.kernels import Rotary
-from ..dit.sample_injector import SampleInjector
 from ..dit.step_cache import StepCache
 from ..video.autoencoder import decode
 from ..video.latents import first_frame_condition
@@ -111,7 +110,7 @@ def sample(
             batch.text,
             torch.full((len(noisy),), timestep, device=noisy.device),
             rotary=rotary,
-            run=injector,
+            injector=injector,
             progress=1 - timestep / (TRAIN_STEPS - 1),
             run_block=run_block,
             cache=cache,

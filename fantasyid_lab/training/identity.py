@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fantasyid_core.dit import byte_tokens
-from fantasyid_core.dit.injection import LayerAttention
-from fantasyid_core.dit.sample_injector import SampleInjector
+from fantasyid_core.dit.injection import LayerAttention, SampleInjector
 from fantasyid_core.dit.transformer import run_as_is
 from fantasyid_core.fusion.identity import BRANCHES
 from fantasyid_core.sampling.pipeline import Conditions
@@ -92,7 +91,7 @@ class IdentityObjective(nn.Module):
             words,
             time,
             rotary=self.rotary(noisy),
-            run=SampleInjector(tokens, present, self.shared_layer),
+            injector=SampleInjector(tokens, present, self.shared_layer),
             run_block=_recomputed if self.options.checkpointing and torch.is_grad_enabled() else None,
         )
 
