@@ -31,7 +31,7 @@ def drawn() -> list[cases.Case]:
 
 @pytest.fixture(scope="module")
 def truth(drawn: list[cases.Case]) -> RenderedClips:
-    return cases.show([case.asked for case in drawn], every=4)
+    return cases.show([case.target for case in drawn], every=4)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_it_sees_where_the_face_is_and_how_it_is_turned(reading: AttributeReadin
 def test_it_names_the_colours(reading: AttributeReading, drawn: list[cases.Case]):
     frames = len(reading.pose) // len(drawn)
     for part in ("shirt", "background"):
-        wanted = torch.tensor([list(COLOURS).index(getattr(c.asked.labels, part)) for c in drawn])
+        wanted = torch.tensor([list(COLOURS).index(getattr(c.target.labels, part)) for c in drawn])
         assert (getattr(reading, part).argmax(1) == wanted.repeat_interleave(frames)).float().mean() > 0.8
 
 
@@ -79,4 +79,4 @@ def test_a_frozen_picture_has_no_motion(judge: AttributeRegressor, truth: Render
 
 def test_it_reads_turns(judge: AttributeRegressor, drawn: list[cases.Case], truth: RenderedClips):
     for case, frames in zip(drawn, truth.frames, strict=True):
-        assert adherence.turn_of(judges.look(judge, frames).pose[:, 0]) == case.asked.labels.turn
+        assert adherence.turn_of(judges.look(judge, frames).pose[:, 0]) == case.target.labels.turn

@@ -10,7 +10,7 @@ from fantasyid_core.detection.selection import find_face
 from fantasyid_core.images import load_photo, to_pil
 
 from .. import nano
-from . import cases, generate, kept, report, runs, tables
+from . import cases, generate, report, runs, saved_frames, tables
 from .cases import Case
 from .command import DTYPES, add_options, device_of, guarded, heading, say, settings_of, tables_of
 from .generate import Generator, Request
@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace) -> None:
         made = runs.make(generator, drawn, settings, options.batch, say, modes)
     if options.save_frames:
         if len(made) == 1:
-            kept.save(options.save_frames, made[0].settings, made[0].outputs)
+            saved_frames.save(options.save_frames, made[0].settings, made[0].outputs)
         else:
             runs.save(options.save_frames, made)
         say(f"Frames are in {options.save_frames}")
@@ -65,9 +65,9 @@ def _draw_reports(options: argparse.Namespace, generator: Generator | None, draw
     options.pictures.mkdir(parents=True, exist_ok=True)
     shown, settings = drawn[:SHEET], made.settings
     references = cases.show([case.reference for case in shown]).frames[:, 0]
-    truth = cases.show([case.asked for case in shown]).frames
+    truth = cases.show([case.target for case in shown]).frames
     lines = [
-        report.Line(references[i], made.outputs.prompted[i], truth[i], f"{case.asked.person.seed}")
+        report.Line(references[i], made.outputs.prompted[i], truth[i], f"{case.target.person.seed}")
         for i, case in enumerate(shown)
     ]
     _save(report.page(lines), options.pictures / "unseen_people.jpg")

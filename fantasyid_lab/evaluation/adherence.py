@@ -126,20 +126,20 @@ def turn_of(yaw: Tensor) -> str | None:
     return "right" if change > 0 else "left"
 
 
-def compare(shown: Sequence[Shown], labels: Sequence[ClipLabels], told: Sequence[set[str]]) -> Adherence:
+def compare(shown: Sequence[Shown], labels: Sequence[ClipLabels], stated: Sequence[set[str]]) -> Adherence:
     """N videos against their prompts.
 
     Args:
         labels: what is true of the clips that the prompts describe.
-        told: which of the labels each prompt says. One that is not told and not true is taken as excluded.
+        stated: which of the labels each prompt states. One that is not stated and not true is taken as excluded.
     """
-    rows = list(zip(shown, labels, told, strict=True))
+    rows = list(zip(shown, labels, stated, strict=True))
 
-    def share(name: str, asked: bool) -> float:
+    def share(name: str, stated_only: bool) -> float:
         return _mean(
             getattr(s, name) == getattr(label, name)
             for s, label, words in rows
-            if (name in words if asked else not getattr(label, name))
+            if (name in words if stated_only else not getattr(label, name))
         )
 
     positive = {name: share(name, True) for name in EXPRESSIONS}

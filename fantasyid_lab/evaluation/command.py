@@ -14,10 +14,10 @@ from fantasyid_core.errors import FantasyIDError
 from fantasyid_core.meters import attribute_regressor, embedding
 
 from . import cases
-from .kept import Settings
 from .measure import Row
 from .processes import shared_out
 from .runs import Run, judged
+from .saved_frames import Settings
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MANY = 30  # people, from whom on it is worth starting processes
@@ -66,7 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--processes", type=int, help="that share the faces' embedding, which computes on one core each (all cores)")
     add("--json", type=Path, help="write the table to this file too")
     add("--save-frames", type=Path, help="keep the generated frames in this folder")
-    add("--load-frames", type=Path, help="judge the frames kept in this folder in place of generating")
+    add("--load-frames", type=Path, help="judge the frames saved in this folder in place of generating")
     add("--no-judging", action="store_true", help="generate only, as where dlib is missing")
 
 

@@ -12,7 +12,7 @@ from fantasyid_core.meters import likeness, motion
 from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor, look
 from fantasyid_core.meters.embedding import Embedding
 
-from ..people.caption import told
+from ..people.caption import stated_labels
 from . import adherence
 from .adherence import Adherence, Shown
 from .cases import Case
@@ -92,7 +92,9 @@ class Faces:
 
 def _who_rows(who: Faces, known: Truth) -> list[Row]:
     count, controls = len(known.reference), len(who.without)
-    truth, prompted, without, wrong = (likeness.average(x) for x in (known.asked, who.prompted, who.without, who.wrong))
+    truth, prompted, without, wrong = (
+        likeness.average(x) for x in (known.target, who.prompted, who.without, who.wrong)
+    )
     ours = likeness.reidentification(prompted, known.gallery)
     theirs = likeness.reidentification(truth, known.gallery)
     like = (prompted * known.reference).sum(1)
@@ -130,9 +132,9 @@ def _who_rows(who: Faces, known: Truth) -> list[Row]:
             "inter_frame_similarity",
             "similarity between neighbouring judged frames",
             _steadiness(who.prompted),
-            _steadiness(known.asked),
+            _steadiness(known.target),
         ),
-        Row("frames_with_face", "judged frames with a face", _found(who.prompted), _found(known.asked)),
+        Row("frames_with_face", "judged frames with a face", _found(who.prompted), _found(known.target)),
     ]
     if controls < 2:
         return rows
@@ -217,9 +219,9 @@ def _prompt_rows(said: Adherence, true_said: Adherence) -> list[Row]:
 
 
 def _adherence(drawn: Sequence[Case], shown: Sequence[Shown]) -> Adherence:
-    labels = [case.asked.labels for case in drawn]
-    words = [told(case.asked.caption, case.asked.labels) for case in drawn]
-    return adherence.compare(shown, labels, words)
+    labels = [case.target.labels for case in drawn]
+    stated = [stated_labels(case.target.caption, case.target.labels) for case in drawn]
+    return adherence.compare(shown, labels, stated)
 
 
 def _steadiness(vectors: Tensor) -> float:

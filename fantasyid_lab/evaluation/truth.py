@@ -23,14 +23,14 @@ class Truth:
 
     Attributes:
         reference, gallery, stranger: (N, D) unit vectors.
-        asked: (N, T', D) unit vectors of every sixth frame of the clips that the prompts describe, NaN without a face.
+        target: (N, T', D) unit vectors of every sixth frame of the clips that the prompts describe, NaN without a face.
         readings: what the attribute regressor reads in all frames of each.
     """
 
     reference: Tensor
     gallery: Tensor
     stranger: Tensor
-    asked: Tensor
+    target: Tensor
     readings: Sequence[AttributeReading]
 
 
@@ -43,17 +43,17 @@ def known(
 ) -> Truth:
     """Render the cases' clips on `device`, find and embed the faces, read the frames."""
     say("Rendering the true clips")
-    asked = cases.show([case.asked for case in drawn], device).frames
+    target = cases.show([case.target for case in drawn], device).frames
     say("Looking at their faces, rendering and reading the rest")
     with ThreadPoolExecutor(1) as beside:  # while other processes embed
-        readings = beside.submit(lambda: [look(regressor, frames) for frames in asked])
+        readings = beside.submit(lambda: [look(regressor, frames) for frames in target])
         rest = beside.submit(
             lambda: [
                 cases.show([getattr(case, name) for case in drawn], device, every=EMBED_EVERY).frames
                 for name in ("reference", "gallery", "stranger")
             ]
         )
-        own = vectors(embedding, asked[:, ::EMBED_EVERY], device)
+        own = vectors(embedding, target[:, ::EMBED_EVERY], device)
         reference, gallery, stranger = (vectors(embedding, frames, device) for frames in rest.result())
         return Truth(reference[:, 0], likeness.average(gallery), likeness.average(stranger), own, readings.result())
 

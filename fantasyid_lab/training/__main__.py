@@ -51,9 +51,11 @@ def run(options: argparse.Namespace) -> None:
     stages = STAGES if options.stage == "all" else (options.stage,)
     if options.config and options.stage == "all":
         raise TrainingError("--config is one stage's; with 'all', change single keys: --set base.batch=64.")
-    told = {stage: _settings(stage, options) for stage in stages}
-    start_from = options.start_from or next((Path(s.start_from) for s in told.values() if s.start_from), None)
-    on_clips = options.stage != "all" and told[options.stage].trains_on_clips
+    settings_by_stage = {stage: _settings(stage, options) for stage in stages}
+    start_from = options.start_from or next(
+        (Path(s.start_from) for s in settings_by_stage.values() if s.start_from), None
+    )
+    on_clips = options.stage != "all" and settings_by_stage[options.stage].trains_on_clips
     if on_clips and start_from is None and not (options.out / "FantasyID-nano").is_dir():
         raise TrainingError("Training on clips goes on from a trained model: name its folder with --start-from.")
     whole = Run(options.out, tiny=options.tiny, resume=options.resume, start_from=start_from)
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         if options.resume and whole.is_done(stage):
             continue
         try:
-            whole.train(told[stage])
+            whole.train(settings_by_stage[stage])
         except Stopped:
             raise
         except Exception as error:  # what was trained before stays, and is of use

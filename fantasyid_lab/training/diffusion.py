@@ -69,10 +69,10 @@ class Rotary:
     """Rotary positions by latent size, computed once."""
 
     def __init__(self, transformer: FantasyIDTransformer):
-        self._transformer, self._kept = transformer, {}
+        self._transformer, self._cache = transformer, {}
 
     def __call__(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
         key = (latents.shape[1], *latents.shape[-2:], latents.device)
-        if key not in self._kept:
-            self._kept[key] = self._transformer.rotary_embedding(*key[:3], latents.device)
-        return self._kept[key]
+        if key not in self._cache:
+            self._cache[key] = self._transformer.rotary_embedding(*key[:3], latents.device)
+        return self._cache[key]

@@ -180,7 +180,7 @@ class FaceStage(Stage):
 
     def validate(self) -> dict[str, float]:
         """What is known of people by their patches, face tokens and vertex tokens: how many are found again in another
-        photo, the share of the variance of shapes and of looks that is told, and how much of the tokens' own, as
+        photo, the share of the variance of shapes and of looks that is explained, and how much of the tokens' own, as
         normalised, lies between people. And how far off the regressor's shapes are.
         """
         pool, objective, found = self.context.validation, self.objective, {}
@@ -190,12 +190,16 @@ class FaceStage(Stage):
             codes = [deca.split(objective.regressor(as_photos(pool.stills[:people, k])).float()).shape for k in (0, 1)]
             seen = [self._seen(code, k) for k, code in enumerate(codes)]
             for name, tokens in seen[0].items():
-                (predicted_shape, told, who), (_, _, again) = (objective.probes[name](photos[name]) for photos in seen)
+                (predicted_shape, predicted_look, who), (_, _, again) = (
+                    objective.probes[name](photos[name]) for photos in seen
+                )
                 if name in CONTRASTIVE:
                     right = (who @ again.T).argmax(1) == torch.arange(people, device=who.device)
                     found[f"{name}_top1_of_{people}"] = right.float().mean().item()
                 found[f"{name}_shape"] = variance_explained(predicted_shape, shape, moved)
-                found[f"{name}_look"] = (1 - (told - look).square().mean() / look.var(0, correction=0).mean()).item()
+                found[f"{name}_look"] = (
+                    1 - (predicted_look - look).square().mean() / look.var(0, correction=0).mean()
+                ).item()
                 normalised = F.layer_norm(tokens.float(), tokens.shape[-1:])
                 found[f"{name}_between"] = (normalised.var(0).sum() / normalised.square().mean(0).sum()).item()
         errors = [squared_mm(code - shape, moved).sqrt().item() for code in codes]

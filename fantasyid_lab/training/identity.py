@@ -146,27 +146,27 @@ class PoolSource:
         words = torch.where(dropped, self.empty, self.captions.of(drawn.captions))
         if pictures:
             words = words[:, : self.options.pictures_text]
-        told = {"latents": drawn.latents, "face": drawn.face, "words": words}
+        batch = {"latents": drawn.latents, "face": drawn.face, "words": words}
         photos = pool.settings.stills
         if drawn.photos is not None:
             others = data.randint(generator, photos - 1, count) + 1 if self.options.multi_view else 0
-            return told | self.references.of(drawn.people, (drawn.photos + others) % photos)
+            return batch | self.references.of(drawn.people, (drawn.photos + others) % photos)
         if self.options.multi_view:
-            return told | self.references.of(drawn.people, data.randint(generator, photos, count))
+            return batch | self.references.of(drawn.people, data.randint(generator, photos, count))
         rows = drawn.captions  # of clips these are the clips' own
         times = data.randint(generator, pool.frames.shape[1], count)
-        return told | self.seen(pool.frames[rows, times], pool.landmarks[rows, times], generator)
+        return batch | self.seen(pool.frames[rows, times], pool.landmarks[rows, times], generator)
 
     def seen(self, pictures: Tensor, landmarks: Tensor, generator: torch.Generator) -> Batch:
         """Pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → what is known and, where wanted, `first`."""
-        kept = torch.bfloat16 if pictures.is_cuda else torch.float32
+        cache_dtype = torch.bfloat16 if pictures.is_cuda else torch.float32
         crops = aligned_crops(pictures, landmarks, generator)
         known = self._known(crops, self.vertices(pictures))
-        seen = {name: x if name == "vertices" else x.to(kept) for name, x in known.items()}  # millimetres count
+        seen = {name: x if name == "vertices" else x.to(cache_dtype) for name, x in known.items()}  # millimetres count
         if self.options.first_frame:  # undamaged, as the video's first frame is at inference
             size = self.context.pool.latents.shape[-2:]
             sharp = data.aligned(pictures, landmarks, 8 * max(size), data.jitter(generator, len(pictures)))
-            seen["first"] = self._first(sharp, size).to(kept)
+            seen["first"] = self._first(sharp, size).to(cache_dtype)
         return seen
 
     def vertices(self, pictures: Tensor) -> Tensor:

@@ -59,11 +59,11 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
         return {"step": step, "elapsed": now.elapsed, "chunks": pool.count if pool is not None else 0}
 
     now = progress_now()
-    saved = looked = now.elapsed
+    saved = validated = now.elapsed
     logged_step, logged_at = step, time.perf_counter()
     losses: dict[str, Tensor] = {}
     try:
-        with _asked_to_stop() as stop:
+        with _stop_requests() as stop:
             while (done := _done(step, now.elapsed, settings)) < 1:
                 lr = settings.learning_rate * _lr_mult(step, done, settings.warmup)
                 due = step % settings.pool.refresh_every == 0 and now.rendered < settings.pool.share * now.elapsed
@@ -77,7 +77,7 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
                     continue
                 stepper.step(lr)
                 step += 1
-                now = progress_now(stop.asked)
+                now = progress_now(stop.requested)
                 if step % settings.log_every == 0 or step == 1:
                     values = {name: x.detach().item() for name, x in losses.items()}
                     if not all(map(math.isfinite, values.values())):
@@ -90,18 +90,18 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
                     raise Stopped
                 if now.elapsed - saved > settings.checkpoint_seconds:
                     checkpoint.save(state())
-                    now = progress_now(stop.asked)
+                    now = progress_now(stop.requested)
                     saved = now.elapsed
-                if settings.validate_minutes and now.elapsed - looked > 60 * settings.validate_minutes:
-                    _look(stage, ema, writer, step, now.elapsed)
-                    now = progress_now(stop.asked)
-                    looked = now.elapsed
+                if settings.validate_minutes and now.elapsed - validated > 60 * settings.validate_minutes:
+                    _validate(stage, ema, writer, step, now.elapsed)
+                    now = progress_now(stop.requested)
+                    validated = now.elapsed
         log.info("Stage %s: %d steps in %.0f s.", settings.stage, step, now.elapsed)
         with ema.applied():
             if accelerator.is_main_process:
                 stage.export()
         checkpoint.save(state())
-        return _look(stage, ema, writer, step, now.elapsed)
+        return _validate(stage, ema, writer, step, now.elapsed)
     finally:
         checkpoint.close()
         accelerator.free_memory()
@@ -123,7 +123,7 @@ def _halve(stage: Stage, processes: int) -> None:
     torch.cuda.empty_cache()
 
 
-def _look(stage: Stage, ema: Ema, writer: "_Writer", step: int, elapsed: float) -> dict[str, float]:
+def _validate(stage: Stage, ema: Ema, writer: "_Writer", step: int, elapsed: float) -> dict[str, float]:
     with ema.applied(), torch.no_grad(), _eager():
         numbers = stage.validate()
         writer.validation(step, elapsed, numbers)
@@ -152,15 +152,15 @@ def _eager() -> Iterator[None]:
 
 
 class _Stop:
-    asked = False
+    requested = False
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[_Stop]:
+def _stop_requests() -> Iterator[_Stop]:
     stop = _Stop()
 
     def ask(number: int, frame: object) -> None:
-        stop.asked = True
+        stop.requested = True
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     try:

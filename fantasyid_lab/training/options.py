@@ -1,4 +1,4 @@
-"""What each stage can be told under `[options]`: a frozen dataclass a stage."""
+"""What each stage takes under `[options]`: a frozen dataclass a stage."""
 
 from dataclasses import dataclass
 

@@ -99,8 +99,8 @@ def ridge(known: Tensor, wanted: Tensor, new: Tensor) -> Tensor:
 
     most = len(a) * 4 // 5
     errors = [(a[most:] @ weights(a[:most], targets[:most], p) - targets[most:]).square().mean() for p in PENALTIES]
-    told = b @ weights(a, targets, PENALTIES[int(torch.stack(errors).argmin())]) * spread + middle
-    return told.clamp(wanted.amin(0), wanted.amax(0))
+    predicted = b @ weights(a, targets, PENALTIES[int(torch.stack(errors).argmin())]) * spread + middle
+    return predicted.clamp(wanted.amin(0), wanted.amax(0))
 
 
 def measure(
@@ -111,7 +111,7 @@ def measure(
     device: torch.device,
     autoencoder: bool = True,
 ) -> tuple[list[OracleBound], dict[str, float]]:
-    """Oracle upper bounds of cases, and what share of the variance of shapes is told by tokens and by the regressor.
+    """Oracle upper bounds of cases, and the variance of shapes that tokens and regressor explain.
 
     Args:
         fit: people whom the regressions learn on.
@@ -121,7 +121,7 @@ def measure(
     say(f"Reading {fit} people of the training split")
     known = [person(TRAIN[FIRST + i]) for i in range(fit)]
     tokens, _ = tokens_of(model, [still(one, 0) for one in known], device)
-    of_known, owners = described(known), [case.asked.person for case in drawn]
+    of_known, owners = described(known), [case.target.person for case in drawn]
     own = described(owners)
     new, codes = tokens_of(model, [case.reference for case in drawn], device)
     shape, paint = (ridge(tokens, x, new) for x in (of_known.shape, of_known.paint))
@@ -135,11 +135,11 @@ def measure(
 
     def redrawn(shapes: Tensor, paints: Tensor) -> list[Clip]:
         people = [redrawn_as(*what) for what in zip(owners, shapes, paints, strict=True)]
-        return [replace(case.asked, person=one) for case, one in zip(drawn, people, strict=True)]
+        return [replace(case.target, person=one) for case, one in zip(drawn, people, strict=True)]
 
     say("Judging the truth")
     reference, gallery, stranger, truth = (
-        judged([getattr(case, name) for case in drawn]) for name in ("reference", "gallery", "stranger", "asked")
+        judged([getattr(case, name) for case in drawn]) for name in ("reference", "gallery", "stranger", "target")
     )
 
     def bound(name: str, outputs: Tensor) -> OracleBound:
@@ -157,14 +157,14 @@ def measure(
         bound("everybody's mean shape, their own paint", judged(redrawn(mean, own.paint))),
     ]
     if autoencoder:
-        asked = [case.asked for case in drawn]
+        targets = [case.target for case in drawn]
         found += [
-            bound("true clips through the autoencoder", embedded(_decoded(model, asked, device))),
+            bound("true clips through the autoencoder", embedded(_decoded(model, targets, device))),
             bound("drawn as the tokens tell, through the autoencoder", embedded(_decoded(model, again, device))),
         ]
     moved = moves(model.face.shape_basis[..., : own.shape.shape[1]]).cpu()
-    told = {"tokens": shape, "regressor": codes}
-    return found, {name: variance_explained(code, own.shape, moved) for name, code in told.items()}
+    codes_by_source = {"tokens": shape, "regressor": codes}
+    return found, {name: variance_explained(code, own.shape, moved) for name, code in codes_by_source.items()}
 
 
 @torch.no_grad()
@@ -185,14 +185,14 @@ def _run(options: argparse.Namespace) -> None:
     model = nano.read(options.model).to(device)
     drawn = cases.draw(options.people, options.seed, options.frames)
     with shared_out(embedding.DLIB, options.embedding_folder, options.processes) as faces:
-        found, told = measure(model, drawn, options.fit, faces, device, not options.no_autoencoder)
+        found, explained = measure(model, drawn, options.fit, faces, device, not options.no_autoencoder)
     print(f"| | normalised identity similarity | re-identified of {len(drawn)} |\n| --- | --- | --- |")
     for row in found:
         print(f"| {row.name} | {row.share:.2f} | {row.found:.2f} |")
-    shares = ", ".join(f"{value:.2f} by the {name}" for name, value in told.items())
-    print(f"\nShare of the variance of the shapes that is told: {shares}.")
+    shares = ", ".join(f"{value:.2f} by the {name}" for name, value in explained.items())
+    print(f"\nShare of the variance of the shapes that is explained: {shares}.")
     if options.json:
-        content = {"people": len(drawn), "fit": options.fit, "rows": [vars(row) for row in found], "told": told}
+        content = {"people": len(drawn), "fit": options.fit, "rows": [vars(row) for row in found], "told": explained}
         options.json.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 

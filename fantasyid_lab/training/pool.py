@@ -219,14 +219,14 @@ class Pool:
         pictures = self._encode(self._as_pictures(self.stills[people].flatten(0, 1)))[:, 0]
         size = pictures.shape[-2:]
         if self.picture_latents is None:
-            kept = pictures.dtype if self.device.type != "cuda" else torch.bfloat16
+            cache_dtype = pictures.dtype if self.device.type != "cuda" else torch.bfloat16
             (n, t), shape = self.frames.shape[:2], self.stills.shape[:2]
             t = 1 + (t - 1) // 4
             self.latents, self.face_latent = (
                 torch.zeros(n, t, *inner, dtype=dtype, device=self.device)
-                for inner, dtype in ((pictures.shape[1:], kept), (size, torch.float32))
+                for inner, dtype in ((pictures.shape[1:], cache_dtype), (size, torch.float32))
             )
-            self.picture_latents = torch.zeros(*shape, *pictures.shape[1:], dtype=kept, device=self.device)
+            self.picture_latents = torch.zeros(*shape, *pictures.shape[1:], dtype=cache_dtype, device=self.device)
             self.picture_face = torch.zeros(*shape, *size, device=self.device)
         self.picture_latents[people] = pictures.to(self.picture_latents).unflatten(0, (-1, self.settings.stills))
         self.picture_face[people] = F.adaptive_avg_pool2d(self.picture_mask[people].float() / 255, size)

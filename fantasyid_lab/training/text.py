@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fantasyid_core.dit import byte_tokens
 
 from .. import nano
-from ..people.caption import told
+from ..people.caption import stated_labels
 from ..people.clip import Clip, clip
 from ..people.colours import COLOURS
 from ..people.hair import HAIR_COLOURS
@@ -40,7 +40,7 @@ def answers(made: Clip) -> list[int]:
     """What a clip's caption says to each of `QUESTIONS`: 0, or the number of the answer from 1."""
     text, labels = made.caption.lower(), made.labels
     words = text.replace(",", " ").replace(".", " ").replace(":", " ").split()
-    said = {name: getattr(labels, name) for name in told(text, labels)}
+    said = {name: getattr(labels, name) for name in stated_labels(text, labels)}
     said = {name: "yes" if value is True else value for name, value in said.items()}
     if {"she", "her", "woman"} & set(words):
         said["sex"] = "female"
