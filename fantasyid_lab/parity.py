@@ -31,7 +31,7 @@ from fantasyid_core.fusion.spiral_net import VertexReducer, VertexSpiralNet
 from fantasyid_core.reconstruction.deca import Regressor
 from fantasyid_core.reconstruction.flame import load as load_flame
 from fantasyid_core.reconstruction.mesh_files import read_ply
-from fantasyid_core.sampling.schedule import denoise, guide
+from fantasyid_core.sampling.pipeline import Conditions, Guidance, encode_first_frame, sample
 
 LIMIT = 1e-4
 MESH = "transform.pkl"  # FLAME's, so it may be missing: the release's own vertex tokens are then an input, no output
@@ -145,7 +145,7 @@ def transformer_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
         run = InjectionRun([Injection(fixtures.tokens[0])])
         yield (
             f"transformer_output_interval{interval}",
-            model(latents, text, torch.full((2,), 500), rotary=rotary, run=run),
+            model(latents, text, torch.full((2,), 500), rotary=rotary, injector=run),
         )
 
 
@@ -160,24 +160,23 @@ def pipeline_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
     pixels = np.clip(80 * np.abs(fixtures.recipe.draw("input:image", (64, 96, 3))), 0, 255).astype(np.uint8)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None, :, None] / 127.5 - 1
     generator = torch.Generator().manual_seed(meta["seed"])
-    encoded = vae.encode(image).latent_dist.sample(generator) * vae.config.scaling_factor
-    noise = fixtures.draw("input:latents", (1, 3, 16, 8, 12))
-    first = torch.cat([encoded.transpose(1, 2), torch.zeros(1, 2, 16, 8, 12)], 1)
-    text = torch.cat(
-        [fixtures.draw(f"input:{name}", (1, 16, 4096)) for name in ("negative_prompt_embeds", "prompt_embeds")]
+    conditions = Conditions(
+        text=fixtures.draw("input:prompt_embeds", (1, 16, 4096)),
+        negative_text=fixtures.draw("input:negative_prompt_embeds", (1, 16, 4096)),
+        image=encode_first_frame(vae, image, 3, generator),
+        tokens=fixtures.tokens,
     )
-    rotary = model.rotary_embedding_on(RELEASE_GRID, 3, 8, 12, "cpu")
-    run = InjectionRun([Injection(fixtures.tokens[0])])
-
-    def velocity(latents: Tensor, timestep: int) -> Tensor:
-        both = torch.cat([latents, first], 2).expand(2, -1, -1, -1, -1)
-        predicted = model(both, text, torch.full((2,), timestep), rotary=rotary, run=run)
-        return guide(*predicted.chunk(2), meta["guidance"])
-
     yield (
         "pipeline_latents",
-        denoise(
-            velocity, noise, steps=meta["steps"], generator=generator, schedule=fixtures.json("scheduler_config.json")
+        sample(
+            model,
+            fixtures.draw("input:latents", (1, 3, 16, 8, 12)),
+            conditions,
+            Guidance(meta["guidance"]),
+            steps=meta["steps"],
+            generator=generator,
+            schedule=fixtures.json("scheduler_config.json"),
+            rotary=model.rotary_embedding_on(RELEASE_GRID, 3, 8, 12, "cpu"),
         ),
     )
 

@@ -14,7 +14,7 @@ from .host.base import FantasyIDNode, listed
 from .host.resident import attribute_network, on_device
 from .host.sockets import Face
 
-JUDGE_MODEL = "FantasyID-nano"  # the judge was trained beside it
+REGRESSOR_MODEL = "FantasyID-nano"  # the attribute regressor was trained beside it
 
 
 class FantasyIDLikenessMeter(FantasyIDNode):
@@ -110,9 +110,9 @@ class FantasyIDMotionMeter(FantasyIDNode):
     @classmethod
     def run(cls, frames: torch.Tensor) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
-        [judge] = on_device([(attribute_network, paths.resolve(JUDGE_MODEL) / "judge")])
+        [regressor] = on_device([(attribute_network, paths.resolve(REGRESSOR_MODEL) / "judge")])
         bar = comfy.utils.ProgressBar(len(frames))
-        found = meters.motion_of(frames, judge, device, lambda: bar.update(1))
+        found = meters.motion_of(frames, regressor, device, lambda: bar.update(1))
         report, plot = meters.motion_report(found), meters.motion_plot(found)
         return io.NodeOutput(found.face, found.head, plot[None], report)
 

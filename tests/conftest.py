@@ -274,11 +274,20 @@ def pools() -> "tuple[Pool, Pool]":
     from fantasyid_lab.training.settings import PoolSettings
 
     sizes = PoolSettings(
-        holds=4, people=4, filmed=4, stills=2, first=4, share=0.0, frames=9, size=32, still_size=32, validation=4
+        capacity=4,
+        people=4,
+        with_video=4,
+        stills=2,
+        prefill=4,
+        share=0.0,
+        frames=9,
+        size=32,
+        still_size=32,
+        validation=4,
     )
     both = tuple(Pool(sizes, split, 0, torch.device("cpu")) for split in (TRAIN, VALIDATION))
     for pool in both:
-        pool.fill(4)
+        pool.prefill(4)
     return both
 
 

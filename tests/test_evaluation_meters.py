@@ -10,7 +10,7 @@ from PIL import Image
 from fantasyid_core.errors import FaceNotFoundError, ImageError
 from fantasyid_core.meters import embedding as embeddings
 from fantasyid_core.meters import meters
-from fantasyid_core.meters.attribute_regressor import FRAMING, SIZE, JudgeReading
+from fantasyid_core.meters.attribute_regressor import FRAMING, SIZE, AttributeReading
 from fantasyid_core.meters.plot import chart
 from fantasyid_lab import nano
 from fantasyid_lab.evaluation import cases
@@ -22,7 +22,7 @@ from tools.graphs import node
 @pytest.fixture(scope="module")
 def clips() -> RenderedClips:
     """Two people, five frames each."""
-    return cases.show([case.asked for case in cases.draw(2)], every=6)
+    return cases.show([case.target for case in cases.draw(2)], every=6)
 
 
 class TrueJudge(torch.nn.Module):
@@ -34,10 +34,10 @@ class TrueJudge(torch.nn.Module):
         self.known = torch.nn.Parameter(landmarks)
         self.strengths = strengths
 
-    def forward(self, frames: torch.Tensor) -> JudgeReading:
+    def forward(self, frames: torch.Tensor) -> AttributeReading:
         count, none = len(frames), torch.zeros(len(frames), 50)
         strengths = none if self.strengths is None else self.strengths[:count]
-        return JudgeReading(self.known[:count], none[:, :3], strengths, none, none)
+        return AttributeReading(self.known[:count], none[:, :3], strengths, none, none)
 
 
 def test_a_persons_own_video_is_more_like_than_a_strangers(clips: RenderedClips):

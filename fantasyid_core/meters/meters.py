@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import FaceNotFoundError, ImageError
 from . import likeness, motion
-from .attribute_regressor import SIZE, Judge, look
+from .attribute_regressor import SIZE, AttributeRegressor, look
 from .embedding import Embedding, embed, locate, warp
 from .motion import Motion
 from .plot import chart
@@ -98,11 +98,14 @@ def likeness_of(
 
 
 def motion_of(
-    frames: Tensor, judge: Judge, device: torch.device | str | None = None, progress: Progress = lambda: None
+    frames: Tensor,
+    regressor: AttributeRegressor,
+    device: torch.device | str | None = None,
+    progress: Progress = lambda: None,
 ) -> Motion:
     """Read landmarks and expressions of the largest face in every frame and take its motion apart.
 
-    The judge knows head-and-shoulder pictures of synthetic people, so each frame is cut to that framing first.
+    The regressor knows head-and-shoulder pictures of synthetic people, so each frame is cut to that framing first.
 
     Args:
         frames: (T, H, W, 3 or 4) float 0…1, T ≥ 2.
@@ -118,7 +121,7 @@ def motion_of(
             "One frame cannot show motion; expected a video of at least 2 frames. Connect all frames of the video."
         )
     frames = frames[..., :3].float()
-    window = windows(locate(frames, device=device, progress=progress), *judge.framing)
+    window = windows(locate(frames, device=device, progress=progress), *regressor.framing)
     seen = window.isfinite().all(1)
     if seen.sum() < 2:
         raise FaceNotFoundError(
@@ -132,7 +135,7 @@ def motion_of(
     crops = torch.cat(
         [warp(frame[None], one[None].to(frame), SIZE) for frame, one in zip(frames[seen], to_crop, strict=True)]
     )
-    reading = look(judge, crops)
+    reading = look(regressor, crops)
     unit, strengths = reading.landmarks.cpu(), reading.expression.cpu()
     landmarks = frames.new_full((len(frames), *unit.shape[1:]), float("nan"), device="cpu")
     landmarks[seen] = (unit * SIZE - 0.5) / scale[:, None, None] + corner[:, None]
@@ -163,12 +166,12 @@ def motion_plot(found: Motion) -> Tensor:
 
 
 def windows(landmarks: Tensor, wide: float, below: float) -> Tensor:
-    """Five landmarks per frame (T, 5, 2) px → centre x, y and side (T, 3) of the square that the judge looks at.
+    """Five landmarks per frame (T, 5, 2) px → centre x, y and side (T, 3) of the square that the regressor reads.
 
     One window for the whole clip, as a cut would be, unless the face wanders; NaN where there is no face.
 
     Args:
-        wide, below: `Judge.framing`.
+        wide, below: `AttributeRegressor.framing`.
     """
     seen = landmarks.isfinite().flatten(1).all(1)
     eyes, unit = _eyes(landmarks)
@@ -181,7 +184,7 @@ def windows(landmarks: Tensor, wide: float, below: float) -> Tensor:
 
 
 def framing(landmarks: Tensor, size: int) -> tuple[float, float]:
-    """Landmarks (T, 5, 2) px of square frames → their `Judge.framing`, in the median."""
+    """Landmarks (T, 5, 2) px of square frames → their `AttributeRegressor.framing`, in the median."""
     eyes, unit = _eyes(landmarks)
     below = ((size - 1) / 2 - eyes[:, 1]) / unit
     return round(float(size / unit.median()), 3), round(float(below.median()), 3)

@@ -20,9 +20,9 @@ def squared_mm(difference: Tensor, moved: Tensor) -> Tensor:
     return ((difference @ moved) * difference).sum(1).mean()
 
 
-def variance_told(told: Tensor, true: Tensor, moved: Tensor) -> float:
-    """Share of the variance of where vertices lie that codes (N, K) tell of the true ones: 1 all, 0 the mean's."""
-    return (1 - squared_mm(told - true, moved) / squared_mm(true.mean(0) - true, moved)).item()
+def variance_explained(predicted: Tensor, true: Tensor, moved: Tensor) -> float:
+    """Share of the variance of where vertices lie that codes (N, K) explain of the true ones: 1 all, 0 the mean's."""
+    return (1 - squared_mm(predicted - true, moved) / squared_mm(true.mean(0) - true, moved)).item()
 
 
 def axis_angle(turn: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import nano
-from . import data, fast_vae, sheets
+from . import data, fast_vae, pictures
 from .face import CROP
 from .options import VaeOptions
 from .pool import MASK_SCALE, Pool
@@ -72,11 +72,11 @@ class Reconstruction(nn.Module):
         found = {"l1": l1, "gradient": gradient, "kl": kl}
         if self.tower is not None:
             rows = torch.arange(len(frames), device=frames.device)
-            unlike = self._unlike(made[rows, which], frames[rows, which], places)
-            loss, found = loss + self.options.likeness_weight * unlike, found | {"unlike": unlike}
+            perceptual = self._perceptual_distance(made[rows, which], frames[rows, which], places)
+            loss, found = loss + self.options.likeness_weight * perceptual, found | {"perceptual": perceptual}
         return {"loss": loss} | found
 
-    def _unlike(self, made: Tensor, true: Tensor, places: Tensor) -> Tensor:
+    def _perceptual_distance(self, made: Tensor, true: Tensor, places: Tensor) -> Tensor:
         """One less the cosine of the tower's hidden states, mean over states and tokens; made in −1…1, true uint8."""
         crops = data.sampled(torch.cat([made.float() * 127.5 + 127.5, true.float()]), places.repeat(2, 1, 1, 1))
         hidden, _ = self.tower(self.tower.preprocess(crops))
@@ -136,14 +136,14 @@ class VaeStage(Stage):
         in_face = (square * inside).sum() / inside.sum().clamp(min=1)
         return {"psnr": _decibel(square.mean()), "psnr_face": _decibel(in_face)}
 
-    def sheet(self) -> Tensor:
+    def sample_grid(self) -> Tensor:
         pool, vae = self.context.validation, self.context.model.vae
         frames = pool.frames[: min(6, pool.clips)]
         with evaluating(vae), self.context.autocast():
             made = decode(vae, encode(vae, frames))
         columns = torch.linspace(0, frames.shape[1] - 1, 4).round().long().tolist()
         pairs = [x[:, i] for i in columns for x in (frames.float() / 255, made)]
-        return sheets.grid(torch.stack(pairs, 1))
+        return pictures.grid(torch.stack(pairs, 1))
 
     def export(self) -> None:
         """Weights, such that the latents have no mean, a variance of 1, and all directions something of it; where the

@@ -61,7 +61,7 @@ class NativeTransformer(FantasyIDTransformer):
             context,
             timesteps,
             rotary=run.rotary(self, x, options.get("rope_options") or {}),
-            run=injector,
+            injector=injector,
             progress=progress,
             run_block=_BlockPatches(self, options, x, attention, run),
             cache=None if run.step_caches is None else run.step_caches.of(tuple(window_of(options) or ())),

@@ -10,7 +10,7 @@ EVERY = 20  # steps between two agreements: each waits for the queue of kernels
 
 
 @dataclass(frozen=True)
-class Moment:
+class Progress:
     """How far a stage is.
 
     Attributes:
@@ -23,8 +23,8 @@ class Moment:
     stop: bool
 
 
-class Together:
-    """The moment that the processes of a run agree on; with one process always the present one.
+class RankSync:
+    """What the processes of a run agree on; with one process always its own view.
 
     Args:
         began: what `time.perf_counter` said when the stage began.
@@ -32,17 +32,17 @@ class Together:
 
     def __init__(self, accelerator: Accelerator, began: float):
         self.accelerator, self.began = accelerator, began
-        self._seen: Moment | None = None
+        self._agreed: Progress | None = None
 
-    def at(self, step: int, rendered: float, stop: bool) -> Moment:
-        """The moment of a step, for which every process tells its own view: means of the times, and whether any was
+    def agree(self, step: int, rendered: float, stop: bool) -> Progress:
+        """The progress at a step, for which every process gives its own view: means of the times, and whether any was
         asked to stop. Between agreements it stays as it was.
         """
-        mine = Moment(time.perf_counter() - self.began, rendered, stop)
+        mine = Progress(time.perf_counter() - self.began, rendered, stop)
         if self.accelerator.num_processes == 1:
             return mine
-        if self._seen is None or step % EVERY == 0:
-            told = torch.tensor([mine.elapsed, rendered, float(stop)], device=self.accelerator.device)
-            elapsed, rendered, stopping = self.accelerator.reduce(told, "mean").tolist()
-            self._seen = Moment(elapsed, rendered, stopping > 0)
-        return self._seen
+        if self._agreed is None or step % EVERY == 0:
+            own_view = torch.tensor([mine.elapsed, rendered, float(stop)], device=self.accelerator.device)
+            elapsed, rendered, stopping = self.accelerator.reduce(own_view, "mean").tolist()
+            self._agreed = Progress(elapsed, rendered, stopping > 0)
+        return self._agreed
