@@ -9,7 +9,7 @@ from ..fantasyid_core.detection.faces import DetectedFace
 from ..fantasyid_core.errors import FaceNotFoundError
 from ..fantasyid_core.meters import embedding as embeddings
 from ..fantasyid_core.meters import meters
-from .host import paths
+from .host import notes, paths
 from .host.base import FantasyIDNode, listed
 from .host.resident import attribute_network, on_device
 from .host.sockets import Face
@@ -47,11 +47,23 @@ class FantasyIDLikenessMeter(FantasyIDNode):
                     optional=True,
                     tooltip="In place of 'face': a photo of the person, the largest face of its first picture.",
                 ),
+                io.Image.Input(
+                    "gallery",
+                    optional=True,
+                    tooltip="Photos of other people, one each, as a batch: whether the reference is nearer to the "
+                    "video than all of them says more than a threshold.",
+                ),
             ],
             outputs=[
-                io.Float.Output(display_name="similarity", tooltip="Mean over the frames: 1 is the same picture."),
+                io.Float.Output(
+                    display_name="similarity",
+                    tooltip="Mean cosine over the frames, to compare settings: 1 is the same picture.",
+                ),
                 io.Float.Output(display_name="between_frames", tooltip="Of neighbouring frames with each other."),
-                io.Image.Output(display_name="plot", tooltip="Similarity by frame, with where a same person begins."),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="By frame in the measure of the embedding's authors, with their threshold.",
+                ),
                 io.String.Output(display_name="report", tooltip="The numbers, a line per frame."),
             ],
         )
@@ -63,6 +75,7 @@ class FantasyIDLikenessMeter(FantasyIDNode):
         embedding: str,
         face: DetectedFace | None = None,
         reference: torch.Tensor | None = None,
+        gallery: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         if face is not None:
             photo, landmarks = face.image, face.landmarks
@@ -72,9 +85,10 @@ class FantasyIDLikenessMeter(FantasyIDNode):
             raise FaceNotFoundError("There is nothing to compare with: connect 'face' or 'reference'.")
         chosen = embeddings.load(embedding, paths.embedding_folders())
         bar = comfy.utils.ProgressBar(len(frames))
-        found = meters.likeness_of(
-            frames, photo, landmarks, chosen, comfy.model_management.get_torch_device(), lambda: bar.update(1)
-        )
+        device = comfy.model_management.get_torch_device()
+        others = () if gallery is None else gallery
+        found = meters.likeness_of(frames, photo, landmarks, chosen, device, lambda: bar.update(1), others)
+        notes.show(found.report.partition("\n")[0])
         return io.NodeOutput(found.mean, found.between_frames, found.plot[None], found.report)
 
 
