@@ -1,6 +1,6 @@
-"""The two commands: `python run.py demo [--photo FILE] [--prompt TEXT]` and `python run.py test [pytest arguments]`.
+"""The commands: `python run.py demo [--photo FILE] [--prompt TEXT]`, `test [--fast] [pytest arguments]` and `check`.
 
-Both set up everything in `.venv` themselves: Python 3.10 or newer and this checkout are enough. With COMFYUI_PATH set
+All set up everything in `.venv` themselves: Python 3.10 or newer and this checkout are enough. With COMFYUI_PATH set
 to a ComfyUI of your own they use that one, in an environment beside the first: versions differ in what they require.
 """
 
@@ -28,6 +28,7 @@ DEMO_PICTURES = {  # saved beside the video: name → node and output
     "mesh": ("FantasyIDReconstruct", "preview"),
     "contact_sheet": ("FantasyIDViews", "contact_sheet"),
 }
+FAST = "not host and not browser and not perf and not slow"
 WORKERS = ("-n", "2", "--dist", "loadfile")  # `run.py test -n 0` has pytest's own process run all, for a debugger
 
 
@@ -38,16 +39,25 @@ def main() -> int:
     demo = commands.add_parser("demo", help="make a video from one photo, in output/demo/")
     demo.add_argument("--photo", type=Path, default=DEMO_PHOTO, help="a photo with one face")
     demo.add_argument("--prompt", help="what the person does in the video")
-    commands.add_parser("test", help="run the test suite; further arguments go to pytest", add_help=False)
+    commands.add_parser(
+        "test", help="run the test suite, or its --fast part; further arguments go to pytest", add_help=False
+    )
+    commands.add_parser("check", help="lint, formatting, imports between packages, types")
     arguments, rest = parser.parse_known_args()
-    if rest and arguments.command == "demo":
+    if rest and arguments.command != "test":
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
         place = venv_folder()
         if Path(sys.prefix).resolve() != place.resolve():
             return _again_in(place)
-        install(for_tests=arguments.command == "test", say=_say)
+        install(for_tests=arguments.command != "demo", say=_say)
+        if arguments.command == "check":
+            from tools import check
+
+            return check.main(_say)
         if arguments.command == "test":
+            if "--fast" in rest:
+                rest = ["-m", FAST, *(argument for argument in rest if argument != "--fast")]
             return subprocess.call([sys.executable, "-m", "pytest", *WORKERS, *rest], cwd=ROOT)
         return _demo(arguments.photo, arguments.prompt)
     except SetupError as error:

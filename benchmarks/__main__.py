@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from . import report
+from .bench import Bench
 from .measure import Row, reset_peak
-from .modes import AS_RELEASED, MODES, Bench, Mode
+from .modes import AS_RELEASED, MODES, Mode
 from .workload import RELEASE, SMOKE, fitting
 
 log = logging.getLogger("benchmarks")

@@ -43,7 +43,7 @@ class Nano:
         plain, _, _ = FantasyIDLoadModel.run(nano.SHIPPED.name, "default").args
         (clip,) = FantasyIDLoadTextEncoder.run(nano.SHIPPED.name).args
         self.models = [add_injection(plain, Injection(identity.tokens)) for identity in identities]
-        self.prompts = [encode_text(clip, case.asked.caption) for case in drawn]
+        self.prompts = [encode_text(clip, case.target.caption) for case in drawn]
         self.negative = encode_text(clip, "")
         self.size = (1, 16, (nano.FRAMES - 1) // 4 + 1, nano.HEIGHT // 8, nano.WIDTH // 8)
         self.evaluations = 0

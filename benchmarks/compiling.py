@@ -1,18 +1,15 @@
 """Compiled by the host: seconds of the first step, of the later ones, and what compiles when something is varied."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 
+from .bench import Bench
 from .measure import Row
 from .ours import STEPS
 
-if TYPE_CHECKING:
-    from .modes import Bench
 
-
-def rows(bench: "Bench", name: str) -> Iterator[Row]:
+def rows(bench: Bench, name: str) -> Iterator[Row]:
     """The exact mode, then the same with another prompt, noise, strength and number of identity tokens."""
     host, exact = bench.host, bench.exact(STEPS)  # before the pack is imported: it comes with the host
     from pack.fantasyid_core.dit.injection import Injection

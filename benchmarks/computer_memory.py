@@ -16,20 +16,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from .bench import Bench
 from .measure import GIB, MEMORY, Row
-
-if TYPE_CHECKING:
-    from .modes import Bench
 
 ROOT = Path(__file__).resolve().parent.parent
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def rows(bench: "Bench", name: str) -> Iterator[Row]:
+def rows(bench: Bench, name: str) -> Iterator[Row]:
     """Load the model in a process of its own, put it on the card, and let the host take it back."""
     from . import model_folder
 

@@ -1,19 +1,16 @@
 """Videos of one, two and four times the trained length, in windows: does time grow with the length, and memory not?"""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 
+from .bench import Bench
 from .measure import Row
-
-if TYPE_CHECKING:
-    from .modes import Bench
 
 STEPS = 3  # the last one counts
 
 
-def rows(bench: "Bench", name: str) -> Iterator[Row]:
+def rows(bench: Bench, name: str) -> Iterator[Row]:
     """One step of each length, with FantasyID Long Video as it stands in the menu."""
     host, (known, height, width) = bench.host, bench.work.video
     host.forget()  # the first mention of the host starts it; `pack` can be imported from then on

@@ -37,7 +37,7 @@ def write(folder: Path, work: Workload) -> Path:
         vae = build_vae(work.vae).state_dict()
         arguments = {name: value for name, value in work.text_encoder.items() if name != "architectures"}
         text = T5EncoderModel(T5Config(**arguments)).state_dict()
-        tower = ImageTower(_tower_shapes(work)).state_dict()
+        tower = ImageTower(work.tower).state_dict()
         identity = _identity(work)
     text.pop("encoder.embed_tokens.weight", None)  # the same as shared.weight
     _save(folder / "transformer", "diffusion_pytorch_model", dit | identity, work, work.config)
@@ -59,17 +59,6 @@ def _identity(work: Workload) -> dict[str, Tensor]:
     shapes = {f"face_abstractor.{published_name(k)}": v for k, v in abstractor.state_dict().items()}
     shapes |= {f"vertex_spiral_net.{k}": v for k, v in spiral_net.state_dict().items()}
     return shapes | {f"vertex_reducer.{k}": v for k, v in reducer.state_dict().items()}
-
-
-def _tower_shapes(work: Workload) -> dict[str, tuple[int, ...]]:
-    """Those of its tensors that tell an image tower's sizes."""
-    t = work.tower
-    return {f"blocks.{i}": () for i in range(t["depth"])} | {
-        "patch_embed.proj.weight": (t["width"], 3, t["patch"], t["patch"]),
-        "rope.freqs_cos": (t["grid"] ** 2, t["head_dim"]),
-        "blocks.0.mlp.w1.weight": (t["mlp"], t["width"]),
-        "head.weight": (t["out"], t["width"]),
-    }
 
 
 def _save(folder: Path, name: str, like: Mapping[str, Tensor], work: Workload, config: dict | None = None) -> None:

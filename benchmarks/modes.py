@@ -1,61 +1,15 @@
 """Every mode that is measured, in one list: what a row is called and what makes it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-
-from torch import Tensor
+from dataclasses import dataclass
 
 from . import baselines, compiling, computer_memory, long_video, whole_run
+from .bench import Bench
 from .measure import Row, time_step
 from .ours import STEPS, Host
-from .workload import Inputs, Workload, random_inputs, random_published
+from .workload import Inputs, Workload
 
 AS_RELEASED = "FantasyID as released, interval 1, eager"
-
-
-@dataclass(eq=False)
-class Bench:
-    """What the modes of one run share; made when first asked for.
-
-    Attributes:
-        base: an empty folder, the host's base directory.
-        folder: where the random model's files lie or are written to, for whole runs.
-        steps: denoising steps of a whole run that are really done.
-        known: exact latents by number of steps, as far as they were computed.
-    """
-
-    work: Workload
-    device: str
-    base: Path
-    folder: Path
-    steps: int
-    host_arguments: tuple[str, ...] = ()
-    known: dict[int, Tensor] = field(default_factory=dict)
-
-    @cached_property
-    def published(self):
-        return random_published(self.work)
-
-    @cached_property
-    def inputs(self) -> Inputs:
-        return random_inputs(self.work, self.device)
-
-    @cached_property
-    def host(self) -> Host:
-        # The host's own attention for CPUs reads the free memory, and is compiled anew when that has changed.
-        on_cpu = ("--cpu", "--use-pytorch-cross-attention")
-        arguments = on_cpu if self.device == "cpu" else self.host_arguments
-        return Host(self.base, self.work, lambda: self.published, self.inputs, *arguments)
-
-    def exact(self, steps: int) -> Tensor:
-        """The exact latents after so many steps, which the others' errors are told from."""
-        if steps not in self.known:
-            self.host.forget()
-            self.known[steps] = self.host.run("", self.host.model(), steps=steps)[1]
-            self.host.forget()
-        return self.known[steps]
 
 
 Make = Callable[[Bench, str], Iterator[Row]]

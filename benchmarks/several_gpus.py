@@ -29,7 +29,7 @@ def measure(arguments: argparse.Namespace, device: str) -> list[Row]:
     rotary = model.rotary_embedding(*work.latents, device)
 
     def step() -> torch.Tensor:
-        return model(inputs.latents, inputs.text, inputs.timestep, rotary=rotary, run=run)
+        return model(inputs.latents, inputs.text, inputs.timestep, rotary=rotary, injector=run)
 
     rows = [time_step("one GPU", step)]
     alone = step()

@@ -4,16 +4,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import model_folder
+from .bench import Bench
 from .measure import PHASE, Phase, Row, phase, synchronize
-
-if TYPE_CHECKING:
-    from .modes import Bench
 
 SMALLER_AND_SMALLER = (12, 8, 6, 5, 4, 3)  # GiB free
 RELEASED_STEPS = 50
@@ -24,7 +21,7 @@ PROMPTS = (
 )
 
 
-def rows(bench: "Bench", name: str, taken: int = 0) -> Iterator[Row]:
+def rows(bench: Bench, name: str, taken: int = 0) -> Iterator[Row]:
     """Every phase with its time and peak, then all of it; detection and reconstruction are not in it.
 
     Args:
@@ -43,10 +40,10 @@ def rows(bench: "Bench", name: str, taken: int = 0) -> Iterator[Row]:
     yield Row(f"{name}: all of it", total, 0.0, note=run.check(), kind=PHASE)
 
 
-def on_a_card_with(gib: float) -> Callable[["Bench", str], Iterator[Row]]:
+def on_a_card_with(gib: float) -> Callable[[Bench, str], Iterator[Row]]:
     """The same with all else of the card occupied, as one row: its slowest part is told in the note."""
 
-    def limited(bench: "Bench", name: str) -> Iterator[Row]:
+    def limited(bench: Bench, name: str) -> Iterator[Row]:
         with bench.host.only_free(gib) as taken:
             found = list(rows(bench, name, taken))
         *parts, whole = found
@@ -60,7 +57,7 @@ def on_a_card_with(gib: float) -> Callable[["Bench", str], Iterator[Row]]:
 class Run:
     """One video from the files of a random model."""
 
-    def __init__(self, bench: "Bench"):
+    def __init__(self, bench: Bench):
         self.work, self.steps = bench.work, bench.steps
         bench.host.forget()
         folder = model_folder.write(bench.folder, bench.work)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fantasyid_core.dit.transformer import FantasyIDTransformer, diffusers_arguments
 from fantasyid_core.fusion.checkpoint import Published
+from fantasyid_core.fusion.image_tower import TowerSizes
 from fantasyid_core.fusion.mesh_hierarchy import Topology
 
 
@@ -38,7 +39,7 @@ class Workload:
     tokens: tuple[int, int]
     text: int
     vertices: tuple[int, int, int]
-    tower: Mapping[str, int]
+    tower: TowerSizes
     abstractor: Mapping[str, int]
     token_widths: tuple[int, ...]
     reducer: tuple[tuple[int, int, int], ...]
@@ -48,7 +49,7 @@ class Workload:
 
     @property
     def tower_width(self) -> int:
-        return self.tower["width"]
+        return self.tower.width
 
     @property
     def video(self) -> tuple[int, int, int]:
@@ -112,7 +113,7 @@ RELEASE = Workload(
     tokens=(115, 2048),
     text=4096,
     vertices=(5023, 1256, 314),
-    tower={"width": 1024, "depth": 24, "grid": 24, "patch": 14, "head_dim": 64, "mlp": 2730, "out": 768},
+    tower=TowerSizes(width=1024, depth=24, grid=24, patch=14, head_dim=64, mlp=2730, out=768),
     abstractor={"width": 256, "depth": 3, "patches": 576, "queries": 36},
     token_widths=(2048, 1024, 512, 256, 128),
     reducer=((128, 256, 5), (256, 512, 5), (512, 1024, 3), (1024, 2048, 3)),
@@ -127,7 +128,7 @@ SMOKE = Workload(
     tokens=(20, 64),
     text=64,
     vertices=(160, 40, 10),
-    tower={"width": 64, "depth": 6, "grid": 24, "patch": 14, "head_dim": 64, "mlp": 64, "out": 16},
+    tower=TowerSizes(width=64, depth=6, grid=24, patch=14, head_dim=64, mlp=64, out=16),
     abstractor={"width": 16, "depth": 1, "patches": 576, "queries": 4},
     token_widths=(64, 16),
     reducer=((16, 32, 5), (32, 64, 3)),

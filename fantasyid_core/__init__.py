@@ -2,5 +2,3 @@
 
 A photo's way through it: detection → reconstruction → views → fusion → injection → sampling → video.
 """
-
-__version__ = "0.1.0"

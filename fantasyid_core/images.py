@@ -79,9 +79,7 @@ def as_photos(images: Tensor, name: str = "image") -> Tensor:
     if not np.isfinite(low + high):
         raise ImageError(f"The {name} contains NaN or infinite values; check the node that made it.")
     if high > _LARGEST_VALUE:
-        raise ImageError(
-            f"The {name} has values up to {high:g}; expected 0…1. Convert it: divide by 255 if it is in 0…255."
-        )
+        raise ImageError(f"The {name} has values up to {high:g}; expected 0…1. Divide it by 255 if it is in 0…255.")
     if low < 0 or high > 1:
         photos = photos.clamp(0, 1)
     return photos.expand(-1, -1, -1, 3)

@@ -21,7 +21,7 @@ DIFFUSERS = {
         "CogVideoXSpatialNorm3D",
     ),
     "diffusers.models.downsampling": ("CogVideoXDownsample3D",),
-    "diffusers.models.embeddings": ("get_3d_rotary_pos_embed",),
+    "diffusers.models.embeddings": ("get_1d_rotary_pos_embed", "get_3d_rotary_pos_embed"),
     "diffusers.models.transformers.cogvideox_transformer_3d": ("CogVideoXBlock",),
     "diffusers.models.upsampling": ("CogVideoXUpsample3D",),
     "diffusers.pipelines.cogvideo.pipeline_cogvideox": ("get_resize_crop_region_for_grid",),

@@ -19,12 +19,12 @@ from fantasyid_core.errors import WeightsMissingError
 from fantasyid_core.fusion import checkpoint, mesh_hierarchy
 from fantasyid_core.fusion.face_abstractor import FaceAbstractor, published_name
 from fantasyid_core.fusion.identity import IdentityEncoder, build_encoder
-from fantasyid_core.fusion.image_tower import ImageTower, rotary
+from fantasyid_core.fusion.image_tower import ImageTower, TowerSizes, rotary
 from fantasyid_core.fusion.spiral_net import VertexReducer, VertexSpiralNet
 from fantasyid_core.io import weights
 from fantasyid_core.io.layout import locate, save_part, write_json
 from fantasyid_core.reconstruction import flame
-from fantasyid_core.reconstruction.deca import CODE_SIZES, Regressor, load_regressor
+from fantasyid_core.reconstruction.deca import CODE_SIZES, Regressor, RegressorSizes, load_regressor
 from fantasyid_core.sampling.schedule import RELEASE_SCHEDULE
 from fantasyid_core.video import autoencoder
 
@@ -46,25 +46,23 @@ class Sizes:
     """Widths and depths; the dictionaries are the parts' `config.json`.
 
     Attributes:
-        tower: width, depth, grid (patches a side), patch (px), head_dim, mlp, out.
         abstractor: arguments of `FaceAbstractor` beside those that follow from the tower.
         token_widths: of the spiral network, from K, the identity tokens' width, down.
         spiral_depth: its transformer layers.
         reducer: channels in and out and kernel of each block.
         injection_width: heads × head width of the injection layers.
-        regressor: channels of the stem, then (width, channels out, blocks) of each stage, then the hidden layer.
     """
 
     transformer: Mapping[str, Any]
     vae: Mapping[str, Any]
     text: Mapping[str, Any]
-    tower: Mapping[str, int]
+    tower: TowerSizes
     abstractor: Mapping[str, int]
     token_widths: tuple[int, ...]
     spiral_depth: int
     reducer: tuple[tuple[int, int, int], ...]
     injection_width: int
-    regressor: tuple[int, tuple[tuple[int, int, int], ...], int]
+    regressor: RegressorSizes
 
 
 def _transformer_config(heads: int, head_dim: int, layers: int, time: int, text: int, inner: int, queries: int) -> dict:
@@ -134,25 +132,25 @@ NANO = Sizes(
     transformer=_transformer_config(heads=6, head_dim=64, layers=7, time=64, text=192, inner=64, queries=36),
     vae=_vae_config((24, 48, 96, 96), groups=8),
     text=_text_config(width=192, hidden=512, layers=3, heads=3),
-    tower={"width": 320, "depth": 6, "grid": 8, "patch": 14, "head_dim": 64, "mlp": 640, "out": 16},
+    tower=TowerSizes(width=320, depth=6, grid=8, patch=14, head_dim=64, mlp=640, out=16),
     abstractor={"width": 192, "depth": 2, "queries": 36},
     token_widths=(256, 96),
     spiral_depth=3,
     reducer=((96, 96, 5), (96, 128, 5), (128, 256, 5)),
     injection_width=256,
-    regressor=(32, ((32, 96, 2), (48, 160, 2), (80, 256, 2), (112, 384, 2)), 256),
+    regressor=RegressorSizes(32, ((32, 96, 2), (48, 160, 2), (80, 256, 2), (112, 384, 2)), 256),
 )
 TINY = Sizes(  # for tests
     transformer=_transformer_config(heads=2, head_dim=16, layers=2, time=16, text=16, inner=16, queries=4),
     vae=_vae_config((8, 8, 8, 8), groups=2),
     text=_text_config(width=16, hidden=32, layers=1, heads=2),
-    tower={"width": 32, "depth": 6, "grid": 4, "patch": 14, "head_dim": 16, "mlp": 32, "out": 8},
+    tower=TowerSizes(width=32, depth=6, grid=4, patch=14, head_dim=16, mlp=32, out=8),
     abstractor={"width": 16, "depth": 1, "queries": 4},
     token_widths=(32, 16),
     spiral_depth=1,
     reducer=((16, 32, 5), (32, 32, 3)),
     injection_width=16,
-    regressor=(8, ((8, 16, 1), (8, 16, 1), (8, 16, 1), (8, 16, 1)), 32),
+    regressor=RegressorSizes(8, ((8, 16, 1), (8, 16, 1), (8, 16, 1), (8, 16, 1)), 32),
 )
 
 
@@ -219,9 +217,7 @@ def build(face_folder: Path = SHIPPED / "face_model", sizes: Sizes = NANO, seed:
         )
         encoder = IdentityEncoder(
             _tower(tower),
-            FaceAbstractor(
-                dim=tower["width"], patches=tower["grid"] ** 2, output_dim=token_dim, **dict(sizes.abstractor)
-            ),
+            FaceAbstractor(dim=tower.width, patches=tower.grid**2, output_dim=token_dim, **dict(sizes.abstractor)),
             VertexSpiralNet(mesh, list(sizes.token_widths), sizes.spiral_depth, config["vertex_depth_scale"]),
             VertexReducer(list(sizes.reducer)),
         )
@@ -230,7 +226,7 @@ def build(face_folder: Path = SHIPPED / "face_model", sizes: Sizes = NANO, seed:
             text=T5EncoderModel(T5Config(**_arguments(sizes.text))),
             transformer=transformer,
             encoder=encoder,
-            regressor=_regressor(sizes.regressor),
+            regressor=Regressor(sizes.regressor),
             face=face,
             face_folder=face_folder,
             config=config,
@@ -339,27 +335,10 @@ def _arguments(config: Mapping) -> dict:
     return {name: value for name, value in config.items() if not name.startswith("_") and name != "architectures"}
 
 
-def _tower(t: Mapping[str, int]) -> ImageTower:
-    patches = t["grid"] ** 2
-    shapes = {f"blocks.{i}": () for i in range(t["depth"])} | {
-        "patch_embed.proj.weight": (t["width"], 3, t["patch"], t["patch"]),
-        "rope.freqs_cos": (patches, t["head_dim"]),
-        "blocks.0.mlp.w1.weight": (t["mlp"], t["width"]),
-        "head.weight": (t["out"], t["width"]),
-    }
-    tower = ImageTower(shapes)
-    tower.rope.freqs_cos, tower.rope.freqs_sin = rotary(patches, t["head_dim"])
+def _tower(sizes: TowerSizes) -> ImageTower:
+    tower = ImageTower(sizes)
+    tower.rope.freqs_cos, tower.rope.freqs_sin = rotary(sizes.grid**2, sizes.head_dim)
     return tower
-
-
-def _regressor(sizes: tuple[int, tuple[tuple[int, int, int], ...], int]) -> Regressor:
-    stem, stages, hidden = sizes
-    shapes: dict[str, tuple[int, ...]] = {"encoder.conv1.weight": (stem, 3, 7, 7)}
-    for i, (width, channels, blocks) in enumerate(stages, start=1):
-        shapes |= {f"encoder.layer{i}.{j}.conv3.weight": (channels, width, 1, 1) for j in range(blocks)}
-        shapes[f"encoder.layer{i}.0.downsample.0.weight"] = (channels,)
-    shapes["layers.0.weight"] = (hidden, stages[-1][1])
-    return Regressor(shapes)
 
 
 @torch.no_grad()

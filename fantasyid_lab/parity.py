@@ -1,7 +1,7 @@
 """`python -m fantasyid_lab.parity DIR`: recompute the numbers that the release produced and print how far off we are.
 
-DIR holds deterministic weights' recipe and the release's outputs (see the README there). Exit code 1 when any relative
-error ‖ours − theirs‖ / ‖theirs‖ exceeds 1e-4, or an output is not recomputed.
+DIR holds deterministic weights' recipe and the release's outputs, as tests/fixtures/parity does (see its README). Exit
+code 1 when any relative error ‖ours − theirs‖ / ‖theirs‖ exceeds 1e-4, or an output is not recomputed.
 """
 
 import argparse
@@ -31,9 +31,10 @@ from fantasyid_core.fusion.spiral_net import VertexReducer, VertexSpiralNet
 from fantasyid_core.reconstruction.deca import Regressor
 from fantasyid_core.reconstruction.flame import load as load_flame
 from fantasyid_core.reconstruction.mesh_files import read_ply
-from fantasyid_core.sampling.schedule import denoise, guide
+from fantasyid_core.sampling.pipeline import Conditions, Guidance, encode_first_frame, sample
 
 LIMIT = 1e-4
+MESH = "transform.pkl"  # FLAME's, so it may be missing: the release's own vertex tokens are then an input, no output
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Row:
 
 
 class Fixtures:
-    """A folder shaped like `shared/parity`, and the modules that its weights describe."""
+    """A folder shaped like tests/fixtures/parity, and the modules that its weights describe."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -90,7 +91,7 @@ class Fixtures:
 
     @cached_property
     def topology(self) -> Topology:
-        return load_topology(self.folder / "transform.pkl")
+        return load_topology(self.folder / MESH)
 
     @cached_property
     def vertices(self) -> Tensor:
@@ -107,7 +108,13 @@ class Fixtures:
         return net(self.vertices[None], self.face_tokens)
 
     @cached_property
+    def has_mesh(self) -> bool:
+        return (self.folder / MESH).is_file()
+
+    @cached_property
     def vertex_tokens(self) -> Tensor:
+        if not self.has_mesh:
+            return self.outputs("official_outputs.safetensors")["vertex_tokens"]
         return VertexReducer.from_published(self.published.vertex_reducer)(self.vertex_descriptor)
 
     @cached_property
@@ -116,8 +123,10 @@ class Fixtures:
 
 
 def identity_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
-    """Face tokens, vertex descriptor (every 16th row), vertex tokens."""
+    """Face tokens; with the mesh also vertex descriptor (every 16th row) and vertex tokens."""
     yield "face_tokens", fixtures.face_tokens
+    if not fixtures.has_mesh:
+        return
     yield "vertex_descriptor", fixtures.vertex_descriptor[:, ::16]
     yield "vertex_tokens", fixtures.vertex_tokens
 
@@ -136,7 +145,7 @@ def transformer_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
         run = InjectionRun([Injection(fixtures.tokens[0])])
         yield (
             f"transformer_output_interval{interval}",
-            model(latents, text, torch.full((2,), 500), rotary=rotary, run=run),
+            model(latents, text, torch.full((2,), 500), rotary=rotary, injector=run),
         )
 
 
@@ -151,37 +160,39 @@ def pipeline_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
     pixels = np.clip(80 * np.abs(fixtures.recipe.draw("input:image", (64, 96, 3))), 0, 255).astype(np.uint8)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None, :, None] / 127.5 - 1
     generator = torch.Generator().manual_seed(meta["seed"])
-    encoded = vae.encode(image).latent_dist.sample(generator) * vae.config.scaling_factor
-    noise = fixtures.draw("input:latents", (1, 3, 16, 8, 12))
-    first = torch.cat([encoded.transpose(1, 2), torch.zeros(1, 2, 16, 8, 12)], 1)
-    text = torch.cat(
-        [fixtures.draw(f"input:{name}", (1, 16, 4096)) for name in ("negative_prompt_embeds", "prompt_embeds")]
+    conditions = Conditions(
+        text=fixtures.draw("input:prompt_embeds", (1, 16, 4096)),
+        negative_text=fixtures.draw("input:negative_prompt_embeds", (1, 16, 4096)),
+        image=encode_first_frame(vae, image, 3, generator),
+        tokens=fixtures.tokens,
     )
-    rotary = model.rotary_embedding_on(RELEASE_GRID, 3, 8, 12, "cpu")
-    run = InjectionRun([Injection(fixtures.tokens[0])])
-
-    def velocity(latents: Tensor, timestep: int) -> Tensor:
-        both = torch.cat([latents, first], 2).expand(2, -1, -1, -1, -1)
-        predicted = model(both, text, torch.full((2,), timestep), rotary=rotary, run=run)
-        return guide(*predicted.chunk(2), meta["guidance"])
-
     yield (
         "pipeline_latents",
-        denoise(
-            velocity, noise, steps=meta["steps"], generator=generator, schedule=fixtures.json("scheduler_config.json")
+        sample(
+            model,
+            fixtures.draw("input:latents", (1, 3, 16, 8, 12)),
+            conditions,
+            Guidance(meta["guidance"]),
+            steps=meta["steps"],
+            generator=generator,
+            schedule=fixtures.json("scheduler_config.json"),
+            rotary=model.rotary_embedding_on(RELEASE_GRID, 3, 8, 12, "cpu"),
         ),
     )
 
 
 def deca_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
-    """DECA's regressor on a drawn image and on the photo, and FLAME in both modes."""
+    """DECA's regressor on a drawn image, and, where they are there, on the photo and FLAME in both modes."""
     from fantasyid_core.images import load_photo
     from fantasyid_core.reconstruction.deca_input import squeeze
 
     regressor = Regressor.from_state_dict(fixtures.state("deca_encoder_manifest.json"))
     yield "encoder_code_for_draw_image", regressor(fixtures.draw("deca:image", (2, 3, 224, 224)).sigmoid())
-    photo = load_photo(fixtures.folder / fixtures.meta["photo"])
-    yield "encoder_code_for_photo_resized_224", regressor(squeeze(photo))
+    if "photo" in fixtures.meta:
+        photo = load_photo(fixtures.folder / fixtures.meta["photo"])
+        yield "encoder_code_for_photo_resized_224", regressor(squeeze(photo))
+    if not fixtures.has_mesh:
+        return
     code = fixtures.draw("deca:code", (1, 236))
     shape, expression, pose = code[:, :100], code[:, 150:200], 0.2 * code[:, 200:206]
     with tempfile.TemporaryDirectory() as folder:
@@ -223,6 +234,8 @@ def compare(fixtures: Fixtures) -> list[Row]:
         if not (folder / file).is_file():
             continue
         theirs = fixtures.outputs(file)
+        if not fixtures.has_mesh:
+            theirs.pop("vertex_tokens", None)
         ours = {name: tensor for group in groups for name, tensor in group(fixtures)}
         rows += [Row(name, tuple(x.shape), relative_error(ours.get(name), x)) for name, x in theirs.items()]
     order = folder / "openmesh_spirals_len9.npz"
@@ -243,8 +256,9 @@ def relative_error(ours: Tensor | None, theirs: Tensor) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m fantasyid_lab.parity", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a folder shaped like shared/parity")
+    parser.add_argument("folder", type=Path, help="a folder shaped like tests/fixtures/parity")
     try:
         fixtures = Fixtures(parser.parse_args(arguments).folder)
         print(fixtures.published.report)

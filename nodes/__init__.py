@@ -33,4 +33,5 @@ class FantasyIDExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> FantasyIDExtension:
+    """What ComfyUI looks for when it loads the pack."""
     return FantasyIDExtension()

@@ -75,7 +75,7 @@ class FantasyIDLongVideo(FantasyIDNode):
         anchored = FIRST_FRAME[first_frame]
         if anchored is None:
             anchored = transformer.first_frame_condition
-        frames = window_frames or transformer.config.sample_frames
+        frames = window_frames or transformer.config["sample_frames"]
         return io.NodeOutput(set_windows(model, windows(frames, overlap, anchored)))
 
 

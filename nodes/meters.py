@@ -7,14 +7,14 @@ from comfy_api.latest import io
 
 from ..fantasyid_core.detection.faces import DetectedFace
 from ..fantasyid_core.errors import FaceNotFoundError
-from ..fantasyid_core.meters import attribute_regressor as judges
 from ..fantasyid_core.meters import embedding as embeddings
 from ..fantasyid_core.meters import meters
-from .host import paths
+from .host import notes, paths
 from .host.base import FantasyIDNode, listed
+from .host.resident import attribute_network, on_device
 from .host.sockets import Face
 
-JUDGE_MODEL = "FantasyID-nano"  # the judge was trained beside it
+REGRESSOR_MODEL = "FantasyID-nano"  # the attribute regressor was trained beside it
 
 
 class FantasyIDLikenessMeter(FantasyIDNode):
@@ -47,11 +47,23 @@ class FantasyIDLikenessMeter(FantasyIDNode):
                     optional=True,
                     tooltip="In place of 'face': a photo of the person, the largest face of its first picture.",
                 ),
+                io.Image.Input(
+                    "gallery",
+                    optional=True,
+                    tooltip="Photos of other people, one each, as a batch: whether the reference is nearer to the "
+                    "video than all of them says more than a threshold.",
+                ),
             ],
             outputs=[
-                io.Float.Output(display_name="similarity", tooltip="Mean over the frames: 1 is the same picture."),
+                io.Float.Output(
+                    display_name="similarity",
+                    tooltip="Mean cosine over the frames, to compare settings: 1 is the same picture.",
+                ),
                 io.Float.Output(display_name="between_frames", tooltip="Of neighbouring frames with each other."),
-                io.Image.Output(display_name="plot", tooltip="Similarity by frame, with where a same person begins."),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="By frame in the measure of the embedding's authors, with their threshold.",
+                ),
                 io.String.Output(display_name="report", tooltip="The numbers, a line per frame."),
             ],
         )
@@ -63,15 +75,20 @@ class FantasyIDLikenessMeter(FantasyIDNode):
         embedding: str,
         face: DetectedFace | None = None,
         reference: torch.Tensor | None = None,
+        gallery: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        if face is None and reference is None:
+        if face is not None:
+            photo, landmarks = face.image, face.landmarks
+        elif reference is not None:
+            photo, landmarks = reference[0], None
+        else:
             raise FaceNotFoundError("There is nothing to compare with: connect 'face' or 'reference'.")
         chosen = embeddings.load(embedding, paths.embedding_folders())
-        photo, landmarks = (face.image, face.landmarks) if face is not None else (reference[0], None)
         bar = comfy.utils.ProgressBar(len(frames))
-        found = meters.likeness_of(
-            frames, photo, landmarks, chosen, comfy.model_management.get_torch_device(), lambda: bar.update(1)
-        )
+        device = comfy.model_management.get_torch_device()
+        others = () if gallery is None else gallery
+        found = meters.likeness_of(frames, photo, landmarks, chosen, device, lambda: bar.update(1), others)
+        notes.show(found.report.partition("\n")[0])
         return io.NodeOutput(found.mean, found.between_frames, found.plot[None], found.report)
 
 
@@ -107,9 +124,9 @@ class FantasyIDMotionMeter(FantasyIDNode):
     @classmethod
     def run(cls, frames: torch.Tensor) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
-        judge = judges.load(paths.resolve(JUDGE_MODEL) / "judge", device)
+        [regressor] = on_device([(attribute_network, paths.resolve(REGRESSOR_MODEL) / "judge")])
         bar = comfy.utils.ProgressBar(len(frames))
-        found = meters.motion_of(frames, judge, device, lambda: bar.update(1))
+        found = meters.motion_of(frames, regressor, device, lambda: bar.update(1))
         report, plot = meters.motion_report(found), meters.motion_plot(found)
         return io.NodeOutput(found.face, found.head, plot[None], report)
 

@@ -8,18 +8,17 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..fantasyid_core.detection.faces import DetectedFace
 from ..fantasyid_core.errors import MeshError
 from ..fantasyid_core.reconstruction import deca_input, face_mesh, render
-from ..fantasyid_core.reconstruction.deca import load_regressor
 from ..fantasyid_core.reconstruction.face_mesh import FaceMesh
-from ..fantasyid_core.reconstruction.flame import load as load_flame
 from ..fantasyid_core.reconstruction.glb import write_glb
 from ..fantasyid_core.reconstruction.mesh_files import write_obj, write_ply
 from .host import paths
 from .host.base import FantasyIDNode, listed
+from .host.resident import deca_regressor, face_model, on_device
 from .host.sockets import Face, Mesh
 
 DECA, LANDMARK_FIT = METHODS = ("DECA", "landmark fit")
 WRITERS = {"glb": write_glb, "obj": write_obj, "ply": write_ply}
-NEEDED = 1 << 29  # bytes: DECA's regressor with its activations
+NEEDED = 1 << 29  # bytes: the activations of DECA's regressor
 
 
 class FantasyIDReconstruct(FantasyIDNode):
@@ -97,15 +96,17 @@ class FantasyIDReconstruct(FantasyIDNode):
             raise MeshError(f"There is no method '{method}'; choose one of: {', '.join(METHODS)}.")
         folders = paths.beside(paths.resolve(model_name), "face_model")
         device = comfy.model_management.get_torch_device()
-        comfy.model_management.free_memory(NEEDED, device)
-        others = face_mesh.largest_faces(images, device) if images is not None else []
         if method == LANDMARK_FIT:
-            model = load_flame(face_mesh.find_face_model(*folders)).to(device)
-            mesh = face_mesh.from_landmarks(face, model, mode, others)
+            [model] = on_device([(face_model, face_mesh.find_face_model(*folders))])
         else:
             deca_file, flame_file = face_mesh.find_files(*folders)
-            regressor, model = load_regressor(deca_file).float().to(device), load_flame(flame_file).to(device)
-            mesh = face_mesh.reconstruct(face, regressor, model, mode, look_at, others)
+            regressor, model = on_device([(deca_regressor, deca_file), (face_model, flame_file)], NEEDED)
+        others = face_mesh.largest_faces(images, device) if images is not None else []
+        if method == LANDMARK_FIT:
+            mesh = face_mesh.from_landmarks(face, model.flame, mode, others)
+        else:
+            mesh = face_mesh.reconstruct(face, regressor, model.flame, mode, look_at, others)
+        assert mesh.in_photo is not None, "both ways leave where the photo shows the face"
         overlay = render.overlay(face.image.to(device), mesh.in_photo, mesh.faces)
         return io.NodeOutput(mesh, _picture(mesh), _shown(overlay[None]), _host_mesh(mesh))
 

@@ -67,8 +67,9 @@ class FantasyIDViews(FantasyIDNode):
                     options=[LOOKS, *embedding.EMBEDDINGS],
                     default=LOOKS,
                     optional=True,
-                    tooltip="What tells people apart. looks: needs nothing; good within one video. dlib or ArcFace: "
-                    "face recognition, good across photos too; needs an optional package or your model file.",
+                    tooltip="What tells people apart. looks: needs nothing; good within one video, but no face "
+                    "recognition: across photos it takes strangers for one another. dlib or ArcFace: face recognition, "
+                    "good across photos too; needs an optional package or your model file.",
                 ),
             ],
             outputs=[

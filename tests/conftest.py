@@ -33,9 +33,15 @@ if TYPE_CHECKING:
     from fantasyid_lab.training.stage import Context, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
-PARITY = ROOT.parent / "shared" / "parity"
 TESTS = ROOT / "tests"
+PARITY = TESTS / "fixtures" / "parity"
+FULL_PARITY = os.environ.get("FANTASYID_PARITY")  # a folder with what licences keep out of the repository
 SEEDS = itertools.count(1000)
+SLOW = [  # by the beginnings of their files' names: what trains, draws people or runs networks of full width
+    *("deca_flame", "detection", "download", "eight_bits", "evaluation", "fitting", "image_tower", "model_defaults"),
+    *("nano", "parallel", "parity", "people", "profile_stage", "rasteriser_embree", "render", "topology", "training"),
+    *("views", "workflows"),
+]
 OF_SCRIPTS = {
     "OMP_NUM_THREADS": "1",  # several threads only get in each other's way here
     # glibc keeps what is freed: asking the system for every large tensor anew takes up to a third of the time.
@@ -73,6 +79,26 @@ from tools.launch_comfy import fit_imports  # noqa: E402
 fit_imports()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by what a test uses, before `-m` chooses: nobody has to remember to."""
+    for item in items:
+        fixtures, reasons = set(getattr(item, "fixturenames", ())), _skip_reasons(item)
+        marks = {
+            "host": fixtures & {"comfy", "host_script", "stocked"},
+            "browser": fixtures & {"browser", "page"},
+            "perf": item.get_closest_marker("alone"),
+            "gpu": any("CUDA" in reason or "card" in reason for reason in reasons),
+            "slow": item.path.name.startswith(tuple(f"test_{name}" for name in SLOW)),
+        }
+        for name in (name for name, applies in marks.items() if applies):
+            item.add_marker(name)
+
+
+def _skip_reasons(item: pytest.Item) -> list[str]:
+    return [mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif")]
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Which worker runs a test, and after which others, changes neither its random numbers nor what it measures."""
@@ -100,10 +126,16 @@ def _turn(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def parity_dir() -> Path:
-    """The release's numbers; absent outside the workplace where they were made."""
-    if not (PARITY / "meta.json").is_file():
-        pytest.skip(f"no parity fixtures at {PARITY}")
-    return PARITY
+    """The release's numbers: those in the repository, or the full set where somebody has it."""
+    return Path(FULL_PARITY) if FULL_PARITY else PARITY
+
+
+@pytest.fixture(scope="session")
+def flame_dir() -> Path:
+    """The full set, with FLAME's mesh in it."""
+    if not FULL_PARITY:
+        pytest.skip("FLAME's licence keeps its mesh out of the repository; FANTASYID_PARITY names no folder with it")
+    return Path(FULL_PARITY)
 
 
 @pytest.fixture(scope="session")
@@ -242,11 +274,20 @@ def pools() -> "tuple[Pool, Pool]":
     from fantasyid_lab.training.settings import PoolSettings
 
     sizes = PoolSettings(
-        holds=4, people=4, filmed=4, stills=2, first=4, share=0.0, frames=9, size=32, still_size=32, validation=4
+        capacity=4,
+        people=4,
+        with_video=4,
+        stills=2,
+        prefill=4,
+        share=0.0,
+        frames=9,
+        size=32,
+        still_size=32,
+        validation=4,
     )
     both = tuple(Pool(sizes, split, 0, torch.device("cpu")) for split in (TRAIN, VALIDATION))
     for pool in both:
-        pool.fill(4)
+        pool.prefill(4)
     return both
 
 

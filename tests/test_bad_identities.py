@@ -75,7 +75,7 @@ def test_file_that_is_no_identity(comfy: ComfyServer, photo: str, saved: Path):
     "file", ["../models/fantasyid/FantasyID/vae/diffusion_pytorch_model.safetensors", "/etc/passwd", "../../x [output]"]
 )
 def test_identity_path_that_leads_elsewhere(comfy: ComfyServer, photo: str, file: str):
-    check(comfy, with_identity(photo, file), "FantasyIDLoadIdentity", "lies outside of", "put the file there")
+    check(comfy, with_identity(photo, file), "FantasyIDLoadIdentity", "lies outside of", "put the identity there")
 
 
 @pytest.mark.parametrize("prefix", ["../../out", "/tmp/out", "a/../../../out"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tools.comfy_host import ComfyServer
-from tools.complaints import check, good
+from tools.complaints import check, check_choice, good
 from tools.graphs import changed, conditioned, custom, frames_of, latents_of, node, stock
 
 pytestmark = pytest.mark.usefixtures("lives_on")
@@ -84,7 +84,6 @@ VALUES = [
     ("sample", {"guidance": float("nan")}, "must be a finite number"),
     ("sample", {"seed": -1}, "seed"),
     ("sample", {"seed": 2**64}, "seed"),
-    ("sample", {"scheduler": "magic"}, "choose one of dpm, ddim"),
     ("apply", {"strength": float("inf")}, "strength"),
     ("apply", {"strength": float("nan")}, "strength must be a finite number"),
     ("apply", {"start_percent": 2.0}, "start_percent"),
@@ -97,9 +96,6 @@ VALUES = [
     ("face", {"index": -1}, "index"),
     ("face", {"select": "prettiest"}, "largest"),
     ("views", {"max_views": 0}, "max_views"),
-    ("id", {"combine": "all"}, "choose one of: first view, mean of views"),
-    ("mesh", {"mode": "best"}, "choose one of: as released, shape only"),
-    ("load", {"weight_dtype": "int3"}, "choose one of: default, bf16"),
     ("load", {"vae_name": "../../secret.safetensors"}, "is not in models/vae"),
     ("load", {"vae_name": "/etc/passwd"}, "is not in models/vae"),
     *(
@@ -115,6 +111,22 @@ VALUES = [
 def test_absurd_value(comfy: ComfyServer, photo: str, where: str, inputs: dict, words: str):
     graph = latents_of(stock(photo, frames=1)) if where == "apply" else good(photo)
     check(comfy, changed(graph, **{where: inputs}), graph[where]["class_type"], words)
+
+
+DTYPES = ("default", "bf16", "fp16", "fp32", "fp8_e4m3fn")
+COMBINE = ("first view", "mean of views", "best view", "concatenate tokens", "weighted by pose")
+CHOICES = [
+    ("sample", {"scheduler": "magic"}, ("dpm", "ddim")),
+    ("id", {"combine": "all"}, COMBINE),
+    ("mesh", {"mode": "best"}, ("as released", "shape only")),
+    ("load", {"weight_dtype": "int3"}, DTYPES),
+]
+
+
+@pytest.mark.parametrize(("where", "inputs", "choices"), CHOICES, ids=str)
+def test_choice_that_there_is_not(comfy: ComfyServer, photo: str, where: str, inputs: dict, choices: tuple[str, ...]):
+    graph = good(photo)
+    check_choice(comfy, changed(graph, **{where: inputs}), graph[where]["class_type"], choices)
 
 
 @pytest.mark.parametrize("value", [{"steps": 1}, {"guidance": 1.0}, {"seed": 2**64 - 1}, {"steps": 2.5}], ids=str)

@@ -91,6 +91,6 @@ def test_command_prints_a_line_per_photo(portrait: Path, tmp_path: Path, capsys:
 
 
 def test_command_runs_as_a_module(portrait: Path):
-    command = [sys.executable, "-m", "fantasyid_core.detection.faces", str(portrait)]
+    command = [sys.executable, "-m", "fantasyid_core.detection", str(portrait)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert len(json.loads(done.stdout)["faces"]) == 1

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-DOCUMENTS = [ROOT / "README.md", ROOT / "THIRD_PARTY.md"]
-DOCUMENTS += [path for folder in ("docs", "web/docs", "models/*") for path in ROOT.glob(f"{folder}/*.md")]
+DOCUMENTS = [ROOT / name for name in ("README.md", "THIRD_PARTY.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+DOCUMENTS += [path for folder in ("docs", "docs/log", "web/docs", "models/*") for path in ROOT.glob(f"{folder}/*.md")]
 CORE = sorted((ROOT / "fantasyid_core").rglob("*.py"))
 LAB = sorted((ROOT / "fantasyid_lab").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
@@ -103,8 +103,19 @@ def test_links_into_the_repository_lead_somewhere(document: Path):
     assert broken == []
 
 
+def test_the_log_lists_its_entries_and_every_entry_says_what_came_of_it():
+    folder = ROOT / "docs" / "log"
+    entries = {path.name for path in folder.glob("*.md")} - {"README.md"}
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", (folder / "README.md").read_text("utf-8"))) >= entries
+    for name in entries:
+        text = (folder / name).read_text("utf-8")
+        assert re.match(r"# .+\n\n" + re.escape(name[:10]) + "\n", text), name
+        assert all(f"**{part}.** " in text for part in ("Question", "Change", "Setting", "Verdict")), name
+
+
 def test_the_parity_document_shows_every_output_that_is_compared():
-    tested = re.findall(r'"(\w+)"', re.search(r'parametrize\(\s+"name",\s+\[(.*?)\n    \],', _parity_tests(), re.S)[1])
+    lists = re.findall(r'parametrize\(\s+"name",\s+\[(.*?)\n    \],', _parity_tests(), re.S)
+    tested = re.findall(r'"(\w+)"', "".join(lists))
     document = (ROOT / "docs" / "parity.md").read_text("utf-8")
     assert len(tested) == 15
     assert [name for name in tested if not re.search(rf"^{name} ", document, re.M)] == []
@@ -159,6 +170,13 @@ def test_the_pack_imports_itself_relatively(file: Path):
     """The host loads it by path, under a name of its own, and has a top-level `nodes` too."""
     own = {"fantasyid_core", "fantasyid_lab", "nodes", "tools", "tests", "benchmarks"}
     assert [module for level, module, _ in imports(file) if not level and module.split(".")[0] in own] == []
+
+
+@pytest.mark.parametrize("file", NODES, ids=within)
+def test_the_nodes_know_nothing_of_what_is_not_in_the_registry_s_archive(file: Path):
+    """Their imports begin above the repository's packages, where import-linter cannot follow."""
+    imported = {f"{module}.{name}" for level, module, names in imports(file) if level for name in names or [""]}
+    assert {path for path in imported if path.split(".")[0] in {"fantasyid_lab", "tools", "benchmarks"}} == set()
 
 
 @pytest.mark.parametrize("file", CORE, ids=within)

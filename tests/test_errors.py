@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, FantasyIDError)}
 # Verbs with which a cure begins. "expected" and "must" say what is right, not what to do.
 TO_DO = (
-    "accept|check|choose|connect|convert|copy|crop|cut|delete|download|draw|encode|export|free|get|give|install|leave|"
-    "load|lower|make|move|open|paint|pack|pick|press|put|raise|reduce|reinstall|remove|rename|repair|repeat|run|save|"
+    "accept|check|choose|connect|convert|copy|crop|cut|delete|divide|download|draw|encode|export|free|get|give|install|"
+    "leave|load|lower|make|move|open|paint|pack|pick|press|put|raise|reduce|reinstall|remove|rename|repair|repeat|run|save|"
     "select|set|switch|take|tick|turn|unpack|update|use|write"
 )
 # A cure is a clause that begins with one of them: at the message's or a sentence's begin, or after a mark or "or".

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fantasyid_core.fusion.identity import load_identity, save_identity
-from fantasyid_core.meters.attribute_regressor import Judge
+from fantasyid_core.meters.attribute_regressor import AttributeRegressor
 from fantasyid_lab import nano
 from fantasyid_lab.evaluation import ablation, cases, generate
 from fantasyid_lab.people.colours import COLOURS
@@ -17,7 +17,7 @@ def models(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """Untrained tiny models: both branches, the 2-D one, the 3-D one; and an untrained judge."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    Judge(len(COLOURS)).save(folder / "judge")
+    AttributeRegressor(len(COLOURS)).save(folder / "judge")
     written = {"judge": folder / "judge"}
     for name, branches in (("full", None), ("no_3d", ["2d"]), ("no_2d", ["3d"])):
         model = nano.build(standin / "face_model", nano.TINY)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fantasyid_core.meters.attribute_regressor import JudgeReading
+from fantasyid_core.meters.attribute_regressor import AttributeReading
 from fantasyid_lab.evaluation import adherence, cases
-from fantasyid_lab.people.caption import told
+from fantasyid_lab.people.caption import stated_labels
 from fantasyid_lab.people.clip import Clip, clip
 from fantasyid_lab.people.colours import COLOURS
 from fantasyid_lab.people.person import TEST, person
@@ -18,19 +18,19 @@ def clips() -> list[Clip]:
     return [clip(person(TEST[i]), i) for i in range(150)]
 
 
-def true_reading(one: Clip) -> JudgeReading:
+def true_reading(one: Clip) -> AttributeReading:
     """What a judge without error reads."""
     frames, names = len(one.pose), list(COLOURS)
     shirt, background = torch.zeros(2, frames, len(names)).unbind(0)
     shirt[:, names.index(one.labels.shirt)] = 1
     background[:, names.index(one.labels.background)] = 1
     pose, expression = torch.from_numpy(one.pose), torch.from_numpy(one.expression)
-    return JudgeReading(torch.zeros(frames, 68, 2), pose, expression, shirt, background)
+    return AttributeReading(torch.zeros(frames, 68, 2), pose, expression, shirt, background)
 
 
 def compared(clips: list[Clip], shown: list[Clip]) -> adherence.Adherence:
     readings = [adherence.read(true_reading(one)) for one in shown]
-    return adherence.compare(readings, [c.labels for c in clips], [told(c.caption, c.labels) for c in clips])
+    return adherence.compare(readings, [c.labels for c in clips], [stated_labels(c.caption, c.labels) for c in clips])
 
 
 def test_true_clips_do_what_their_captions_say(clips: list[Clip]):
@@ -56,7 +56,7 @@ def test_limits_of_a_timid_judge_lie_half_way_between_what_it_reads_with_and_wit
     assert limits["brows"] == pytest.approx(0.09, abs=0.01)  # a fifth of 0.9 or so, and nothing
     assert limits["smile"] == pytest.approx(0.3 + 0.52 / 5, abs=0.02)
     readings = [replace(true_reading(one), expression=read) for one, read in zip(clips, timid, strict=True)]
-    labels, words = [c.labels for c in clips], [told(c.caption, c.labels) for c in clips]
+    labels, words = [c.labels for c in clips], [stated_labels(c.caption, c.labels) for c in clips]
     assert adherence.compare([adherence.read(r, limits) for r in readings], labels, words).expression > 0.95
     assert adherence.compare([adherence.read(r) for r in readings], labels, words).expression < 0.8
 
@@ -67,7 +67,7 @@ def test_what_no_clip_shows_has_no_limit(clips: list[Clip]):
 
 
 def test_what_a_caption_leaves_out_does_not_count(clips: list[Clip]):
-    turning = next(c for c in clips if "turn" in told(c.caption, c.labels))
+    turning = next(c for c in clips if "turn" in stated_labels(c.caption, c.labels))
     silent = adherence.compare([adherence.read(true_reading(turning))], [turning.labels], [set()])
     assert silent.turn != silent.turn  # NaN: nothing was asked
     assert silent.shirt != silent.shirt
@@ -83,21 +83,21 @@ def test_a_mirrored_turn_is_the_other_side(clips: list[Clip]):
 
 def test_captions_say_what_they_say(clips: list[Clip]):
     for one in clips:
-        words = told(one.caption, one.labels)
+        words = stated_labels(one.caption, one.labels)
         assert ("shirt" in words) <= (one.labels.shirt in one.caption)
         assert all(getattr(one.labels, name) for name in words)
     asked = [c for c in clips if c.labels.smile]
-    assert 0.75 < sum("smile" in told(c.caption, c.labels) for c in asked) / len(asked) < 1
+    assert 0.75 < sum("smile" in stated_labels(c.caption, c.labels) for c in asked) / len(asked) < 1
 
 
 def test_cases_show_different_people_and_repeat_by_seed():
     drawn, again, other = cases.draw(4), cases.draw(4), cases.draw(4, seed=1)
-    people = {case.asked.person.seed for case in drawn + other}
+    people = {case.target.person.seed for case in drawn + other}
     assert len(people) == 8
     assert people.isdisjoint(case.stranger.person.seed for case in drawn + other)
     assert all(seed in TEST for seed in people)
-    assert [case.asked.caption for case in drawn] == [case.asked.caption for case in again]
+    assert [case.target.caption for case in drawn] == [case.target.caption for case in again]
     for case in drawn:
-        assert case.reference.person is case.asked.person is case.gallery.person
+        assert case.reference.person is case.target.person is case.gallery.person
         assert case.reference.frames == 1
-        assert case.asked.caption != case.gallery.caption
+        assert case.target.caption != case.gallery.caption

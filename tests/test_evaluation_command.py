@@ -9,9 +9,9 @@ import torch
 
 from fantasyid_core.errors import FaceNotFoundError, FantasyIDError
 from fantasyid_core.fusion.identity import Identity
-from fantasyid_core.meters.attribute_regressor import Judge
+from fantasyid_core.meters.attribute_regressor import AttributeRegressor
 from fantasyid_lab import nano
-from fantasyid_lab.evaluation import cases, generate, kept, measure
+from fantasyid_lab.evaluation import cases, generate, measure, saved_frames
 from fantasyid_lab.evaluation.__main__ import main
 from fantasyid_lab.evaluation.generate import Generator, Request
 from fantasyid_lab.evaluation.modes import EXACT, parse
@@ -22,7 +22,7 @@ from fantasyid_lab.people.colours import COLOURS
 def folder(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = nano.write(nano.build(standin / "face_model", nano.TINY), tmp_path_factory.mktemp("models") / "tiny")
     torch.manual_seed(0)
-    Judge(len(COLOURS)).save(folder / "judge")
+    AttributeRegressor(len(COLOURS)).save(folder / "judge")
     return folder
 
 
@@ -60,7 +60,7 @@ def test_several_photos_of_a_person_make_one_identity(generator: Generator):
     clips = cases.photos(case, 3)
     assert clips[0] is case.reference
     assert len({clip.caption for clip in clips}) == 3
-    assert {clip.person.seed for clip in clips} == {case.asked.person.seed}
+    assert {clip.person.seed for clip in clips} == {case.target.person.seed}
     faces = [generate.reference(photo) for photo in cases.show(clips).frames[:, 0]]
     alone = [generator.identity(face) for face in faces]
     together = generator.identity(faces[0], faces[1:])
@@ -131,6 +131,7 @@ def test_the_command_generates_keeps_judges_and_draws(folder: Path, tmp_path: Pa
     assert main(judged) == 0
     report = json.loads((tmp_path / "table.json").read_text())
     assert report["settings"]["people"] == 2
+    assert len({row["key"] for row in report["rows"]}) == len(report["rows"])
     rows = {row["measure"]: row for row in report["rows"]}
     assert rows["re-identification, top-1 of 2"]["truth"] == 1  # true renders are found whoever judges the model
     assert rows["judged frames with a face"]["value"] == 0  # an untrained model shows none
@@ -140,11 +141,11 @@ def test_the_command_generates_keeps_judges_and_draws(folder: Path, tmp_path: Pa
 
 
 def test_kept_frames_come_back_nearly_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kept, "FILE_BYTES", 30_000)  # several files
-    videos = cases.as_bytes(cases.show([case.asked for case in cases.draw(2, frames=5)]).frames)
-    settings = kept.Settings(2, 0, 1, 5, 20, 6.0, "ddim", "nano", "fp32", "cpu")
-    kept.save(tmp_path, settings, measure.Outputs(videos, videos[:1], videos[1:]))
-    again, outputs = kept.load(tmp_path)
+    monkeypatch.setattr(saved_frames, "FILE_BYTES", 30_000)  # several files
+    videos = cases.as_bytes(cases.show([case.target for case in cases.draw(2, frames=5)]).frames)
+    settings = saved_frames.Settings(2, 0, 1, 5, 20, 6.0, "ddim", "nano", "fp32", "cpu")
+    saved_frames.save(tmp_path, settings, measure.Outputs(videos, videos[:1], videos[1:]))
+    again, outputs = saved_frames.load(tmp_path)
     assert again == settings
     assert outputs.prompted.shape == videos.shape
     assert (outputs.prompted.float() - videos.float()).abs().mean() < 2
@@ -153,7 +154,7 @@ def test_kept_frames_come_back_nearly_as_they_were(tmp_path: Path, monkeypatch: 
     assert len(files) > 1
     files[-1].unlink()
     with pytest.raises(FantasyIDError, match="frames"):
-        kept.load(tmp_path)
+        saved_frames.load(tmp_path)
 
 
 def test_modes_stand_side_by_side_with_what_they_cost(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

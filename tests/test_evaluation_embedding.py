@@ -58,6 +58,16 @@ def test_frames_without_a_face_are_marked(dlib: Embedding, six_people: torch.Ten
     assert embeddings.embed(dlib, frames[1:]).vectors.isnan().all()
 
 
+def test_each_network_compares_as_its_authors_do():
+    a, b = torch.tensor([[3.0, 4.0], [6.0, 8.0]]), torch.tensor([3.0, 4.0])
+    by_angle = Embedding("angle", 2, 1, (), 0.3, lambda chips: chips, threshold=0.3)
+    by_distance = Embedding("length", 2, 1, (), 0.9, lambda chips: chips, measure=embeddings.DISTANCE, threshold=0.6)
+    torch.testing.assert_close(by_angle.compare(a, b), torch.ones(2))
+    torch.testing.assert_close(by_distance.compare(a, b), torch.tensor([0.0, 5.0]))
+    assert by_angle.is_same(by_angle.compare(a, b)).tolist() == [True, True]
+    assert by_distance.is_same(by_distance.compare(a, b)).tolist() == [True, False]
+
+
 def test_a_chip_shows_the_landmarks_where_they_belong():
     """A picture with a bright dot at every landmark, turned, moved and six times as large as a chip."""
     template = ((50.0, 60.0), (100.0, 60.0), (75.0, 90.0), (55.0, 115.0), (95.0, 115.0))

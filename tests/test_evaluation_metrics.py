@@ -217,9 +217,9 @@ def test_similarity_to_a_reference_and_between_frames():
     assert likeness.average(frames).norm() == pytest.approx(1)
 
 
-def test_share_of_the_way_runs_from_stranger_to_truth():
+def test_the_normalised_similarity_runs_from_stranger_to_truth():
     stranger, truth = torch.tensor([0.2, 0.4, 0.3]), torch.tensor([0.8, 1.0, 0.9])
-    assert likeness.share_of_the_way(stranger, stranger, truth) == pytest.approx(0)
-    assert likeness.share_of_the_way(truth, stranger, truth) == pytest.approx(1)
+    assert likeness.normalised_similarity(stranger, stranger, truth) == pytest.approx(0)
+    assert likeness.normalised_similarity(truth, stranger, truth) == pytest.approx(1)
     lost = torch.tensor([0.5, float("nan"), 0.6])
-    assert likeness.share_of_the_way(lost, stranger, truth) == pytest.approx(0.5)
+    assert likeness.normalised_similarity(lost, stranger, truth) == pytest.approx(0.5)

@@ -7,7 +7,7 @@ import torch
 
 from fantasyid_core.meters import attribute_regressor as judges
 from fantasyid_core.meters import motion
-from fantasyid_core.meters.attribute_regressor import Judge, JudgeReading
+from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor
 from fantasyid_lab import nano
 from fantasyid_lab.evaluation import adherence, cases
 from fantasyid_lab.people.clip import Clip, clip
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not JUDGE.is_dir(), reason="the trained judge is
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def judge() -> AttributeRegressor:
     return judges.load(JUDGE)
 
 
@@ -31,28 +31,28 @@ def drawn() -> list[cases.Case]:
 
 @pytest.fixture(scope="module")
 def truth(drawn: list[cases.Case]) -> RenderedClips:
-    return cases.show([case.asked for case in drawn], every=4)
+    return cases.show([case.target for case in drawn], every=4)
 
 
 @pytest.fixture(scope="module")
-def reading(judge: Judge, truth: RenderedClips) -> JudgeReading:
+def reading(judge: AttributeRegressor, truth: RenderedClips) -> AttributeReading:
     return judges.look(judge, truth.frames.flatten(0, 1))
 
 
-def test_it_sees_where_the_face_is_and_how_it_is_turned(reading: JudgeReading, truth: RenderedClips):
+def test_it_sees_where_the_face_is_and_how_it_is_turned(reading: AttributeReading, truth: RenderedClips):
     off = (reading.landmarks * judges.SIZE - 0.5 - truth.landmarks.flatten(0, 1)).norm(dim=-1)
     assert off.median() < 2.0  # px of 160
     assert (reading.pose - truth.pose.flatten(0, 1)).abs()[:, 0].median() < 4.0
 
 
-def test_it_names_the_colours(reading: JudgeReading, drawn: list[cases.Case]):
+def test_it_names_the_colours(reading: AttributeReading, drawn: list[cases.Case]):
     frames = len(reading.pose) // len(drawn)
     for part in ("shirt", "background"):
-        wanted = torch.tensor([list(COLOURS).index(getattr(c.asked.labels, part)) for c in drawn])
+        wanted = torch.tensor([list(COLOURS).index(getattr(c.target.labels, part)) for c in drawn])
         assert (getattr(reading, part).argmax(1) == wanted.repeat_interleave(frames)).float().mean() > 0.8
 
 
-def test_it_measures_how_much_faces_move(judge: Judge):
+def test_it_measures_how_much_faces_move(judge: AttributeRegressor):
     """Against the true landmarks; clips whose expression is frozen, the head still turning, hardly move."""
     template = motion.head_template()
 
@@ -71,12 +71,12 @@ def test_it_measures_how_much_faces_move(judge: Judge):
     assert read(frozen)[0] < 0.3 * ours / 2
 
 
-def test_a_frozen_picture_has_no_motion(judge: Judge, truth: RenderedClips):
+def test_a_frozen_picture_has_no_motion(judge: AttributeRegressor, truth: RenderedClips):
     for frames in truth.frames[:2]:
         frozen = judges.look(judge, frames[:1].expand(5, -1, -1, -1))
         assert motion.measure(frozen.landmarks, motion.head_template(), frozen.expression).face < 0.05
 
 
-def test_it_reads_turns(judge: Judge, drawn: list[cases.Case], truth: RenderedClips):
+def test_it_reads_turns(judge: AttributeRegressor, drawn: list[cases.Case], truth: RenderedClips):
     for case, frames in zip(drawn, truth.frames, strict=True):
-        assert adherence.turn_of(judges.look(judge, frames).pose[:, 0]) == case.asked.labels.turn
+        assert adherence.turn_of(judges.look(judge, frames).pose[:, 0]) == case.target.labels.turn

@@ -142,9 +142,9 @@ def test_landmarks_that_no_face_fits_are_refused(model, landmarks, points, messa
         landmark_fit.fit(model, landmarks, torch.arange(points))
 
 
-def test_flame_s_five_landmarks_follow_from_the_geometry_of_its_mesh(parity_dir):
+def test_flame_s_five_landmarks_follow_from_the_geometry_of_its_mesh(flame_dir):
     """Eyes: the foremost vertex of each eyeball. Nose: of the head. Mouth: the ends of the gap between the lips."""
-    mesh = mesh_hierarchy.load(parity_dir / "transform.pkl")
+    mesh = mesh_hierarchy.load(flame_dir / "transform.pkl")
     vertices, faces = mesh.template, mesh.faces[0].tolist()
     head, *eyeballs = sorted(components(edges(faces)), key=len, reverse=True)
     assert [len(eyeball) for eyeball in eyeballs] == [546, 546]

@@ -64,7 +64,7 @@ def test_a_block_in_8_bits_stays_near_the_exact_one(model):
     rotary = model.rotary_embedding(3, 16, 24, "cpu")
     latents, text = draw(2, 3, 32, 16, 24), draw(2, 226, 32, seed=1)
     run = InjectionRun([Injection(draw(20, standin_weights.TOKENS, seed=2))])
-    inputs = dict(rotary=rotary, run=run)
+    inputs = dict(rotary=rotary, injector=run)
 
     def in_8_bits(index, block, visual, words, time, rotary):
         return block(visual, words, time, rotary, fp8=True)

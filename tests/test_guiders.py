@@ -35,8 +35,9 @@ def test_a_guider_with_a_conditioning_of_unknown_meaning_is_refused_by_name(foun
     assert "Switch guide_identity off" in found["unknown guider"]
 
 
-@pytest.mark.parametrize("case", ["DualModelGuider", "DualModelGuider, both branches"])
-def test_the_negative_prompt_may_have_a_model_of_its_own(found, case):
+@pytest.mark.parametrize("case", ["guided", "both guided", "identity in one", "identity in both"])
+def test_the_negative_prompt_may_have_a_model_with_identities_of_its_own(found, case):
+    case = f"DualModelGuider, {case}"
     if case not in found:
         pytest.skip("this ComfyUI has no DualModelGuider")
     assert found[case] < 1e-4

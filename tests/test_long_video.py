@@ -139,6 +139,17 @@ def test_steps_are_cached_for_each_window(found):
 
 def test_the_hosts_own_context_windows_work_on_our_model(found):
     assert found["stock node"]
+    assert found["stock node's frames"] == [found["known"]]
+
+
+def test_the_hosts_frame_before_a_window_is_left_out_by_ours_and_explained_where_the_stock_node_asks_for_it(found):
+    """`causal_window_fix`: one latent more a window than learned positions are for, unless windows are shorter."""
+    # the same latents on every ComfyUI
+    assert found["some latents"] == pytest.approx([3.39489, 0.217019, -0.31775, 2.89679, 2.459677, 3.491687], abs=1e-3)
+    if "stock node, fixed" not in found:
+        pytest.skip("this ComfyUI has no causal_window_fix")
+    assert found["stock node, fixed"] == [True, [found["known"] - 1, found["known"]]]
+    assert "Switch causal_window_fix off" in found["stock node, too long"]
 
 
 def test_the_node_takes_length_and_first_frame_from_the_model(found):

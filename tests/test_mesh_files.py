@@ -166,8 +166,8 @@ def test_a_file_without_faces_is_a_mesh_without_faces(tmp_path):
     assert faces is None
 
 
-def test_the_release_s_vertex_file_reads(parity_dir):
-    vertices, faces = read_ply(parity_dir / "anne.ply")
+def test_the_release_s_vertex_file_reads(flame_dir):
+    vertices, faces = read_ply(flame_dir / "anne.ply")
     assert vertices.shape == (5023, 3)
     assert vertices.dtype == torch.float32
     assert faces is None

@@ -11,10 +11,12 @@ from fantasyid_core.dit import byte_tokens
 from fantasyid_core.dit.injection import Injection, InjectionRun
 from fantasyid_core.errors import SaveError
 from fantasyid_core.fusion import checkpoint, mesh_hierarchy
+from fantasyid_core.fusion.image_tower import ImageTower, TowerSizes
 from fantasyid_core.fusion.spiral_net import Pool
 from fantasyid_core.io import weights
 from fantasyid_core.io.layout import save_part
 from fantasyid_core.reconstruction import flame
+from fantasyid_core.reconstruction.deca import Regressor, RegressorSizes
 from fantasyid_lab import nano
 from fantasyid_lab.people.head import load as load_head
 from tools import pack_weights
@@ -52,6 +54,12 @@ def test_a_written_model_reads_back(tiny: nano.Nano, tmp_path: Path):
     assert copy.encoder.spiral_net.depth_scale == tiny.config["vertex_depth_scale"]
 
 
+@pytest.mark.parametrize("sizes", [nano.NANO, nano.TINY])
+def test_sizes_of_tower_and_regressor_are_read_from_their_tensors(sizes: nano.Sizes):
+    assert TowerSizes.of(ImageTower(sizes.tower).state_dict()) == sizes.tower
+    assert RegressorSizes.of(Regressor(sizes.regressor).state_dict()) == sizes.regressor
+
+
 def test_the_model_fits_the_repository(standin: Path, tmp_path: Path):
     folder = nano.write(nano.build(standin / "face_model"), tmp_path)
     for part in pack_weights.PARTS:
@@ -69,7 +77,7 @@ def test_an_untrained_model_adds_nothing_for_an_identity(tiny: nano.Nano):
     run = InjectionRun([Injection(torch.randn(6, 32))])
     with torch.no_grad():
         plain, injected = (
-            tiny.transformer(latents, text, torch.tensor([500]), rotary=rotary, run=r) for r in (None, run)
+            tiny.transformer(latents, text, torch.tensor([500]), rotary=rotary, injector=r) for r in (None, run)
         )
     torch.testing.assert_close(plain, injected)
 

@@ -12,7 +12,7 @@ def test_steps_on_clips_and_photos_and_a_chunk_are_looked_at(
     standin: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     model = nano.write(nano.build(standin / "face_model", nano.TINY), tmp_path / "model")
-    pool = {"people": 4, "filmed": 4, "stills": 2, "holds": 4, "frames": 9, "size": 32, "still_size": 64}
+    pool = {"people": 4, "with_video": 4, "stills": 2, "capacity": 4, "frames": 9, "size": 32, "still_size": 64}
     pool["validation"] = 4
     sizes = [word for name, value in pool.items() for word in ("--set", f"pool.{name}={value}")]
     profile_stage.main(["base", "--model", str(model), "--steps", "1", "--set", "batch=2", *sizes])

@@ -19,7 +19,7 @@ def mesh(request) -> tuple[torch.Tensor, torch.Tensor]:
     if request.param == "stand-in":
         egg = head()
         return egg.template, egg.faces[0]
-    flame = mesh_hierarchy.load(request.getfixturevalue("parity_dir") / "transform.pkl")
+    flame = mesh_hierarchy.load(request.getfixturevalue("flame_dir") / "transform.pkl")
     return flame.template - flame.template.mean(0), flame.faces[0]
 
 

@@ -19,6 +19,13 @@ def test_a_face_becomes_a_mesh_and_its_picture(found, mode):
     assert found[f"{mode}, seen"], "the preview shows the mesh"
 
 
+def test_deca_and_the_face_model_are_read_once_and_held_by_comfyui(found):
+    assert found["comfyui holds deca and flame"] == [True, True]
+    assert found["read once"]
+    assert found["a changed file is read anew"] == [True, False]
+    assert found["after unloading"]
+
+
 @pytest.mark.parametrize("choice", ["face crop", "landmark fit", "more photos", "more photos, landmark fit"])
 def test_every_choice_gives_a_mesh_that_knows_its_place_in_the_photo(found, choice):
     assert found[choice] == [[642, 3], [1, 512, 512, 3], True]

@@ -10,6 +10,7 @@ import av
 import pytest
 
 from tools.comfy_host import ComfyServer
+from tools.environment import SetupError, venv_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,6 +43,19 @@ def test_a_published_model_that_is_there_is_taken_instead(command: ModuleType, t
     assert command._demo_model(tmp_path) == ("FantasyID", [])
 
 
+def test_every_comfyui_has_an_environment_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    assert venv_folder() == ROOT / ".venv"
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "main.py").touch()
+    (tmp_path / "comfyui_version.py").write_text('# made by a tool\n__version__ = "0.33.1"\n', "utf-8")
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    assert venv_folder() == ROOT / ".venv-comfyui-0.33.1"
+    (tmp_path / "comfyui_version.py").unlink()
+    with pytest.raises(SetupError, match="does not say which ComfyUI it is"):
+        venv_folder()
+
+
 @pytest.mark.parametrize(("there", "taken"), [(["5B"], "5B"), (["FantasyID-nano"], "FantasyID-nano")])
 def test_models_of_the_artist_s_comfyui_are_found(
     command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: list[str], taken: str
@@ -70,7 +84,14 @@ def test_the_demo_makes_a_video_from_a_photo(command: ModuleType, comfy: ComfySe
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert [frame.shape for frame in frames] == [(160, 160, 3)] * 25
     assert "turns her head to the right" in json.dumps(comfy.history())
-    assert "not a likeness engine" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not a likeness engine" in said
+    assert said.splitlines()[-1] == str(made["video"])
+
+    (tmp_path / "01 First video.json").write_text('{"nodes": [{"id": 1, "type": "Gone"}], "links": []}', "utf-8")
+    assert command._demo(command.DEMO_PHOTO, None) == 1
+    assert "Gone (node 1) is unknown" in capsys.readouterr().out
+    assert not command.DEMO_OUTPUT.exists(), "the video of the run before was left"
 
 
 def test_the_demo_says_what_is_wrong_with_a_photo(

@@ -22,7 +22,7 @@ from fantasyid_lab import nano
 from fantasyid_lab.people.clip import still
 from fantasyid_lab.people.person import TRAIN, person
 from fantasyid_lab.training import __main__ as command
-from fantasyid_lab.training import diffusion, face_truth, loop, options, settings, together, vae
+from fantasyid_lab.training import diffusion, face_truth, loop, options, rank_sync, settings, vae
 from fantasyid_lab.training.pool import Pool
 from fantasyid_lab.training.run import STAGES, Run
 from fantasyid_lab.training.stage import Context
@@ -81,7 +81,7 @@ def test_the_loss_of_a_fixed_batch_falls(name: str, context: Callable[..., Conte
     assert losses[-1] < losses[0], losses
 
 
-@pytest.mark.parametrize("name", ["vae", "face", "judge", "text", "base", "identity"])
+@pytest.mark.parametrize("name", ["vae", "face", "attributes", "text", "base", "identity"])
 def test_a_stage_runs_to_its_end_and_leaves_files(name: str, context: Callable[..., Context], accelerator: Accelerator):
     stage = STAGES[name](context(name, steps=2))
     numbers = loop.train(stage, accelerator, resume=False)
@@ -142,7 +142,7 @@ def test_what_an_ablation_leaves_out_gets_no_gradient(option: dict, still: str, 
         {"branch_2d": False},
         {"first_frame": True},
         {"first_frame": True, "multi_view": False},
-        {"first_frame": True, "identity_dropped": 0.5},
+        {"first_frame": True, "identity_dropout": 0.5},
     ],
 )
 def test_other_ablations_train(option: dict, context: Callable[..., Context]):
@@ -185,13 +185,13 @@ def test_the_schedule_is_the_release_s():
 
 
 def test_times_are_spread_evenly():
-    times = diffusion.spread_times(10, torch.Generator().manual_seed(0)).sort().values
+    times = diffusion.stratified_timesteps(10, torch.Generator().manual_seed(0)).sort().values
     assert (times // 100).tolist() == list(range(10))
 
 
 def test_all_times_can_count_alike():
     losses = [0.15, 0.1, 0.1, 0.2, 0.6]
-    counts = diffusion.balance(losses, 1.0)
+    counts = diffusion.loss_weights(losses, 1.0)
     assert counts.shape == (1000,)
     assert counts.mean() == pytest.approx(1)
     weighed = [counts[t].item() * loss for t, loss in zip(diffusion.FIXED_TIMES, losses, strict=True)]
@@ -199,22 +199,22 @@ def test_all_times_can_count_alike():
     assert counts[0] == counts[100]
     assert counts[999] == counts[900]
     assert counts[600].item() == pytest.approx(2 / (1 / counts[500].item() + 1 / counts[700].item()))
-    assert torch.equal(diffusion.balance(losses, 0.0), torch.ones(1000))
-    half = diffusion.balance(losses, 0.5)
+    assert torch.equal(diffusion.loss_weights(losses, 0.0), torch.ones(1000))
+    half = diffusion.loss_weights(losses, 0.5)
     assert (half[500] / half[900]).item() == pytest.approx((0.6 / 0.1) ** 0.5)
 
 
 def test_samples_count_as_often_as_told():
     error, face = torch.randn(2, 3, 16, 4, 4), torch.rand(2, 3, 4, 4)
-    each = [diffusion.weighted(error[[i]], face, 1.0) for i in range(2)]
-    both = diffusion.weighted(error, face, 1.0, torch.tensor([0.5, 2.0]))
+    each = [diffusion.weighted_mse(error[[i]], face, 1.0) for i in range(2)]
+    both = diffusion.weighted_mse(error, face, 1.0, torch.tensor([0.5, 2.0]))
     torch.testing.assert_close(both, (0.5 * each[0] + 2 * each[1]) / 2)
 
 
-@pytest.mark.parametrize("late", [0.0, 0.2, 0.5, 0.7, 1.0])
-def test_the_share_of_late_times_can_be_chosen(late: float):
-    times = diffusion.spread_times(100, torch.Generator().manual_seed(0), late)
-    assert abs((times >= 500).float().mean() - late) <= 0.02
+@pytest.mark.parametrize("high_noise_fraction", [0.0, 0.2, 0.5, 0.7, 1.0])
+def test_the_share_of_noisy_times_can_be_chosen(high_noise_fraction: float):
+    times = diffusion.stratified_timesteps(100, torch.Generator().manual_seed(0), high_noise_fraction)
+    assert abs((times >= 500).float().mean() - high_noise_fraction) <= 0.02
     assert times.min() >= 0
     assert times.max() < 1000
 
@@ -229,8 +229,8 @@ def test_the_pool_is_the_same_however_it_was_filled(pools: tuple[Pool, Pool]):
 
 
 def test_people_can_be_photographed_alone(pools: tuple[Pool, Pool]):
-    photographed = Pool(replace(pools[0].settings, filmed=0), TRAIN, 0, torch.device("cpu"))
-    photographed.fill(4)
+    photographed = Pool(replace(pools[0].settings, with_video=0), TRAIN, 0, torch.device("cpu"))
+    photographed.prefill(4)
     assert (photographed.people, photographed.clips) == (4, 0)
     assert torch.equal(photographed.stills, pools[0].stills)
     assert torch.equal(photographed.shape, pools[0].shape)
@@ -239,11 +239,11 @@ def test_people_can_be_photographed_alone(pools: tuple[Pool, Pool]):
 def test_stages_share_a_pool_where_they_ask_for_the_same_people(tmp_path: Path, pools: tuple[Pool, Pool]):
     run, sizes = Run(tmp_path, tiny=True), pools[0].settings
     first = run._rendered(settings.Settings("base", options.BaseOptions(), pool=sizes))
-    later = replace(sizes, first=1, every=2, share=0.5)
+    later = replace(sizes, prefill=1, refresh_every=2, share=0.5)
     assert run._rendered(settings.Settings("identity", options.IdentityOptions(), pool=later)) is first
     others = run._rendered(settings.Settings("identity", options.IdentityOptions(), pool=sizes, seed=5))
     assert others[0].start != first[0].start  # another seed: other people
-    photographed = run._rendered(settings.Settings("face", options.FaceOptions(), pool=replace(sizes, filmed=0)))
+    photographed = run._rendered(settings.Settings("face", options.FaceOptions(), pool=replace(sizes, with_video=0)))
     assert photographed is not first
     assert all(pool.clips == 0 for pool in photographed)  # the people to validate on are photographed alone, too
     assert photographed[1].people == 4
@@ -253,10 +253,10 @@ def test_the_mean_tells_nothing_of_shapes_and_the_truth_all():
     draw = torch.Generator().manual_seed(0)
     true, basis = torch.randn(20, 100, generator=draw), torch.randn(7, 3, 100, generator=draw)
     moved = face_truth.moves(basis)
-    assert face_truth.variance_told(true, true, moved) == 1
-    assert face_truth.variance_told(true.mean(0).expand_as(true), true, moved) == pytest.approx(0, abs=1e-5)
+    assert face_truth.variance_explained(true, true, moved) == 1
+    assert face_truth.variance_explained(true.mean(0).expand_as(true), true, moved) == pytest.approx(0, abs=1e-5)
     half = (true + true.mean(0)) / 2
-    assert face_truth.variance_told(half, true, moved) == pytest.approx(0.75, abs=1e-5)
+    assert face_truth.variance_explained(half, true, moved) == pytest.approx(0.75, abs=1e-5)
 
 
 def test_axis_angle_is_the_rotation_of_the_pose():
@@ -292,7 +292,7 @@ def test_a_wrong_key_is_named(tmp_path: Path):
     file.write_text('stage = "base"\nbatchsize = 3\n')
     with pytest.raises(TrainingError, match="unknown key 'batchsize'"):
         settings.read(file)
-    assert settings.read(settings.HERE / "base.toml", ["batch=3", "pool.holds=7"]).pool.holds == 7
+    assert settings.read(settings.HERE / "base.toml", ["batch=3", "pool.capacity=7"]).pool.capacity == 7
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -301,6 +301,27 @@ def test_every_stage_refuses_an_option_that_it_does_not_know(stage: str):
     known = ", ".join(sorted(vars(settings.read(file).options)))
     with pytest.raises(TrainingError, match=f"options.* unknown key 'multiview'; there are: {known}"):
         settings.read(file, ["options.multiview=false"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "old", "now"),
+    [("identity", "options.late=0.5", "high_noise_fraction"), ("base", "pool.holds=8", "capacity")],
+)
+def test_the_old_name_of_a_key_leads_to_the_new_one(stage: str, old: str, now: str):
+    with pytest.raises(TrainingError, match=f"is called '{now}' now"):
+        settings.read(settings.HERE / f"{stage}.toml", [old])
+
+
+def test_the_old_name_of_a_stage_leads_to_the_new_one(tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = tmp_path / "judge.toml"
+    file.write_text('stage = "judge"\n')
+    with pytest.raises(TrainingError, match="called 'attributes' now"):
+        settings.read(file)
+    assert command.main(["all", "--out", str(tmp_path), "--set", "judge.minutes=1"]) == 1
+    assert "called 'attributes' now" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["judge", "--out", str(tmp_path)])
+    assert "called 'attributes' now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -350,9 +371,9 @@ def test_photos_are_pictures_to_train_on(context: Callable[..., Context]):
 
 
 def test_photos_as_pictures_are_framed_as_clips_are():
-    small = settings.PoolSettings(holds=12, people=12, filmed=12, stills=2, frames=1, size=48, still_size=64)
+    small = settings.PoolSettings(capacity=12, people=12, with_video=12, stills=2, frames=1, size=48, still_size=64)
     pool = Pool(small, TRAIN, 0, torch.device("cpu"))
-    pool.fill(12)
+    pool.prefill(12)
     clips, pictures = pool.landmarks[:, 0], pool.picture_landmarks.flatten(0, 1)
     assert spread(pictures) == pytest.approx(spread(clips), rel=0.1)
     assert (pictures.mean((0, 1)) - clips.mean((0, 1))).abs().max() < 2.5
@@ -375,7 +396,7 @@ def spread(landmarks: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("name", ["base", "identity"])
 def test_a_share_of_the_steps_trains_on_photos(name: str, context: Callable[..., Context]):
-    changes = {"pictures": 0.5, "pictures_batch": 2} | ({"structure_weight": 0.1} if name == "base" else {})
+    changes = {"pictures": 0.5, "pictures_batch": 2} | ({"landmark_weight": 0.1} if name == "base" else {})
     stage = STAGES[name](context(name, options=changes))
     for step, frames, count in ((0, 3, 4), (1, 1, 8)):
         batch = stage.batch(step, stage.context.generator(step))
@@ -396,7 +417,7 @@ def test_the_text_encoder_is_trained_with_the_dit_or_left_as_it_is(trained: bool
 
 @pytest.mark.parametrize("dropped", [0.0, 1.0])
 def test_a_frozen_text_encoder_has_read_the_captions_before(dropped: float, context: Callable[..., Context]):
-    stage = STAGES["base"](context("base", options={"train_text": False, "text_dropped": dropped}))
+    stage = STAGES["base"](context("base", options={"train_text": False, "text_dropout": dropped}))
     text = stage.batch(0, stage.context.generator(0))["text"]
     ids = stage.empty if dropped else stage.context.pool.caption.long()
     with torch.no_grad():
@@ -438,7 +459,7 @@ def test_a_look_that_takes_longer_than_the_time_between_looks_leaves_room_for_st
 ):
     stage = STAGES["base"](context("base", steps=7, validate_minutes=2.5 / 60))
     clock, looks, draw = [0.0], [], stage.batch
-    monkeypatch.setattr(together, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(rank_sync, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def batch(step: int, generator: torch.Generator) -> dict:
         clock[0] += 1
@@ -451,6 +472,6 @@ def test_a_look_that_takes_longer_than_the_time_between_looks_leaves_room_for_st
 
     monkeypatch.setattr(stage, "batch", batch)
     monkeypatch.setattr(stage, "validate", validate)
-    monkeypatch.setattr(stage, "sheet", lambda: None)
+    monkeypatch.setattr(stage, "sample_grid", lambda: None)
     loop.train(stage, accelerator, resume=False)
     assert len(looks) == 3  # after the third step, the sixth, and at the end

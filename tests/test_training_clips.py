@@ -147,9 +147,9 @@ def test_references_come_from_outside_the_window(clips: Path, model: nano.Nano):
 
 
 def test_batches_have_the_documented_shapes_and_follow_the_generator(clips: Path, model: nano.Nano):
-    read = source(clips, model, text_dropped=0.5)
+    read = source(clips, model, text_dropout=0.5)
     first, again, other = (read.batch(0, 4, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    fresh = source(clips, model, text_dropped=0.5).batch(0, 4, torch.Generator().manual_seed(0))
+    fresh = source(clips, model, text_dropout=0.5).batch(0, 4, torch.Generator().manual_seed(0))
     for name, x in first.items():
         assert torch.equal(x, again[name])
         torch.testing.assert_close(x, fresh[name])

@@ -80,7 +80,7 @@ def test_the_first_frame_is_the_one_that_the_sampler_makes_of_the_crop(stage: Ca
 
 
 def test_a_sample_without_its_identity_depends_on_nobody(stage: Callable[..., IdentityStage]):
-    made = stage(first_frame=True, identity_dropped=0.5)
+    made = stage(first_frame=True, identity_dropout=0.5)
     batch = made.batch(0, made.context.generator(0)) | {"present": torch.tensor([0.0, 1, 0, 1])}
     other = batch | {name: batch[name] + torch.randn_like(batch[name]) for name in ("hidden", "vertices", "image")}
     same = (velocity(made, batch) == velocity(made, other)).flatten(1).all(1)
@@ -90,7 +90,7 @@ def test_a_sample_without_its_identity_depends_on_nobody(stage: Callable[..., Id
 
 
 def test_that_share_of_samples_has_no_identity(stage: Callable[..., IdentityStage]):
-    made = stage(identity_dropped=0.25)
+    made = stage(identity_dropout=0.25)
     present = torch.cat([made.batch(i, made.context.generator(i))["present"] for i in range(25)])
     assert 0.6 < present.mean() < 0.9
     assert "present" not in stage().batch(0, made.context.generator(0))
@@ -128,17 +128,17 @@ def test_the_depth_of_a_face_survives_bfloat16(stage: Callable[..., IdentityStag
     assert torch.cosine_similarity(*moved, dim=0) > 0.9
 
 
-@pytest.mark.parametrize(("encoder_rate", "dit_rate"), [(0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize(("encoder_lr_mult", "dit_lr_mult"), [(0.0, 1.0), (1.0, 0.0)])
 def test_encoder_and_dit_learn_at_rates_of_their_own(
-    encoder_rate: float, dit_rate: float, stage: Callable[..., IdentityStage]
+    encoder_lr_mult: float, dit_lr_mult: float, stage: Callable[..., IdentityStage]
 ):
-    rates = {"encoder_rate": encoder_rate, "mesh_rate": encoder_rate, "dit_rate": dit_rate}
+    rates = {"encoder_lr_mult": encoder_lr_mult, "mesh_lr_mult": encoder_lr_mult, "dit_lr_mult": dit_lr_mult}
     made = stage(unfreeze=[""], steps=2, **rates)
     model = made.context.model
     learns = {
-        model.encoder.abstractor: encoder_rate,
-        model.encoder.spiral_net: encoder_rate,
-        model.transformer.transformer_blocks: dit_rate,
+        model.encoder.abstractor: encoder_lr_mult,
+        model.encoder.spiral_net: encoder_lr_mult,
+        model.transformer.transformer_blocks: dit_lr_mult,
         model.transformer.layer_attention: 1.0,
     }
     before = [[x.clone() for x in module.parameters()] for module in learns]
@@ -150,7 +150,7 @@ def test_encoder_and_dit_learn_at_rates_of_their_own(
 
 def test_captions_are_read_once_and_again_when_their_clips_make_room(pools: tuple[Pool, Pool]):
     pool = Pool(pools[0].settings, TRAIN, 0, pools[0].device)
-    pool.fill(4)
+    pool.prefill(4)
     read = []
 
     def lengths(ids: torch.Tensor) -> torch.Tensor:
@@ -172,7 +172,7 @@ def test_compiled_injection_layers_compute_the_same_and_share_their_graphs(
 ):
     from torch._dynamo.utils import counters
 
-    made = stage(identity_dropped=0.5)
+    made = stage(identity_dropout=0.5)
     batch = made.batch(0, made.context.generator(0))
     batch |= {name: batch[name][:, :frames] for name in ("latents", "face", "image", "noise")}
     layers = made.context.model.transformer.layer_attention
@@ -200,7 +200,7 @@ WHOLE = [[""], ["transformer_blocks", "patch_embed", "norm_final", "norm_out", "
 
 @pytest.mark.parametrize("unfreeze", WHOLE, ids=["all", "by name"])
 def test_the_whole_dit_can_be_trained_with_the_identity(unfreeze: list[str], stage: Callable[..., IdentityStage]):
-    made = stage(unfreeze=unfreeze, first_frame=True, identity_dropped=0.25)
+    made = stage(unfreeze=unfreeze, first_frame=True, identity_dropout=0.25)
     before_it = {name: x.clone() for name, x in made.context.model.transformer.state_dict().items()}
     tower = {name: x.clone() for name, x in made.context.model.encoder.tower.state_dict().items()}
     before = fixed_loss(made)
@@ -219,7 +219,7 @@ def test_muon_takes_the_matrices_of_an_unfrozen_dit(stage: Callable[..., Identit
 
     made = stage(unfreeze=[""])
     trained = [p for p in made.objective.parameters() if p.requires_grad]
-    _, muon = optimizers(trained, made.hidden(), made.settings)
+    _, muon = optimizers(trained, made.muon_parameters(), made.settings)
     taken = {id(p) for group in muon.param_groups for p in group["params"]}
     blocks = made.context.model.transformer.transformer_blocks
     assert all(id(p) in taken for block in blocks for p in (block.attn1.to_q.weight, block.ff.net[2].weight))
@@ -228,7 +228,7 @@ def test_muon_takes_the_matrices_of_an_unfrozen_dit(stage: Callable[..., Identit
 def test_an_unfrozen_dit_goes_on_from_a_checkpoint_bit_for_bit(
     stage: Callable[..., IdentityStage], stopped_and_resumed: Callable
 ):
-    options = {"unfreeze": [""], "first_frame": True, "identity_dropped": 0.25, "multi_view": False}
+    options = {"unfreeze": [""], "first_frame": True, "identity_dropout": 0.25, "multi_view": False}
     stopped_and_resumed(lambda: stage(**options), Accelerator(cpu=True))
 
 
@@ -242,7 +242,7 @@ def test_tokens_of_a_single_frame_lie_in_memory_like_those_of_a_video(stage: Cal
 
 
 def test_where_the_encoder_is_not_trained_its_tokens_are_kept(stage: Callable[..., IdentityStage]):
-    still, learning = stage(encoder_rate=0.0, mesh_rate=0.0), stage(encoder_rate=0.1, mesh_rate=0.0)
+    still, learning = stage(encoder_lr_mult=0.0, mesh_lr_mult=0.0), stage(encoder_lr_mult=0.1, mesh_lr_mult=0.0)
     batches = [made.batch(0, made.context.generator(0)) for made in (still, learning)]
     assert "hidden" not in batches[0]
     assert "tokens" not in batches[1]
@@ -254,10 +254,10 @@ def test_where_the_encoder_is_not_trained_its_tokens_are_kept(stage: Callable[..
 
 
 def test_balanced_times_change_what_is_trained_not_what_is_measured(stage: Callable[..., IdentityStage]):
-    plain, balanced = (stage(balanced=power, face_weight=1.0) for power in (0.0, 0.5))
+    plain, balanced = (stage(loss_weighting=power, face_weight=1.0) for power in (0.0, 0.5))
     assert plain.validate() == balanced.validate()
     batch = balanced.batch(0, balanced.context.generator(0))
-    counts = balanced.objective.balance[batch["time"]]
+    counts = balanced.objective.loss_weights[batch["time"]]
     samples = [{name: x[[i]] for name, x in batch.items()} for i in range(len(counts))]
     with torch.no_grad():
         alone = torch.stack([plain.objective(**sample)["loss"] for sample in samples])

@@ -89,9 +89,9 @@ def test_the_tower_says_how_unlike_two_faces_are():
     true = (torch.rand(2, 32, 32, 3) * 255).to(torch.uint8)
     places = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 2, indexing="xy"), -1).expand(2, -1, -1, -1)
     same = true.float() / 127.5 - 1
-    assert objective._unlike(same, true, places) < 1e-4
+    assert objective._perceptual_distance(same, true, places) < 1e-4
     other = same.flip(0).requires_grad_()
-    unlike = objective._unlike(other, true, places)
-    assert unlike > 0.01
-    unlike.backward()
+    perceptual = objective._perceptual_distance(other, true, places)
+    assert perceptual > 0.01
+    perceptual.backward()
     assert other.grad.abs().max() > 0

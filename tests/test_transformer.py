@@ -73,7 +73,7 @@ def test_an_identity_is_injected_after_every_second_block(model, inputs):
 
     tokens = torch.randn(20, standin_weights.TOKENS, generator=torch.Generator().manual_seed(4))
     plain = model(latents, text, timestep, rotary=rotary)
-    injected = model(latents, text, timestep, rotary=rotary, run=Spy([Injection(tokens)]), progress=0.5)
+    injected = model(latents, text, timestep, rotary=rotary, injector=Spy([Injection(tokens)]), progress=0.5)
     assert asked == [(0, True, 0.5), (1, True, 0.5)]
     assert (injected - plain).norm() > 0.01 * plain.norm()
 

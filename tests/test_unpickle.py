@@ -67,11 +67,11 @@ def test_sparse_matrices_come_back_without_scipy(tmp_path, kind):
     assert np.array_equal(again, dense)
 
 
-def test_the_published_hierarchy_reads_like_pickle_reads_it(parity_dir):
+def test_the_published_hierarchy_reads_like_pickle_reads_it(flame_dir):
     pytest.importorskip("scipy.sparse")
-    with open(parity_dir / "transform.pkl", "rb") as file:
+    with open(flame_dir / "transform.pkl", "rb") as file:
         theirs = pickle.load(file)
-    ours = unpickle.load(parity_dir / "transform.pkl")
+    ours = unpickle.load(flame_dir / "transform.pkl")
     assert list(ours) == list(theirs)
     for name in ("vertices", "face"):
         for a, b in zip(ours[name], theirs[name], strict=True):

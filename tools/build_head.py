@@ -88,7 +88,8 @@ FEATURES = (
 
 class Bust:
     """anny's head, neck, shoulders, eyes, teeth, tongue and lashes, and a curtain of hair, as arrays in metres, y up, z
-    out of the face."""
+    out of the face.
+    """
 
     def __init__(self):
         import anny
@@ -251,7 +252,8 @@ def features(person: dict[str, np.ndarray]) -> Tensor:
 
 def principal_components(shapes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (M, 3) and directions (COMPONENTS, M, 3) in standard deviations of shapes (N, M, 3), where vertices count
-    by `weights` (M,); directions include what the weights hide."""
+    by `weights` (M,); directions include what the weights hide.
+    """
     mean = shapes.mean(0)
     centred = (shapes - mean).flatten(1).double()
     weighted = centred * weights.double().sqrt().repeat_interleave(3)

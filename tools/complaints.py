@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .comfy_client import Graph, ServerError
 from .comfy_host import ComfyServer
+from .comfy_version import checks_choices
 from .graphs import frames_of, released
 
 
@@ -28,7 +29,7 @@ def complaint(comfy: ComfyServer, graph: Graph) -> Complaint:
     found = Complaint(run.error.node_type, run.error.message)
     if found.node.startswith("FantasyID"):
         assert re.fullmatch(r"FantasyID\.\w+Error", run.error.exception), run.error
-        assert found.message.startswith(comfy.object_info(found.node)["display_name"] + ": ")
+        assert found.message.startswith(comfy.object_info(found.node)["display_name"] + ": "), found.message
     return found
 
 
@@ -37,6 +38,12 @@ def check(comfy: ComfyServer, graph: Graph, name: str, *words: str) -> None:
     found = complaint(comfy, graph)
     assert found.node == name, found
     assert [word for word in words if word not in found.message] == [], found.message
+
+
+def check_choice(comfy: ComfyServer, graph: Graph, name: str, choices: tuple[str, ...]) -> None:
+    """Run a graph with a choice that its node `name` does not list: the server says what there is, or the node does."""
+    words = [f"not in {list(choices)}"] if checks_choices() else ["choose one of", ", ".join(choices)]
+    check(comfy, graph, name, *words)
 
 
 def good(photo: str) -> Graph:

@@ -27,6 +27,8 @@ TEST_TOOLS = [
     "pytest-xdist>=3.6",
     "hypothesis",
     "ruff==0.17.6",
+    "import-linter==2.17",
+    "basedpyright==1.40.2",
     "playwright",
     "scikit-image",
     "opencv-python-headless",
@@ -79,13 +81,24 @@ def venv_folder() -> Path:
     Raises:
         SetupError: COMFYUI_PATH is no ComfyUI.
     """
-    if not os.environ.get("COMFYUI_PATH"):
-        return ROOT / ".venv"
-    text = (find_host() / "comfyui_version.py").read_text("utf-8")
+    return ROOT / (f".venv-comfyui-{host_version()}" if os.environ.get("COMFYUI_PATH") else ".venv")
+
+
+def host_version() -> str:
+    """Version of the ComfyUI in use, such as `0.33.0`.
+
+    Raises:
+        SetupError: there is none, or it does not say.
+    """
+    file = find_host() / "comfyui_version.py"
+    text = file.read_text("utf-8") if file.is_file() else ""
     version = re.search(r"__version__ = \"([\w.+-]+)\"", text)
     if version is None:
-        raise SetupError(f"{find_host()} does not say which ComfyUI it is: its comfyui_version.py has no __version__.")
-    return ROOT / f".venv-comfyui-{version[1]}"
+        raise SetupError(
+            f"{find_host()} does not say which ComfyUI it is: no __version__ in its comfyui_version.py. "
+            "Point COMFYUI_PATH at a ComfyUI of 0.3.75 or later."
+        )
+    return version[1]
 
 
 def install(for_tests: bool, say: Callable[[str], None]) -> None:

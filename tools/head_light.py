@@ -18,7 +18,8 @@ _LIFT = 0.002  # m off the surface, so that a vertex is not hidden by its own tr
 
 def openness(vertices: Tensor, faces: Tensor) -> Tensor:
     """(V, 10) of a mesh (V, 3), m: the share of light from all around that reaches a vertex, 0…1 (ambient occlusion),
-    and nine coefficients of spherical harmonics for whether light from a direction does."""
+    and nine coefficients of spherical harmonics for whether light from a direction does.
+    """
     normal = normals(vertices, faces)
     lifted = vertices + _LIFT * normal
     index = torch.arange(DIRECTIONS) + 0.5

@@ -1,11 +1,13 @@
 """Real photos that need no download, with the faces that a person sees in them (labelled by eye, 24 November 2026).
 
-They lie in installed packages: scikit-image, insightface, the host's workflow templates; one in `shared/parity`. Of
+They lie in installed packages: scikit-image, insightface, the host's workflow templates; one in the folder
+that FANTASYID_PARITY names. Of
 moving pictures the middle frame is meant.
 """
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +49,8 @@ def photos() -> Iterator[LabelledPhoto]:
     for label in json.loads((Path(__file__).parent / "labelled_faces.json").read_text("utf-8")):
         package, _, file = label["file"].partition("/")
         if package == "parity":
-            folder = ROOT.parent / "shared" / package
+            full = os.environ.get("FANTASYID_PARITY")
+            folder = Path(full) if full else None
         else:
             spec = importlib.util.find_spec(package)
             folder = Path(spec.origin).parent if spec and spec.origin else None

@@ -29,7 +29,8 @@ PARTS = ("transformer", *FILES)
 @dataclass(frozen=True)
 class Packed:
     """What packing a part did: bytes of its files before and after, and the relative error of each tensor that is not
-    all zeros, which stay so."""
+    all zeros, which stay so.
+    """
 
     before: int
     after: int

@@ -31,18 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
-    told = settings.read(settings.HERE / f"{options.stage}.toml", options.set)
+    stage_settings = settings.read(settings.HERE / f"{options.stage}.toml", options.set)
     with tempfile.TemporaryDirectory() as nothing_is_written:
         run = Run(Path(nothing_is_written), start_from=options.model)
-        stage = run.stage(told)
-    stage.context.pool.fill(told.pool.people)
+        stage = run.stage(stage_settings)
+    stage.context.pool.prefill(stage_settings.pool.people)
     step = _step(stage, run.accelerator)
-    if not hasattr(told.options, "pictures"):
-        _report(f"step, batch {told.batch}", step, options.steps)
+    if not hasattr(stage_settings.options, "pictures"):
+        _report(f"step, batch {stage_settings.batch}", step, options.steps)
     else:
         for kind, share in {"clips": 0.0, "photos": 1.0}.items():
             with _photos(stage, share):
-                _report(f"step on {kind}, batch {told.batch}", step, options.steps)
+                _report(f"step on {kind}, batch {stage_settings.batch}", step, options.steps)
     _report("chunk of the pool", lambda number: stage.context.pool.add(), max(1, options.steps // 5))
 
 

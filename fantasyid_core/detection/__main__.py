@@ -1,7 +1,8 @@
-"""Faces of photo files as JSON: `python -m fantasyid_core.detection.faces FILE…`."""
+"""Faces of photo files as JSON: `python -m fantasyid_core.detection FILE…`."""
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from .faces import DetectedFace, detect
 
 def main(arguments: list[str] | None = None) -> int:
     """Print one line per photo; 1 if any could not be read, else 0. A photo without a face is not an error."""
-    parser = argparse.ArgumentParser(prog="python -m fantasyid_core.detection.faces", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fantasyid_core.detection", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--min-score", type=float, default=0.6, help="leave out what is less certain, 0…1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -47,3 +48,7 @@ def _numbers(face: DetectedFace) -> dict:
         "occlusion": round(face.occlusion, 3),
         "quality": round(face.quality, 3),
     }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

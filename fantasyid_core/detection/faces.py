@@ -111,11 +111,3 @@ def faces_at(photo: Tensor, boxes: Tensor, landmarks: Tensor, scores: Sequence[f
         strict=True,
     )
     return [DetectedFace(photo, *values) for values in measured]
-
-
-if __name__ == "__main__":
-    import sys
-
-    from .__main__ import main
-
-    sys.exit(main())

@@ -78,7 +78,7 @@ def load(file: Path) -> "InsightDetector":
     runtime = require("onnxruntime", purpose, names=["get_available_providers"])
     refuse_foreign(file)
     there = runtime.get_available_providers()
-    failed = None
+    failed: Exception = RuntimeError("onnxruntime has no device to run it on")
     for provider in (name for name in _PREFERRED if name in there):
         try:
             model = zoo.get_model(str(file), providers=list(dict.fromkeys((provider, "CPUExecutionProvider"))))
@@ -110,7 +110,8 @@ class InsightDetector:
     def __call__(self, images: Tensor, min_score: float = 0.5) -> list[Tensor]:
         """(B, H, W, 3) float RGB 0…1 → B tensors (N, 15) on the CPU, columns as in `yunet.YuNet`."""
         pictures = (images.flip(-1) * 255).round().to(torch.uint8).cpu().numpy()
-        size = tuple(side + -side % 32 for side in (images.shape[2], images.shape[1]))
+        width, height = images.shape[2], images.shape[1]
+        size = (width + -width % 32, height + -height % 32)
         return [self._one(np.ascontiguousarray(picture), size, min_score) for picture in pictures]
 
     def _one(self, picture: np.ndarray, size: tuple[int, int], min_score: float) -> Tensor:

@@ -59,8 +59,8 @@ def _search(photos: Tensor, find: Finder, min_score: float) -> list[Tensor]:
     found = _upright(photos, find, min_score, _FINEST_PIXELS)
     lying = [i for i, rows in enumerate(found) if _may_lie(photos[i], rows, find)]
     turned: dict[int, int] = {}  # photo → quarter turns after which its faces stand
+    small = _reduced(photos[lying], _scale_to(height, width, _TURNED_PIXELS)) if lying else photos[:0]
     if lying:
-        small = _reduced(photos[lying], _scale_to(height, width, _TURNED_PIXELS))
         for quarters in (1, 2, 3):
             copies = torch.rot90(small, quarters, (1, 2))
             for i, rows in zip(lying, _upright(copies, find, min_score, _TURNED_PIXELS), strict=True):

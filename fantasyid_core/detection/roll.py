@@ -80,7 +80,7 @@ def _look(bases: Tensor, angles: Tensor, find: Callable, mirrored: bool) -> Tens
     cosine, sine = turn.cos() / _MARGIN, turn.sin() / _MARGIN
     zero = torch.zeros_like(turn)
     matrix = torch.stack([cosine, -sine, zero, sine, cosine, zero], -1).unflatten(-1, (2, 3))
-    grid = F.affine_grid(matrix, (len(turn), 3, size, size), align_corners=False)
+    grid = F.affine_grid(matrix, [len(turn), 3, size, size], align_corners=False)
     pictures = bases.movedim(-1, 1).repeat_interleave(turns, 0)
     patches = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False).movedim(1, -1)
     found = find(patches, LEAST)

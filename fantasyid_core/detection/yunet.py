@@ -27,6 +27,15 @@ class Unit(nn.Sequential):
         )
 
 
+class Stage(nn.ModuleList):
+    """Units one after the other, each with its activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self:
+            x = unit(x).relu()
+        return x
+
+
 class YuNet(nn.Module):
     """(B, 3, H, W), BGR 0…255, H and W multiples of 32 → (B, A, 15) raw candidates in px of the input.
 
@@ -38,7 +47,7 @@ class YuNet(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
         widths = ((16, 16), (16, 16, 32), (32, 32, 64), (64, 64, 64), (64, 64, 64), (64, 64, 64))
-        self.stages = nn.ModuleList(nn.ModuleList(Unit(a, b) for a, b in pairwise(stage)) for stage in widths)
+        self.stages = nn.ModuleList(Stage(Unit(a, b) for a, b in pairwise(stage)) for stage in widths)
         self.laterals = nn.ModuleList(Unit(64, 64) for _ in STRIDES)
         self.heads = nn.ModuleList(Unit(64, 1 + 1 + 4 + 10) for _ in STRIDES)
 
@@ -48,8 +57,7 @@ class YuNet(nn.Module):
         for i, stage in enumerate(self.stages):
             if i in (1, 3, 4, 5):
                 x = F.max_pool2d(x, 2)
-            for unit in stage:
-                x = unit(x).relu()
+            x = stage(x)
             levels.append(x)
 
         candidates, coarser = [], None

@@ -95,7 +95,7 @@ class Injection:
             raise IdentityError(
                 f"The identity would set in at {self.start} of the sampling run and end at {self.end}, so it would "
                 "never act. start_percent and end_percent must lie in 0 … 1, start_percent not after end_percent; "
-                "0 and 1 are the whole run. Strength 0 switches the identity off."
+                "set 0 and 1 for the whole run. Strength 0 switches the identity off."
             )
 
     def acts(self, progress: float) -> bool:
@@ -204,6 +204,37 @@ class BatchInjector:
             attend=self.attend,
             weights_of=self.weights_of,
         )
+
+
+class SampleInjector:
+    """One identity per sample of a batch, as in training: an `Injector`.
+
+    Without gradients keys and values are computed once per layer: make a new one where the layers have changed.
+
+    Args:
+        tokens: (B, N, K).
+        strength: (B,) factor on what is added, 0 for none; all are added as they are by default.
+        shared_layer: the injection layer to use for all blocks, if there is one.
+    """
+
+    def __init__(self, tokens: Tensor, strength: Tensor | None = None, shared_layer: LayerAttention | None = None):
+        self._tokens, self._shared_layer = tokens, shared_layer
+        self._strength = None if strength is None else strength[:, None, None]
+        self._keys_values: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+        """See `Injector`."""
+        attention = self._shared_layer or attention
+        added = attention(hidden, self._identity(layer, attention, hidden))
+        return hidden + (added if self._strength is None else self._strength.to(added) * added)
+
+    def _identity(self, layer: int, attention: LayerAttention, like: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        tokens = self._tokens.to(like)
+        if torch.is_grad_enabled():
+            return tokens
+        if layer not in self._keys_values:
+            self._keys_values[layer] = attention.keys_values(tokens)
+        return self._keys_values[layer]
 
 
 def check(injection: Injection, layers: nn.ModuleList) -> None:

@@ -67,7 +67,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         timestep: Tensor,
         *,
         rotary: Rotary | None = None,
-        run: Injector | None = None,
+        injector: Injector | None = None,
         progress: float = 0.0,
         run_block: RunBlock | None = None,
         cache: StepCache | None = None,
@@ -80,7 +80,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
             text: (B, L, D) text embeddings, L ≤ 226.
             timestep: (B,) in 0…999.
             rotary: cosines and sines from `rotary_embedding`; None for a model without rotary positions.
-            run: the identities to inject; None injects nothing.
+            injector: of the identities; None injects nothing.
             progress: 0 first step … 1 last; decides which identities act.
             run_block: how to run one block, where a host wants to take part; called with
                 (index, block, visual tokens, text tokens, time embedding, rotary).
@@ -94,7 +94,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
             SamplingError: more text than the model has positions for.
         """
         time, words, visual = self._tokens(latents, text, timestep)
-        through = functools.partial(self._through, run_block or run_as_is, time, rotary, run, progress)
+        through = functools.partial(self._through, run_block or run_as_is, time, rotary, injector, progress)
         if cache is None:
             visual, _ = through(visual, words, slice(None))
         else:
@@ -107,7 +107,7 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
         run_block: RunBlock,
         time: Tensor,
         rotary: Rotary | None,
-        run: Injector | None,
+        injector: Injector | None,
         progress: float,
         visual: Tensor,
         words: Tensor,
@@ -115,9 +115,9 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
     ) -> tuple[Tensor, Tensor]:
         for i in range(*blocks.indices(len(self.transformer_blocks))):
             visual, words = run_block(i, self.transformer_blocks[i], visual, words, time, rotary)
-            if run is not None and i % self.cross_attn_interval == 0:
+            if injector is not None and i % self.cross_attn_interval == 0:
                 layer = i // self.cross_attn_interval
-                visual = _inject(run, visual, layer, self.layer_attention[layer], progress)
+                visual = _inject(injector, visual, layer, self.layer_attention[layer], progress)
         return visual, words
 
     @torch.compiler.disable
@@ -240,9 +240,9 @@ class FantasyIDTransformer(CogVideoXTransformer3DModel):
 
 
 @torch.compiler.disable
-def _inject(run: Injector, visual: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+def _inject(injector: Injector, visual: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
     """All is fused here already, and a compiled version would bind itself to numbers that an artist varies."""
-    return run.add_to(visual, layer, attention, progress)
+    return injector.add_to(visual, layer, attention, progress)
 
 
 def run_as_is(

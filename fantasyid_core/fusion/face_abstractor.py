@@ -5,6 +5,7 @@ What is built here is the part that reaches that output; `live_names` says which
 """
 
 import re
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +155,8 @@ def _rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Published names → this module's; the position embeddings added to one input become their sum."""
     live = {name: tensors[name] for name in live_names(list(tensors))}
     embeddings = [name for name in live if name.endswith(".pos_emb")]
-    state = {"pos_emb": sum(live.pop(name).float() for name in embeddings).to(tensors[embeddings[0]].dtype)}
+    positions = reduce(torch.add, [live.pop(name).float() for name in embeddings])
+    state = {"pos_emb": positions.to(tensors[embeddings[0]].dtype)}
     for name, tensor in live.items():
         name = re.sub(r"^mapping_\d+\.", "mapping.", name)
         name = re.sub(r"^layers\.\d+\.1\.", "feed_forward.", name)

@@ -144,11 +144,11 @@ def fuse(
             "The identity came out with values that are not finite. The weights or the mesh are damaged; "
             "load the model again, and check the mesh in its preview."
         )
-    kept = (
+    face_part, vertex_part = (
         tokens.flatten(0, 1) if branch in encoder.branches else tokens.flatten(0, 1)[:0]
         for branch, tokens in zip(BRANCHES, (face_tokens, vertex_tokens), strict=True)
     )
-    return Identity(*kept, views.crops[0].float())
+    return Identity(face_part, vertex_part, views.crops[0].float())
 
 
 def view_weights(views: FaceViews, combine: str) -> Tensor:

@@ -4,6 +4,9 @@ Of its hidden states only the fifth reaches the identity of the released model, 
 `from_state_dict(live_only=True)` leaves the rest unloaded.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +23,41 @@ ROPE_GRID, ROPE_BASE = 16, 10_000  # rotary positions count patches of the pre-t
 EPS = 1e-6
 
 
+@dataclass(frozen=True)
+class TowerSizes:
+    """Sizes of an image tower.
+
+    Attributes:
+        width: channels of its tokens; depth: blocks.
+        grid: patches a side; patch: side of a patch, px.
+        head_dim, mlp: widths of an attention head and inside the feed-forward.
+        out: width of the pooled output.
+    """
+
+    width: int
+    depth: int
+    grid: int
+    patch: int
+    head_dim: int
+    mlp: int
+    out: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "TowerSizes":
+        """Those of a tower's state dict. Raises KeyError, IndexError or ValueError where it is of another network."""
+        width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
+        patches, head_dim = tensors["rope.freqs_cos"].shape
+        return cls(
+            width=width,
+            depth=len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
+            grid=round(patches**0.5),
+            patch=patch,
+            head_dim=head_dim,
+            mlp=tensors["blocks.0.mlp.w1.weight"].shape[0],
+            out=tensors["head.weight"].shape[0],
+        )
+
+
 class PatchEmbed(nn.Module):
     """(B, 3, H, W) → (B, N, C), row by row."""
 
@@ -33,6 +71,9 @@ class PatchEmbed(nn.Module):
 
 class Rope(nn.Module):
     """Cosines and sines (N, head_dim) of the patches' rotary positions."""
+
+    freqs_cos: Tensor
+    freqs_sin: Tensor
 
     def __init__(self, patches: int, head_dim: int):
         super().__init__()
@@ -95,28 +136,29 @@ class Block(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Normalised images → hidden states. Make it with `from_state_dict`.
+    """Normalised images → hidden states. `from_state_dict` makes one with its weights.
+
+    Args:
+        live_only: leave out what comes after the fifth hidden state.
 
     Attributes:
         image_size: side of the images it takes, px (release: 336).
         taps: the blocks on entry to which the hidden states are taken (release: 4, 8, 12, 16, 20 of 24).
     """
 
-    def __init__(self, shapes: dict[str, torch.Size], live_only: bool = False):
+    def __init__(self, sizes: TowerSizes, live_only: bool = False):
         super().__init__()
-        channels, _, patch, _ = shapes["patch_embed.proj.weight"]
-        patches, head_dim = shapes["rope.freqs_cos"]
-        depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
-        self.taps = tuple(depth // 6 * (i + 1) for i in range(HIDDEN_STATES))
-        self.image_size = round(patches**0.5) * patch
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + patches, channels))
-        self.patch_embed = PatchEmbed(channels, patch)
-        self.rope = Rope(patches, head_dim)
-        hidden, depth = shapes["blocks.0.mlp.w1.weight"][0], self.taps[-1] if live_only else depth
-        self.blocks = nn.ModuleList(Block(channels, head_dim, hidden) for _ in range(depth))
-        self.norm = None if live_only else nn.LayerNorm(channels, EPS)
-        self.head = None if live_only else nn.Linear(channels, shapes["head.weight"][0])
+        width, patches = sizes.width, sizes.grid**2
+        self.taps = tuple(sizes.depth // 6 * (i + 1) for i in range(HIDDEN_STATES))
+        self.image_size = sizes.grid * sizes.patch
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + patches, width))
+        self.patch_embed = PatchEmbed(width, sizes.patch)
+        self.rope = Rope(patches, sizes.head_dim)
+        depth = self.taps[-1] if live_only else sizes.depth
+        self.blocks = nn.ModuleList(Block(width, sizes.head_dim, sizes.mlp) for _ in range(depth))
+        self.norm = None if live_only else nn.LayerNorm(width, EPS)
+        self.head = None if live_only else nn.Linear(width, sizes.out)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Images (B, 3, S, S) as `preprocess` makes them → all that the published tower gives.
@@ -129,7 +171,7 @@ class ImageTower(nn.Module):
             if i in self.taps:
                 hidden.append(x)
             x = block(x, rope)
-        if self.head is None:
+        if self.head is None or self.norm is None:
             return [*hidden, x], None  # the fifth is what enters the first block left out
         return hidden, self.head(self.norm(x)[:, 0])
 
@@ -169,7 +211,7 @@ class ImageTower(nn.Module):
             # Constructed, as files hold them in half precision.
             state["rope.freqs_cos"], state["rope.freqs_sin"] = rotary(state["pos_embed"].shape[1] - 1, head_dim)
             with torch.device("meta"):
-                module = cls({name: tensor.shape for name, tensor in state.items()}, live_only)
+                module = cls(TowerSizes.of(state), live_only)
         except (KeyError, ValueError, IndexError) as error:
             raise WeightsError(
                 f"These weights are not of an EVA02-CLIP image tower ({error} is missing or odd). "

@@ -75,8 +75,8 @@ def save(topology: Topology, path: str | Path) -> None:
     tensors |= {f"faces.{i}": faces for i, faces in enumerate(topology.faces)}
     tensors |= {f"spirals.{i}": lists for i, lists in enumerate(topology.spirals)}
     for name, transforms in (("down", topology.down), ("up", topology.up)):
-        for i, transform in enumerate(transforms):
-            tensors |= {f"{name}.{i}.{part}": transform[j] for j, part in enumerate(PARTS)}
+        for i, (*transform, _) in enumerate(transforms):
+            tensors |= {f"{name}.{i}.{part}": tensor for part, tensor in zip(PARTS, transform, strict=True)}
     save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(path))
 
 

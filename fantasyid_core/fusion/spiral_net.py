@@ -22,6 +22,9 @@ HEADS = 4  # of every transformer layer; the release fixes it, so no tensor shap
 class Pool(nn.Module):
     """A sparse transform between two levels of a mesh hierarchy, as a gather: (B, columns, C) → (B, rows, C)."""
 
+    index: Tensor
+    weight: Tensor
+
     def __init__(self, rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]):
         super().__init__()
         order = torch.argsort(rows, stable=True)
@@ -41,6 +44,8 @@ class Pool(nn.Module):
 
 class SpiralConv(nn.Module):
     """Linear layer over each vertex's spiral of neighbours: (B, V, C) → (B, V, C)."""
+
+    spirals: Tensor
 
     def __init__(self, channels: int, spirals: Tensor):
         super().__init__()
@@ -77,6 +82,8 @@ class SpiralDecoder(nn.Module):
 
 
 class PreNorm(nn.Module):
+    """x + fn(norm(x))."""
+
     def __init__(self, dim: int, fn: nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
@@ -87,6 +94,8 @@ class PreNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """Self-attention over (B, N, D)."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
@@ -98,6 +107,8 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Two linear layers, on every token by itself."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Identity(), nn.Linear(2 * dim, dim))
@@ -120,6 +131,8 @@ class FusionTransformer(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Linear layers from one token width to another."""
+
     def __init__(self, dim_in: int, dim_out: int):
         super().__init__()
         self.fc1 = nn.Linear(dim_in, dim_in)
@@ -144,8 +157,9 @@ class VertexSpiralNet(nn.Module):
         self.depth_scale = depth_scale
         dim, levels = widths[-1], len(topology.spirals)
         self.vertex_count = len(topology.template)
-        self.down = nn.Sequential(*(Pool(*topology.down[i]) for i in range(levels)))
-        self.vtx_query = nn.Parameter(torch.zeros(1, len(self.down[-1].index), dim))
+        pools = [Pool(*topology.down[i]) for i in range(levels)]
+        self.down = nn.Sequential(*pools)
+        self.vtx_query = nn.Parameter(torch.zeros(1, len(pools[-1].index), dim))
         self.hw_down = nn.Sequential(*(Mlp(a, b) for a, b in pairwise(widths)))
         self.transformer = FusionTransformer(dim, depth)
         self.vtx_upsampler = SpiralDecoder(dim, topology)

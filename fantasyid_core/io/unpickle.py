@@ -230,7 +230,7 @@ class _Machine:
         elif name in ("REDUCE", "NEWOBJ"):
             stack.append(_describe(*self.top(2)))
         elif name == "BUILD":
-            _build(*self.top(1), stack[-1])
+            _build(self.top(1)[0], stack[-1])
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise _Refused(f"uses the pickle instruction {name}")
 

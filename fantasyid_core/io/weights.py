@@ -164,7 +164,7 @@ def load_into(
     Raises:
         WeightsError: names are missing or left over, or a shape differs.
     """
-    wanted, ignored = {name: tensor.shape for name, tensor in module.state_dict().items()} | late, tuple(ignore)
+    wanted, ignored = {name: tensor.shape for name, tensor in module.state_dict().items()} | dict(late), tuple(ignore)
     missing = [name for name in wanted if name not in tensors and not name.startswith(ignored)]
     unknown = [name for name in tensors if name not in wanted and not name.startswith(ignored)]
     shared = {name: tensors[name] for name in wanted if name in tensors}

@@ -1,4 +1,4 @@
-"""The judge: a small network that reads landmarks, pose, expression and colours from frames.
+"""The attribute regressor: a small network that reads landmarks, pose, expression and colours from frames.
 
 It is trained on rendered frames of `fantasyid_lab.people` with their true labels, never on a model's output, so that
 it can say what a generated video shows. It says nothing about who is in it: that is `embedding`'s.
@@ -6,6 +6,7 @@ it can say what a generated video shows. It says nothing about who is in it: tha
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,8 +29,8 @@ _SHARP = 8  # on the logits of the heat maps: they start flat and must become pe
 
 
 @dataclass(frozen=True, eq=False)
-class JudgeReading:
-    """What the judge sees in B frames.
+class AttributeReading:
+    """What the attribute regressor reads in B frames.
 
     Attributes:
         landmarks: (B, 68, 2) x y in 0…1 of the frame: (px + 0.5) / size, integer px being pixel centres.
@@ -48,8 +49,8 @@ class JudgeReading:
 
 
 @dataclass(frozen=True, eq=False)
-class JudgeTargets:
-    """What B frames truly show: as `JudgeReading`, but shirt and background (B,) int64, `UNKNOWN` where not known."""
+class AttributeTargets:
+    """What B frames truly show: as `AttributeReading`, but shirt and background (B,) int64, `UNKNOWN` if not known."""
 
     landmarks: Tensor
     pose: Tensor
@@ -80,8 +81,8 @@ class Block(nn.Module):
         return F.silu(self.norm2(self.conv2(y)) + self.skip(x))
 
 
-class Judge(nn.Module):
-    """Frames (B, 3, 160, 160) in 0…1 → `JudgeReading`.
+class AttributeRegressor(nn.Module):
+    """Frames (B, 3, 160, 160) in 0…1 → `AttributeReading`.
 
     Landmarks are the centres of gravity of heat maps at a quarter of the frame. Pose and expression are read from the
     features around the landmarks, their layout and the whole picture; colours from a map of where to look.
@@ -136,7 +137,7 @@ class Judge(nn.Module):
             nn.Sequential(nn.Linear(fine + 3, 64), nn.SiLU(), nn.Linear(64, colours)) for _ in range(2)
         )
 
-    def forward(self, frames: Tensor) -> JudgeReading:
+    def forward(self, frames: Tensor) -> AttributeReading:
         x = self.stem(frames * 4 - 2)
         levels = []
         for stage in self.stages:
@@ -162,7 +163,7 @@ class Judge(nn.Module):
         shown = look.to(fine.dtype) @ torch.cat([fine, colours * 4 - 2], 1).flatten(2).transpose(1, 2)
         shirt, background = (head(shown[:, i]).float() for i, head in enumerate(self.colour))
         shown_in_training = log_heat.unflatten(2, fine.shape[2:]) if self.training else None
-        return JudgeReading(landmarks, pose * 45, expression, shirt, background, shown_in_training)
+        return AttributeReading(landmarks, pose * 45, expression, shirt, background, shown_in_training)
 
     def save(self, folder: Path) -> None:
         """Write `judge.safetensors` (float16) and `config.json` into `folder`, made if missing. Raises SaveError."""
@@ -171,33 +172,33 @@ class Judge(nn.Module):
         write_json(folder / "config.json", self.config | {"thresholds": self.thresholds, "framing": self.framing})
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> Judge:
-    """The judge that `Judge.save` wrote into `folder`, in float32, for reading.
+def load(folder: Path, device: torch.device | str = "cpu") -> AttributeRegressor:
+    """The one that `AttributeRegressor.save` wrote into `folder`, in float32, for reading.
 
     Raises:
         WeightsMissingError, WeightsError: no such folder or file; damaged, or of another network.
     """
-    with configured("judge"), torch.device("meta"):
-        judge = Judge(**read_config(folder))
-    load_into(judge, {name: x.float() for name, x in read(folder / _FILE).items()}, what="judge")
-    return judge.eval().requires_grad_(False).to(device)
+    with configured("attribute regressor"), torch.device("meta"):
+        regressor = AttributeRegressor(**read_config(folder))
+    load_into(regressor, {name: x.float() for name, x in read(folder / _FILE).items()}, what="attribute regressor")
+    return regressor.eval().requires_grad_(False).to(device)
 
 
 @torch.no_grad()
-def look(judge: Judge, frames: Tensor, batch: int = 64) -> JudgeReading:
-    """Frames (N, H, W, 3) in 0…1, of any size, squeezed to a square → what the judge reads, on the judge's device."""
-    device = next(judge.parameters()).device
+def look(regressor: AttributeRegressor, frames: Tensor, batch: int = 64) -> AttributeReading:
+    """Frames (N, H, W, 3) in 0…1, of any size, squeezed to a square → what the regressor reads, on its device."""
+    device = next(regressor.parameters()).device
     readings = []
     for part in frames.split(batch):
         part = part.to(device, torch.float32).movedim(-1, 1)
         if part.shape[2:] != (SIZE, SIZE):
             part = F.interpolate(part, (SIZE, SIZE), mode="bilinear", antialias=True)
-        readings.append(judge(part))
-    names = [field.name for field in fields(JudgeTargets)]
-    return JudgeReading(*(torch.cat([getattr(reading, name) for reading in readings]) for name in names))
+        readings.append(regressor(part))
+    names = [field.name for field in fields(AttributeTargets)]
+    return AttributeReading(*(torch.cat([getattr(reading, name) for reading in readings]) for name in names))
 
 
-def losses(reading: JudgeReading, targets: JudgeTargets) -> dict[str, Tensor]:
+def losses(reading: AttributeReading, targets: AttributeTargets) -> dict[str, Tensor]:
     """Scalars by name, weighted so that their sum is to be minimised. Landmarks outside of the frame do not count."""
     inside = ((targets.landmarks > 0) & (targets.landmarks < 1)).all(-1, keepdim=True)
     off = F.smooth_l1_loss(reading.landmarks, targets.landmarks, beta=0.01, reduction="none")
@@ -213,9 +214,9 @@ def losses(reading: JudgeReading, targets: JudgeTargets) -> dict[str, Tensor]:
     }
 
 
-def loss(reading: JudgeReading, targets: JudgeTargets) -> Tensor:
+def loss(reading: AttributeReading, targets: AttributeTargets) -> Tensor:
     """What training minimises: the sum of `losses`."""
-    return sum(losses(reading, targets).values())
+    return reduce(torch.add, losses(reading, targets).values())
 
 
 def degrade(frames: Tensor, generator: torch.Generator | None = None) -> Tensor:

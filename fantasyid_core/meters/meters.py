@@ -1,15 +1,19 @@
 """Meters for any video: how like a reference the face is, and how much face and head move, frame by frame."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..detection.faces import detect
 from ..errors import FaceNotFoundError, ImageError
+from ..views.suitability import NO_FACE, openness
 from . import likeness, motion
-from .attribute_regressor import SIZE, Judge, look
-from .embedding import Embedding, embed, locate, warp
+from .attribute_regressor import SIZE, AttributeRegressor, look
+from .embedding import DISTANCE, Embedding, embed, locate, warp
 from .motion import Motion
 from .plot import chart
 
@@ -20,41 +24,86 @@ Progress = Callable[[], None]
 
 
 @dataclass(frozen=True, eq=False)
+class Gallery:
+    """Whom a video's face is nearest to: the reference or one of a gallery of other people.
+
+    Attributes:
+        people: K, how many others the gallery shows.
+        nearest: share of the frames with a face in which the reference is nearest, 0…1.
+        rank: how many of the others are nearer than the reference in the mean over the frames.
+        margin: by how much the reference is nearer than the nearest of the others, in the embedding's measure; below 0
+            it is farther.
+    """
+
+    people: int
+    nearest: float
+    rank: int
+    margin: float
+
+    def __str__(self) -> str:
+        place = "nearest" if not self.rank else f"only number {self.rank + 1} in nearness"
+        return (
+            f"Of {self.people + 1} people the reference is {place} to the video, by {self.margin:+.3f}; "
+            f"in {self.nearest:.0%} of the frames it is the nearest."
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Likeness:
     """How like a reference a video's face is.
 
     Attributes:
-        similarity: (T,) cosine −1…1, NaN where a frame shows no face.
-        mean: over the frames with a face; between_frames: of neighbouring frames with each other.
-        same_person: similarity above which the embedding's authors take two faces for one person.
-        embedding: its name.
+        similarity: (T,) cosine −1…1, NaN where a frame shows no clear face.
+        measured: (T,) the same in the measure of the embedding's authors.
+        mean: of the similarity; between_frames: of neighbours among the frames that count, 1 where there is but one.
+        covered: (T,) bool, a face was found that hardly looks like an open face of a person.
+        embedding: the network.
+        gallery: whom it is nearest to, where a gallery was given.
     """
 
     similarity: Tensor
+    measured: Tensor
     mean: float
     between_frames: float
-    same_person: float
-    embedding: str
+    covered: Tensor
+    embedding: Embedding
+    gallery: Gallery | None = None
 
     @property
     def report(self) -> str:
         """The numbers in words, a line per frame."""
-        shown = self.similarity.isfinite()
+        shown, network = self.similarity.isfinite(), self.embedding
+        measured = self.measured[shown]
+        same = float(network.is_same(measured).double().mean())
+        side = "below" if network.measure == DISTANCE else "above"
+        worst = measured.max() if network.measure == DISTANCE else measured.min()
         lines = [
-            f"Similarity to the reference ({self.embedding}): mean {self.mean:.3f}, "
-            f"lowest {float(self.similarity[shown].min()):.3f}; the same person from about {self.same_person:g}.",
-            f"Similarity of neighbouring frames: {self.between_frames:.3f}.",
-            _skipped(shown),
+            f"{network.measure.capitalize()} to the reference ({network.name}): mean {float(measured.mean()):.3f}, "
+            f"worst {float(worst):.3f}. Its authors take two faces for one person {side} {network.threshold:g}: "
+            f"{same:.0%} of the frames.",
+            network.on_photos,
+            str(self.gallery or "For a stronger statement give a gallery of other people."),
+            f"To compare settings: similarity (cosine) {self.mean:.3f}, of neighbouring frames "
+            + (f"{self.between_frames:.3f}." if shown.sum() > 1 else "not measured, as one frame counts."),
+            _skipped(shown | self.covered),
+            f"{int(self.covered.sum())} of {len(shown)} frames show what hardly looks like an open face of a person "
+            "(turned away, covered, or an animal) and were left out."
+            if self.covered.any()
+            else "",
         ]
-        frames = [f"{i}: {v:.3f}" if v == v else f"{i}: no face" for i, v in enumerate(self.similarity.tolist())]
+        why = ["no clear face" if covered else "no face" for covered in self.covered.tolist()]
+        frames = [f"{i}: {v:.3f}" if v == v else f"{i}: {why[i]}" for i, v in enumerate(self.measured.tolist())]
         return "\n".join([*(line for line in lines if line), *frames])
 
     @property
     def plot(self) -> Tensor:
-        """(320, 640, 3) float 0…1: similarity over the frames."""
-        title = f"Similarity to the reference ({self.embedding}), mean {self.mean:.3f}"
-        marks = {"same person": self.same_person}
-        return chart(title, {"similarity": self.similarity.tolist()}, min(0.5, self.same_person - 0.3), 1.0, marks)
+        """(320, 640, 3) float 0…1: the authors' measure over the frames, with their threshold."""
+        network = self.embedding
+        mean = float(self.measured.nanmean())
+        title = f"{network.measure.capitalize()} to the reference ({network.name}), mean {mean:.3f}"
+        side = "below" if network.measure == DISTANCE else "above"
+        marks = {f"{side}: same person to its authors": network.threshold}
+        return chart(title, {network.measure: self.measured.tolist()}, 0.0, 1.0, marks)
 
 
 def likeness_of(
@@ -64,45 +113,100 @@ def likeness_of(
     embedding: Embedding,
     device: torch.device | str | None = None,
     progress: Progress = lambda: None,
+    gallery: Sequence[Tensor] = (),
 ) -> Likeness:
     """Compare the largest face of every frame with a reference face.
+
+    A frame counts only if its face looks like an open face of a person, see `views.suitability`.
 
     Args:
         frames: (T, H, W, C) as `images.as_photo` takes each.
         reference: (H, W, C), the photo of the person.
         reference_landmarks: (5, 2) px of the face in it, or None: its largest.
         device, progress: as for `embedding.locate`.
+        gallery: photos (H, W, C) of other people, one each; those without a clear face are left out.
 
     Raises:
-        FaceNotFoundError: the reference, or every frame, shows no face.
+        FaceNotFoundError: the reference, every frame, or all of the gallery show no clear face.
         ImageError: a picture cannot be used.
     """
     _check_frames(frames)
-    own = embed(embedding, [reference], None if reference_landmarks is None else reference_landmarks[None])
+    if reference_landmarks is None:
+        [reference_landmarks], [covered] = clear_faces([reference], device)
+        if covered:
+            raise FaceNotFoundError("The reference hardly shows an open face of a person. Use a clear photo of a face.")
+    own = embed(embedding, [reference], reference_landmarks[None], unit=False)
     if not own.found.any():
         raise FaceNotFoundError("The reference shows no face to compare with. Use a photo with an upright, lit face.")
-    seen = embed(embedding, frames, locate(frames, device=device, progress=progress))
+    landmarks, covered = clear_faces(frames, device, progress)
+    seen = embed(embedding, frames, landmarks, unit=False)
     if not seen.found.any():
+        clear = " clear" if covered.any() else ""
         raise FaceNotFoundError(
-            f"None of the {len(frames)} frames shows a face, so there is nothing to compare. "
+            f"None of the {len(frames)} frames shows a{clear} face, so there is nothing to compare. "
             "Use a video in which the face is seen."
         )
-    similarity = likeness.reference_similarity(seen.vectors, own.vectors[0])
+    unit = F.normalize(seen.vectors, dim=1)
+    similarity = likeness.reference_similarity(unit, F.normalize(own.vectors[0], dim=0))
     return Likeness(
         similarity,
+        embedding.compare(seen.vectors, own.vectors[0]),
         float(similarity.nanmean()),
-        likeness.inter_frame_similarity(seen.vectors),
-        embedding.same_person,
-        embedding.name,
+        likeness.inter_frame_similarity(unit[seen.found]) if seen.found.sum() > 1 else 1.0,
+        covered,
+        embedding,
+        _nearest(embedding, seen.vectors[seen.found], own.vectors[0], gallery, device) if len(gallery) else None,
     )
 
 
+def _nearest(
+    embedding: Embedding, faces: Tensor, own: Tensor, gallery: Sequence[Tensor], device: torch.device | str | None
+) -> Gallery:
+    """Faces (T, D) against the reference (D,) and a gallery of others."""
+    others = embed(embedding, gallery, clear_faces(gallery, device)[0], unit=False)
+    if not others.found.any():
+        raise FaceNotFoundError(f"None of the {len(gallery)} pictures of the gallery shows a clear face of a person.")
+    known = torch.cat([own[None], others.vectors[others.found]])
+    near = torch.stack([embedding.compare(faces, one) for one in known], 1)  # (T, K + 1)
+    if embedding.measure == DISTANCE:
+        near = -near
+    mean = near.mean(0)
+    return Gallery(
+        len(known) - 1,
+        float((near.argmax(1) == 0).double().mean()),
+        int((mean[1:] > mean[0]).sum()),
+        float(mean[0] - mean[1:].max()),
+    )
+
+
+def clear_faces(
+    frames: Sequence[Tensor] | Tensor, device: torch.device | str | None = None, progress: Progress = lambda: None
+) -> tuple[Tensor, Tensor]:
+    """The largest face of each frame (H, W, C), where it looks like an open face of a person.
+
+    Returns:
+        Landmarks (T, 5, 2) px, NaN where there is no such face, and (T,) bool, where there is another.
+    """
+    landmarks, covered = torch.full((len(frames), 5, 2), math.nan), torch.zeros(len(frames), dtype=torch.bool)
+    for i, frame in enumerate(frames):
+        faces = detect(frame, device=device)[:1]
+        if faces:
+            covered[i] = float(openness(faces)[0]) < NO_FACE
+            if not covered[i]:
+                landmarks[i] = faces[0].landmarks.cpu()
+        progress()
+    return landmarks, covered
+
+
 def motion_of(
-    frames: Tensor, judge: Judge, device: torch.device | str | None = None, progress: Progress = lambda: None
+    frames: Tensor,
+    regressor: AttributeRegressor,
+    device: torch.device | str | None = None,
+    progress: Progress = lambda: None,
 ) -> Motion:
     """Read landmarks and expressions of the largest face in every frame and take its motion apart.
 
-    The judge knows head-and-shoulder pictures of synthetic people, so each frame is cut to that framing first.
+    The regressor knows head-and-shoulder pictures of synthetic people, so each frame is cut to that framing first.
 
     Args:
         frames: (T, H, W, 3 or 4) float 0…1, T ≥ 2.
@@ -118,7 +222,7 @@ def motion_of(
             "One frame cannot show motion; expected a video of at least 2 frames. Connect all frames of the video."
         )
     frames = frames[..., :3].float()
-    window = windows(locate(frames, device=device, progress=progress), *judge.framing)
+    window = windows(locate(frames, device=device, progress=progress), *regressor.framing)
     seen = window.isfinite().all(1)
     if seen.sum() < 2:
         raise FaceNotFoundError(
@@ -132,7 +236,7 @@ def motion_of(
     crops = torch.cat(
         [warp(frame[None], one[None].to(frame), SIZE) for frame, one in zip(frames[seen], to_crop, strict=True)]
     )
-    reading = look(judge, crops)
+    reading = look(regressor, crops)
     unit, strengths = reading.landmarks.cpu(), reading.expression.cpu()
     landmarks = frames.new_full((len(frames), *unit.shape[1:]), float("nan"), device="cpu")
     landmarks[seen] = (unit * SIZE - 0.5) / scale[:, None, None] + corner[:, None]
@@ -157,31 +261,31 @@ def motion_plot(found: Motion) -> Tensor:
     face = chart(
         f"Face motion, % of the eyes' distance (rms {found.face:.2f})", {"face": found.face_per_frame.tolist()}, 0, 5
     )
-    curves = dict(zip(("yaw", "pitch", "roll"), found.pose.T.tolist(), strict=True))
+    curves: dict[str, list[float]] = dict(zip(("yaw", "pitch", "roll"), found.pose.T.tolist(), strict=True))
     head = chart(f"Head pose, degrees (rms {found.head:.1f} about its mean)", curves, -30, 30)
     return torch.cat([face, head])
 
 
 def windows(landmarks: Tensor, wide: float, below: float) -> Tensor:
-    """Five landmarks per frame (T, 5, 2) px → centre x, y and side (T, 3) of the square that the judge looks at.
+    """Five landmarks per frame (T, 5, 2) px → centre x, y and side (T, 3) of the square that the regressor reads.
 
     One window for the whole clip, as a cut would be, unless the face wanders; NaN where there is no face.
 
     Args:
-        wide, below: `Judge.framing`.
+        wide, below: `AttributeRegressor.framing`.
     """
     seen = landmarks.isfinite().flatten(1).all(1)
     eyes, unit = _eyes(landmarks)
     side = wide * unit
-    below = torch.stack([torch.zeros_like(unit), below * unit], 1)
-    own = torch.cat([eyes + below, side[:, None]], 1)
+    offset = torch.stack([torch.zeros_like(unit), below * unit], 1)
+    own = torch.cat([eyes + offset, side[:, None]], 1)
     usual = own[seen].median(0).values if seen.any() else own[0]
     wanders = (own[seen, :2] - usual[:2]).norm(dim=1).max() > _WANDERS * usual[2] if seen.any() else False
     return own if wanders else torch.where(seen[:, None], usual, own)
 
 
 def framing(landmarks: Tensor, size: int) -> tuple[float, float]:
-    """Landmarks (T, 5, 2) px of square frames → their `Judge.framing`, in the median."""
+    """Landmarks (T, 5, 2) px of square frames → their `AttributeRegressor.framing`, in the median."""
     eyes, unit = _eyes(landmarks)
     below = ((size - 1) / 2 - eyes[:, 1]) / unit
     return round(float(size / unit.median()), 3), round(float(below.median()), 3)

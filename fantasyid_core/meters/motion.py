@@ -89,10 +89,12 @@ def measure(landmarks: Tensor, template: LandmarkTemplate, expression: Tensor | 
     """
     landmarks, neutral = landmarks.double().cpu(), template.points.double().cpu()
     seen = landmarks.isfinite().flatten(1).all(1)
-    points = neutral
-    for _ in range(_ROUNDS):
-        camera = fit_cameras(landmarks[seen], points, template.stable.cpu())
+    points, stable = neutral, template.stable.cpu()
+    camera = fit_cameras(landmarks[seen], points, stable)
+    for more in reversed(range(_ROUNDS)):
         points = neutral + _shape_offset(landmarks[seen], camera, neutral)
+        if more:
+            camera = fit_cameras(landmarks[seen], points, stable)
     if expression is None:
         own = _own_motion(landmarks[seen], camera, points)
     else:
@@ -182,6 +184,8 @@ def _own_motion(landmarks: Tensor, camera: Tensor, points: Tensor) -> Tensor:
 
 def _expressed(expression: Tensor, template: LandmarkTemplate) -> Tensor:
     """Strengths (T, K) → (T, N, 2) metres by which they move the template's landmarks, seen from the front."""
+    if template.moves is None:
+        raise ValueError("this template does not know how expressions move its landmarks")
     return torch.einsum("tk,nik->tni", expression.double().cpu(), template.moves[:, :2].double().cpu())
 
 

@@ -1,5 +1,6 @@
 """DECA's regressor: a photo → FLAME's parameters (Feng et al. 2021, section 4.1). A ResNet-50 and two linear layers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,32 @@ def project(vertices: Tensor, camera: Tensor) -> Tensor:
     return scale * shifted * camera.new_tensor([1, -1, -1]) + camera.new_tensor([SIZE / 2, SIZE / 2, 0])
 
 
+@dataclass(frozen=True)
+class RegressorSizes:
+    """Sizes of a regressor.
+
+    Attributes:
+        stem: channels of the first convolution.
+        stages: each (width of the 3×3 convolutions, channels, blocks); a stage's first block projects.
+        hidden: width between the two linear layers.
+    """
+
+    stem: int
+    stages: tuple[tuple[int, int, int], ...]
+    hidden: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "RegressorSizes":
+        """Those of tensors named as DECA names them. Raises KeyError where one is missing that tells a size."""
+        stages = []
+        while (prefix := f"encoder.layer{len(stages) + 1}.") + "0.conv3.weight" in tensors:
+            channels, width = tensors[f"{prefix}0.conv3.weight"].shape[:2]
+            blocks = len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
+            stages.append((width, channels, blocks))
+        stem, hidden = tensors["encoder.conv1.weight"].shape[0], tensors["layers.0.weight"].shape[0]
+        return cls(stem, tuple(stages), hidden)
+
+
 class Bottleneck(nn.Module):
     """ResNet block 1×1, 3×3, 1×1 with batch norm; the 3×3 convolution strides."""
 
@@ -83,21 +110,18 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """(B, 3, H, W) → (B, C): stem, stages that halve the picture (but the first), mean over it."""
 
-    def __init__(self, shapes: dict[str, torch.Size]):
+    def __init__(self, sizes: RegressorSizes):
         super().__init__()
-        channels = shapes["conv1.weight"][0]
+        channels = sizes.stem
         self.conv1 = nn.Conv2d(3, channels, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.stages = []
-        for name in sorted({key.split(".")[0] for key in shapes if key.startswith("layer")}):
-            blocks = []
-            while (prefix := f"{name}.{len(blocks)}") + ".conv3.weight" in shapes:
-                out, width = shapes[f"{prefix}.conv3.weight"][:2]
-                stride = 2 if name != "layer1" and not blocks else 1
-                blocks.append(Bottleneck(channels, width, out, stride, f"{prefix}.downsample.0.weight" in shapes))
-                channels = out
-            self.add_module(name, nn.Sequential(*blocks))
-            self.stages.append(name)
+        self.stages = [f"layer{i + 1}" for i in range(len(sizes.stages))]
+        for name, (width, out, count) in zip(self.stages, sizes.stages, strict=True):
+            stride = 1 if name == "layer1" else 2
+            first = Bottleneck(channels, width, out, stride, projects=True)
+            more = (Bottleneck(out, width, out, 1, projects=False) for _ in range(count - 1))
+            self.add_module(name, nn.Sequential(first, *more))
+            channels = out
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, padding=1)
@@ -109,11 +133,13 @@ class ResNet(nn.Module):
 class Regressor(nn.Module):
     """Photos (B, 3, 224, 224) in 0…1 → code (B, 236); `split` takes it apart."""
 
-    def __init__(self, shapes: dict[str, torch.Size]):
+    def __init__(self, sizes: RegressorSizes):
         super().__init__()
-        self.encoder = ResNet({k.removeprefix("encoder."): v for k, v in shapes.items() if k.startswith("encoder.")})
-        hidden, features = shapes["layers.0.weight"]
-        self.layers = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, sum(CODE_SIZES)))
+        self.encoder = ResNet(sizes)
+        features = sizes.stages[-1][1] if sizes.stages else sizes.stem
+        self.layers = nn.Sequential(
+            nn.Linear(features, sizes.hidden), nn.ReLU(), nn.Linear(sizes.hidden, sum(CODE_SIZES))
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(self.encoder(images))
@@ -127,7 +153,7 @@ class Regressor(nn.Module):
         """
         try:
             with torch.device("meta"):
-                module = cls({name: tensor.shape for name, tensor in tensors.items()})
+                module = cls(RegressorSizes.of(tensors))
         except (KeyError, IndexError, ValueError) as error:
             raise WeightsError(
                 f"These weights are not of DECA's regressor (its tensors lack {error}). "

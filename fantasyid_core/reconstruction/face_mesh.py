@@ -170,7 +170,7 @@ def _check_mode(mode: str) -> None:
 
 
 def _finite(mesh: FaceMesh, otherwise: str) -> FaceMesh:
-    if not (mesh.vertices.isfinite().all() and mesh.in_photo.isfinite().all()):
+    if not all(points.isfinite().all() for points in (mesh.vertices, mesh.in_photo) if points is not None):
         raise MeshError(
             f"The face's mesh came out with values that are not finite: {otherwise}. "
             "Check the photo, or load the model again."

@@ -1,6 +1,6 @@
 """FLAME's decoder: shape, expression and pose → vertices (Li et al. 2017, equations 1 to 5), as DECA uses it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -61,7 +61,8 @@ class Flame:
 
     def to(self, device: torch.device | str) -> "Flame":
         """The same model on another device."""
-        return Flame(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
     def decode(self, shape: Tensor, expression: Tensor | None = None, pose: Tensor | None = None) -> Tensor:
         """Vertices of B faces, on the model's device.

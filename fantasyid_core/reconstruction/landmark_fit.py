@@ -37,9 +37,14 @@ class LinearFace(Protocol):
         shape_basis: (V, 3, S) and expression_basis (V, 3, E), per standard deviation.
     """
 
-    template: Tensor
-    shape_basis: Tensor
-    expression_basis: Tensor
+    @property
+    def template(self) -> Tensor: ...
+
+    @property
+    def shape_basis(self) -> Tensor: ...
+
+    @property
+    def expression_basis(self) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)

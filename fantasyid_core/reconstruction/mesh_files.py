@@ -3,7 +3,7 @@
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -213,7 +213,7 @@ def _ascii(words: Iterator[bytes], element: _Element) -> dict[str, list]:
     return columns
 
 
-def _binary(file: io.BytesIO, element: _Element, order: str) -> dict[str, list | np.ndarray]:
+def _binary(file: io.BytesIO, element: _Element, order: str) -> Mapping[str, list | np.ndarray]:
     if not any(p.count_kind for p in element.properties):
         row = np.dtype([(str(i), order + p.kind) for i, p in enumerate(element.properties)])
         table = np.frombuffer(_take(file, row.itemsize * element.count), row)
@@ -239,7 +239,7 @@ def _take(file: io.BytesIO, size: int) -> bytes:
     return data
 
 
-def _triangles(polygons: list[list[int]]) -> Tensor:
+def _triangles(polygons: list | np.ndarray) -> Tensor:
     """Fans of triangles (F, 3) int64; polygons of fewer than three corners are dropped."""
     if max(map(len, polygons)) > MAX_CORNERS or sum(map(len, polygons)) > 3 * MAX_ROWS:
         raise ValueError("its faces have too many corners")

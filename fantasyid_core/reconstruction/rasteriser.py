@@ -177,7 +177,8 @@ def _crosses_pixels(corners: Tensor, height: int, width: int) -> Tensor:
 
 def _edges(corners: Tensor, height: int) -> tuple[Tensor, Tensor, Tensor]:
     """Triangles (T, 3, 3) → edges (6, 3, T): upper end x, y, z, lower end's y, and x and z per row; first row (T,) and
-    number of rows (T,) int64 that each triangle crosses."""
+    number of rows (T,) int64 that each triangle crosses.
+    """
     start = corners.permute(2, 1, 0).contiguous()
     end = start.roll(-1, 1)
     down = start[1] <= end[1]
@@ -192,7 +193,8 @@ def _edges(corners: Tensor, height: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _spans(edges: Tensor, y: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where rows y (N,) run through triangles, given their edges (6, 3, N): first column and number of columns int64,
-    depth at the first column and its slope."""
+    depth at the first column and its slope.
+    """
     upper_x, upper_y, upper_z, lower_y, slope_x, slope_z = edges
     below = y - upper_y
     crossed = (below >= 0) & (y <= lower_y)

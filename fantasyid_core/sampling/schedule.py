@@ -4,7 +4,7 @@ One loop for both schedulers; the velocity comes from a function, so that a host
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ def denoise(
     Raises:
         SamplingError: fewer than one step, or more than there are timesteps.
     """
-    solver = make_scheduler(scheduler, schedule)
+    solver: Any = make_scheduler(scheduler, schedule)  # the two step with arguments of their own
     solver.set_timesteps(_checked(steps))
     times = solver.timesteps.tolist()
     latents = latents * solver.init_noise_sigma

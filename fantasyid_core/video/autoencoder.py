@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..optional_import import require_diffusers
 from .latents import SPACE_SCALE, TIME_SCALE
@@ -31,6 +31,19 @@ def build(config: Mapping[str, Any]) -> "AutoencoderKLCogVideoX":
     autoencoder.register_to_config(**{name: config[name] for name in PREVIEW if name in config})
     make_lean(autoencoder)
     return autoencoder
+
+
+def decode(autoencoder: nn.Module, latents: Tensor) -> Tensor:
+    """Latents (B, C, t, h, w), not scaled → pixels (B, 3, 4 t − 3, 8 h, 8 w) in −1…1, for any t.
+
+    diffusers decodes two latents at a time and makes 4 t frames of an even number, all of them wrong by one: such a
+    number is made odd by showing the first latent twice.
+    """
+    even = latents.shape[2] > 1 and latents.shape[2] % 2 == 0
+    if even:
+        latents = torch.cat([latents[:, :, :1], latents], 2)
+    pixels = autoencoder.decode(latents, return_dict=False)[0]
+    return pixels[:, :, TIME_SCALE:] if even else pixels
 
 
 def preview_colours(latents: Tensor, frames: Tensor) -> dict[str, list]:

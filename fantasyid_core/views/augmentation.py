@@ -55,7 +55,7 @@ def augment(views: FaceViews, count: int, seed: int = 0, strength: float = 1.0) 
     crops = _recoloured(views.crops[there].movedim(-1, 1), drawn)
     covered = None if views.coverage is None else views.coverage[there][:, None]
     crops, covered = _reframed(crops, covered, drawn)
-    coverage = None if covered is None else torch.cat([views.coverage, covered[:, 0]])
+    coverage = None if covered is None or views.coverage is None else torch.cat([views.coverage, covered[:, 0]])
     poses = views.poses
     if poses is not None:
         roll = drawn["angle"].to(poses)[:, None] * poses.new_tensor([0, 0, 1])
@@ -108,5 +108,5 @@ def _reframed(crops: Tensor, coverage: Tensor | None, drawn: dict[str, Tensor]) 
     ).clamp(0, 1)
     if coverage is None:
         return crops, None
-    coverage = transform.warp_affine(coverage, matrix, (size, size), mode="nearest", align_corners=True)
-    return torch.where(coverage > 0, crops, grey[:, None, None]), coverage
+    covered: Tensor = transform.warp_affine(coverage, matrix, (size, size), mode="nearest", align_corners=True)
+    return torch.where(covered > 0, crops, grey[:, None, None]), covered

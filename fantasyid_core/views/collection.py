@@ -90,6 +90,7 @@ def collect(
             f"The images have shape {tuple(images.shape)}; expected a batch (frames, height, width, channels). "
             "Connect a batch of images."
         )
+    crops = [reference.crop]
     chosen: list[Sighting] = []
     report = "1 view: the reference."
     own = torch.stack([reference.crop, reference.crop.flip(1)])
@@ -99,14 +100,15 @@ def collect(
         chosen = choose(describe(own[:1]).cpu()[0], reference.pose, sightings, max_views - 1)
         report = _report(found, who, sightings, chosen)
         log.info("FantasyID: %s", report.replace("\n", " "))
+        for sighting in chosen:
+            image = images[sighting.frame]
+            crops.append(align(as_photo(image), sighting.landmarks.to(image.device))[0].to(reference.crop))
 
-    crops = [align(as_photo(images[s.frame]), s.landmarks.to(images[s.frame].device))[0] for s in chosen]
-    crops = torch.stack([reference.crop, *(crop.to(reference.crop) for crop in crops)])
     poses = [reference.pose, *(s.pose for s in chosen)]
     return FaceViews(
-        crops,
-        crops.new_tensor([reference.quality, *(s.quality for s in chosen)]),
-        crops.new_tensor([(p.yaw, p.pitch, p.roll) for p in poses]),
+        torch.stack(crops),
+        reference.crop.new_tensor([reference.quality, *(s.quality for s in chosen)]),
+        reference.crop.new_tensor([(p.yaw, p.pitch, p.roll) for p in poses]),
         ("photo", *(f"frame {s.frame}" for s in chosen)),
         report=report,
     )

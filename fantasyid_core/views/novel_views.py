@@ -90,6 +90,8 @@ def added(views: FaceViews, rendered: FaceViews) -> FaceViews:
     count, more = len(views.crops), rendered.crops[1:].to(views.crops)
     unknown = views.crops.new_zeros(count, 3) if views.poses is None else views.poses
     whole = views.crops.new_ones(views.crops.shape[:3]) if views.coverage is None else views.coverage
+    assert rendered.poses is not None, "new_views knows them"
+    assert rendered.coverage is not None
     return FaceViews(
         torch.cat([views.crops, more]),
         torch.cat([views.scores, rendered.scores[1:].to(views.scores)]),
@@ -135,7 +137,8 @@ class _Surface:
 
     def _on_surface(self, places: Tensor) -> Tensor:
         """Points (N, 3) of the surface where the texture shows places (N, 2), at the median depth about them: a mouth's
-        corner lies in a fold. Beside the mesh, at the depth of the nearest vertex."""
+        corner lies in a fold. Beside the mesh, at the depth of the nearest vertex.
+        """
         step = torch.arange(-_ABOUT, _ABOUT + 1, device=places.device)
         around = places.round().long()[:, None] + torch.cartesian_prod(step, step)
         x, y = around.clamp(0, self.size - 1).unbind(2)
@@ -146,7 +149,8 @@ class _Surface:
 
     def seen_from(self, poses: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor, Tensor]:
         """B poses of yaw and pitch → crops (B, 512, 512, 3), coverage (B, 512, 512) 0 or 1, and the share (B,) of the
-        face's pixels that is covered."""
+        face's pixels that is covered.
+        """
         flip = self.points.new_tensor([1, -1, -1])  # between y down, z away and y up, z towards the viewer
         yaw, pitch = self.points.new_tensor(list(poses)).T
         turn = rotation(yaw, pitch, torch.zeros_like(yaw)) @ self.to_frontal
@@ -199,7 +203,8 @@ def _in_photo(to_texture: Tensor, size: int, height: int, width: int) -> Tensor:
 
 def _connected(coverage: Tensor) -> Tensor:
     """(B, S, S) bool → what hangs together with the middle of the face. Ears and shoulders that do not are the places
-    where a mesh fits worst, and show what lies beside them."""
+    where a mesh fits worst, and show what lies beside them.
+    """
     coarse = F.avg_pool2d(coverage.float(), _COARSE) >= 0.5
     middle = torch.zeros_like(coarse)
     (left, top), (right, bottom) = (48, 56), (80, 96)

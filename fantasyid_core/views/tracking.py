@@ -61,12 +61,12 @@ class Track:
     """One face followed from frame to frame.
 
     Attributes:
+        last: its latest sighting; it begins with one.
         frames: numbers of the frames it is in.
-        last: its latest sighting.
     """
 
+    last: Sighting
     frames: set[int] = field(default_factory=set)
-    last: Sighting | None = None
     _bins: dict[tuple[int, int], list[Sighting]] = field(default_factory=dict)
 
     def add(self, sighting: Sighting) -> None:
@@ -141,7 +141,7 @@ def follow(
         active = [track for track in active if number - track.last.frame <= _MAX_GAP]
         for sighting, track in _continued(active, sightings):
             if track is None:
-                track = Track()
+                track = Track(sighting)
                 tracks.append(track)
                 active.append(track)
             track.add(sighting)

@@ -10,14 +10,14 @@ from fantasyid_core.detection.selection import find_face
 from fantasyid_core.images import load_photo, to_pil
 
 from .. import nano
-from . import cases, generate, kept, pages, runs, tables
+from . import cases, generate, report, runs, saved_frames, tables
 from .cases import Case
 from .command import DTYPES, add_options, device_of, guarded, heading, say, settings_of, tables_of
 from .generate import Generator, Request
 from .modes import EXACT, parse
 from .runs import Run
 
-SHEET = 12  # people on the page of pictures
+SHEET = 12  # people on the report of pictures
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,12 +40,12 @@ def _run(options: argparse.Namespace) -> None:
         made = runs.make(generator, drawn, settings, options.batch, say, modes)
     if options.save_frames:
         if len(made) == 1:
-            kept.save(options.save_frames, made[0].settings, made[0].outputs)
+            saved_frames.save(options.save_frames, made[0].settings, made[0].outputs)
         else:
             runs.save(options.save_frames, made)
         say(f"Frames are in {options.save_frames}")
     if options.pictures:
-        _draw_pages(options, generator, drawn, made[0])
+        _draw_reports(options, generator, drawn, made[0])
     if options.no_judging:
         return
     found = tables_of(options, made, options.model / "judge")
@@ -61,16 +61,16 @@ def _costs(made: list[Run]) -> dict[str, dict[str, str]]:
     }
 
 
-def _draw_pages(options: argparse.Namespace, generator: Generator | None, drawn: list[Case], made: Run) -> None:
+def _draw_reports(options: argparse.Namespace, generator: Generator | None, drawn: list[Case], made: Run) -> None:
     options.pictures.mkdir(parents=True, exist_ok=True)
     shown, settings = drawn[:SHEET], made.settings
     references = cases.show([case.reference for case in shown]).frames[:, 0]
-    truth = cases.show([case.asked for case in shown]).frames
+    truth = cases.show([case.target for case in shown]).frames
     lines = [
-        pages.Line(references[i], made.outputs.prompted[i], truth[i], f"{case.asked.person.seed}")
+        report.Line(references[i], made.outputs.prompted[i], truth[i], f"{case.target.person.seed}")
         for i, case in enumerate(shown)
     ]
-    _save(pages.page(lines), options.pictures / "unseen_people.jpg")
+    _save(report.page(lines), options.pictures / "unseen_people.jpg")
     if not options.photos:
         return
     generator = generator or generate.load(options.model)
@@ -80,10 +80,10 @@ def _draw_pages(options: argparse.Namespace, generator: Generator | None, drawn:
     requests = [Request(prompt, who, settings.seed + i) for i, who in enumerate(identities)]
     videos = generator.videos(requests, **settings.sampling)
     lines = [
-        pages.Line(face.crop, video, None, path.stem)
+        report.Line(face.crop, video, None, path.stem)
         for face, video, path in zip(faces, videos, options.photos, strict=True)
     ]
-    _save(pages.page(lines), options.pictures / "real_photos.jpg")
+    _save(report.page(lines), options.pictures / "real_photos.jpg")
 
 
 def _save(picture: torch.Tensor, path: Path) -> None:
@@ -98,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", type=Path, default=nano.SHIPPED, help="folder in the published layout (the shipped model)")
     add("--controls", type=int, help="of the people, how many also at strength 0 and with a wrong reference too (all)")
     add("--modes", help="compare ways of computing, such as exact,cache=0.1,fp8,cache=0.1+fp8; without controls")
-    add("--pictures", type=Path, help="write pages of pictures into this folder")
-    add("--photos", type=Path, nargs="*", default=[], help="real photos for a page of their own")
+    add("--pictures", type=Path, help="write reports of pictures into this folder")
+    add("--photos", type=Path, nargs="*", default=[], help="real photos for a report of their own")
     return parser
 
 

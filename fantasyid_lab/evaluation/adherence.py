@@ -1,4 +1,4 @@
-"""Whether a video does what its prompt says: turn, expressions, colours, read from its frames by the judge.
+"""Whether a video does what its prompt says: turn, expressions, colours, as the attribute regressor reads them.
 
 What the prompt leaves open does not count, nor do frames decide what was asked: that are the prompt's words.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fantasyid_core.meters.attribute_regressor import JudgeReading
+from fantasyid_core.meters.attribute_regressor import AttributeReading
 
 from ..people.colours import COLOURS
 from ..people.head import load as load_head
@@ -24,7 +24,7 @@ _BROWS = ("browInnerUp", "browOuterUpLeft", "browOuterUpRight")
 
 @dataclass(frozen=True)
 class Shown:
-    """What a video shows, as the judge reads it.
+    """What a video shows, as the attribute regressor reads it.
 
     Attributes:
         turn: "left", "right" (in the picture) or None.
@@ -62,12 +62,12 @@ class Adherence:
     background: float
 
 
-def read(reading: JudgeReading, limits: Mapping[str, float] | None = None) -> Shown:
+def read(reading: AttributeReading, limits: Mapping[str, float] | None = None) -> Shown:
     """What one video's frames (T, …) show.
 
     Args:
-        limits: `amounts` above which an action is shown, as `thresholds` gives them for the judge; otherwise those of
-            a judge without error.
+        limits: `amounts` above which an action is shown, as `thresholds` gives them for the attribute regressor;
+            otherwise those of a regressor without error.
     """
     limits = _TRUE | dict(limits or {})
     happens = {name: amount > limits[name] for name, amount in amounts(reading.expression).items()}
@@ -100,11 +100,11 @@ def amounts(expression: Tensor) -> dict[str, float]:
 
 
 def thresholds(read: Sequence[Tensor], true: Sequence[Tensor]) -> dict[str, float]:
-    """For each of `EXPRESSIONS` the amount half-way between what a judge reads, in the median, from clips with and
-    without it. A judge that is not sure of an action reads less of it than there is.
+    """For each of `EXPRESSIONS` the amount half-way between what the regressor reads, in the median, from clips with
+    and without it. A regressor that is not sure of an action reads less of it than there is.
 
     Args:
-        read, true: strengths (T, 50) of the same clips, as the judge reads them and as they are.
+        read, true: strengths (T, 50) of the same clips, as the attribute regressor reads them and as they are.
     """
     amounts_read, amounts_true = ([amounts(one) for one in clips] for clips in (read, true))
     found = {}
@@ -126,20 +126,20 @@ def turn_of(yaw: Tensor) -> str | None:
     return "right" if change > 0 else "left"
 
 
-def compare(shown: Sequence[Shown], labels: Sequence[ClipLabels], told: Sequence[set[str]]) -> Adherence:
+def compare(shown: Sequence[Shown], labels: Sequence[ClipLabels], stated: Sequence[set[str]]) -> Adherence:
     """N videos against their prompts.
 
     Args:
         labels: what is true of the clips that the prompts describe.
-        told: which of the labels each prompt says. One that is not told and not true is taken as excluded.
+        stated: which of the labels each prompt states. One that is not stated and not true is taken as excluded.
     """
-    rows = list(zip(shown, labels, told, strict=True))
+    rows = list(zip(shown, labels, stated, strict=True))
 
-    def share(name: str, asked: bool) -> float:
+    def share(name: str, stated_only: bool) -> float:
         return _mean(
             getattr(s, name) == getattr(label, name)
             for s, label, words in rows
-            if (name in words if asked else not getattr(label, name))
+            if (name in words if stated_only else not getattr(label, name))
         )
 
     positive = {name: share(name, True) for name in EXPRESSIONS}

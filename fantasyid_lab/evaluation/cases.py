@@ -21,13 +21,13 @@ class Case:
 
     Attributes:
         reference: the photo, one frame.
-        asked: the clip that the prompt (its caption) describes, of the same person; the model never sees it.
+        target: the clip that the prompt (its caption) describes, of the same person; the model never sees it.
         gallery: another clip of the person, to be found among others.
         stranger: a clip of someone else.
     """
 
     reference: Clip
-    asked: Clip
+    target: Clip
     gallery: Clip
     stranger: Clip
 

@@ -14,10 +14,10 @@ from fantasyid_core.errors import FantasyIDError
 from fantasyid_core.meters import attribute_regressor, embedding
 
 from . import cases
-from .kept import Settings
 from .measure import Row
 from .processes import shared_out
 from .runs import Run, judged
+from .saved_frames import Settings
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MANY = 30  # people, from whom on it is worth starting processes
@@ -54,13 +54,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=8, help="videos at a time (8)")
     add("--dtype", choices=DTYPES, help="of transformer and autoencoder (bf16 on a GPU, else fp32)")
     add("--device", help="where videos are made and judged: cuda or cpu (cuda if there is one)")
-    add("--judge", type=Path, help="folder of the judge (judge/ in the model's, or in the shipped model's)")
+    add(
+        "--attribute-regressor",
+        "--judge",
+        type=Path,
+        metavar="DIR",
+        help="folder of the attribute regressor (judge/ in the model's, or in the shipped model's)",
+    )
     add("--embedding", default=embedding.DLIB, choices=embedding.EMBEDDINGS, help="who judges faces (dlib)")
     add("--embedding-folder", type=Path, action="append", default=[], help="where the embedding's model file lies")
     add("--processes", type=int, help="that share the faces' embedding, which computes on one core each (all cores)")
     add("--json", type=Path, help="write the table to this file too")
     add("--save-frames", type=Path, help="keep the generated frames in this folder")
-    add("--load-frames", type=Path, help="judge the frames kept in this folder in place of generating")
+    add("--load-frames", type=Path, help="judge the frames saved in this folder in place of generating")
     add("--no-judging", action="store_true", help="generate only, as where dlib is missing")
 
 
@@ -88,13 +94,13 @@ def settings_of(options: argparse.Namespace, model: Path, controls: int) -> Sett
     )
 
 
-def tables_of(options: argparse.Namespace, runs: Sequence[Run], judge_folder: Path) -> list[list[Row]]:
+def tables_of(options: argparse.Namespace, runs: Sequence[Run], regressor_folder: Path) -> list[list[Row]]:
     """Judge runs as the options say; the tables are written to `--json` too."""
     device = device_of(options)
-    reader = attribute_regressor.load(options.judge or judge_folder, device)
+    regressor = attribute_regressor.load(options.attribute_regressor or regressor_folder, device)
     processes = options.processes or (os.cpu_count() if runs[0].settings.people >= MANY else 1)
     with shared_out(options.embedding, options.embedding_folder, processes) as faces:
-        tables = judged(runs, reader, faces, device, say)
+        tables = judged(runs, regressor, faces, device, say)
     if options.json:
         reports = [_report(run, options.embedding, rows) for run, rows in zip(runs, tables, strict=True)]
         content = reports if len(reports) > 1 else reports[0]

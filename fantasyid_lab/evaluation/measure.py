@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fantasyid_core.meters import likeness, motion
-from fantasyid_core.meters.attribute_regressor import Judge, JudgeReading, look
+from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor, look
 from fantasyid_core.meters.embedding import Embedding
 
-from ..people.caption import told
+from ..people.caption import stated_labels
 from . import adherence
 from .adherence import Adherence, Shown
 from .cases import Case
@@ -39,13 +39,15 @@ class Row:
     """One line of the table.
 
     Attributes:
-        measure: what was measured.
+        key: what code finds the measure by.
+        measure: what was measured, in words.
         value: the outcome.
         truth: the same of true renders, or NaN where that has no meaning.
         bar: what was asked, in words; empty where nothing was.
         met: whether the bar was met; None without a bar.
     """
 
+    key: str
     measure: str
     value: float
     truth: float = math.nan
@@ -57,7 +59,7 @@ def measure(
     drawn: Sequence[Case],
     outputs: Outputs,
     truth: Truth,
-    judge: Judge,
+    regressor: AttributeRegressor,
     embedding: Embedding,
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda text: None,
@@ -65,13 +67,13 @@ def measure(
     """The table of N cases: finds and embeds the faces of outputs, reads their frames, compares with the truth."""
     say("Looking at the faces of the videos and at what they do")
     with ThreadPoolExecutor(1) as beside:  # while other processes embed
-        reads = beside.submit(lambda: [look(judge, video.float() / 255) for video in outputs.prompted])
+        reads = beside.submit(lambda: [look(regressor, video.float() / 255) for video in outputs.prompted])
         faces = (outputs.prompted[:, ::EMBED_EVERY], outputs.without, outputs.wrong)
         who = Faces(*(vectors(embedding, x, device) for x in faces))
         readings = reads.result()
     shown = who.prompted.isfinite().all(-1).float().mean(1) >= 0.5
-    said = [adherence.read(reading, judge.thresholds) for reading in readings]
-    true_said = [adherence.read(reading, judge.thresholds) for reading in truth.readings]
+    said = [adherence.read(reading, regressor.thresholds) for reading in readings]
+    true_said = [adherence.read(reading, regressor.thresholds) for reading in truth.readings]
     return [
         *_who_rows(who, truth),
         *_motion_rows(drawn, readings, truth.readings, shown),
@@ -90,19 +92,49 @@ class Faces:
 
 def _who_rows(who: Faces, known: Truth) -> list[Row]:
     count, controls = len(known.reference), len(who.without)
-    truth, prompted, without, wrong = (likeness.average(x) for x in (known.asked, who.prompted, who.without, who.wrong))
+    truth, prompted, without, wrong = (
+        likeness.average(x) for x in (known.target, who.prompted, who.without, who.wrong)
+    )
     ours = likeness.reidentification(prompted, known.gallery)
     theirs = likeness.reidentification(truth, known.gallery)
     like = (prompted * known.reference).sum(1)
     like_truth, like_stranger = (truth * known.reference).sum(1), (known.stranger * known.reference).sum(1)
-    share = likeness.share_of_the_way(like, like_stranger, like_truth)
+    share = likeness.normalised_similarity(like, like_stranger, like_truth)
     rows = [
-        Row(f"re-identification, top-1 of {count}", ours, theirs, "≥ 0.8 × true renders", ours >= 0.8 * theirs),
-        Row("similarity, share of the way from stranger to true render", share, 1.0, "≥ 0.75", share >= 0.75),
-        Row("similarity to the reference, mean", float(like.nanmean()), float(like_truth.nanmean())),
-        Row("similarity to the reference of a stranger's true render, mean", float(like_stranger.nanmean())),
-        Row("similarity between neighbouring judged frames", _steadiness(who.prompted), _steadiness(known.asked)),
-        Row("judged frames with a face", _found(who.prompted), _found(known.asked)),
+        Row(
+            "reidentification",
+            f"re-identification, top-1 of {count}",
+            ours,
+            theirs,
+            "≥ 0.8 × true renders",
+            ours >= 0.8 * theirs,
+        ),
+        Row(
+            "identity_similarity",
+            "normalised identity similarity (0 stranger, 1 true render)",
+            share,
+            1.0,
+            "≥ 0.75",
+            share >= 0.75,
+        ),
+        Row(
+            "reference_similarity",
+            "similarity to the reference, mean",
+            float(like.nanmean()),
+            float(like_truth.nanmean()),
+        ),
+        Row(
+            "stranger_similarity",
+            "similarity to the reference of a stranger's true render, mean",
+            float(like_stranger.nanmean()),
+        ),
+        Row(
+            "inter_frame_similarity",
+            "similarity between neighbouring judged frames",
+            _steadiness(who.prompted),
+            _steadiness(known.target),
+        ),
+        Row("frames_with_face", "judged frames with a face", _found(who.prompted), _found(known.target)),
     ]
     if controls < 2:
         return rows
@@ -110,28 +142,36 @@ def _who_rows(who: Faces, known: Truth) -> list[Row]:
     gallery = known.gallery[:controls]
     off = likeness.reidentification(without, gallery)
     off_like = (without * known.reference[:controls]).sum(1)
-    off_share = likeness.share_of_the_way(off_like, like_stranger[:controls], like_truth[:controls])
+    off_share = likeness.normalised_similarity(off_like, like_stranger[:controls], like_truth[:controls])
     most = chance_limit(controls)
     other = gallery.roll(-1, 0)  # of the person whose reference was given
     follows = likeness.reidentification(wrong, other)
     nearer = ((wrong * other).sum(1) > (wrong * gallery).sum(1)).float().mean()
     return [
         *rows,
-        Row(f"strength 0: re-identification, top-1 of {controls}", off, math.nan, f"chance: ≤ {most:.2f}", off <= most),
-        Row("strength 0: share of the way", off_share),
         Row(
+            "strength_0_reidentification",
+            f"strength 0: re-identification, top-1 of {controls}",
+            off,
+            math.nan,
+            f"chance: ≤ {most:.2f}",
+            off <= most,
+        ),
+        Row("strength_0_identity_similarity", "strength 0: normalised identity similarity", off_share),
+        Row(
+            "wrong_reference_reidentification",
             f"wrong reference: its person found, top-1 of {controls}",
             follows,
             likeness.reidentification(truth[:controls], gallery),
             "≥ 0.8 × true renders",
             follows >= 0.8 * likeness.reidentification(truth[:controls], gallery),
         ),
-        Row("wrong reference: nearer to its person than to the prompt's", float(nearer)),
+        Row("wrong_reference_nearer", "wrong reference: nearer to its person than to the prompt's", float(nearer)),
     ]
 
 
 def _motion_rows(
-    drawn: Sequence[Case], ours: Sequence[JudgeReading], theirs: Sequence[JudgeReading], shown: Tensor
+    drawn: Sequence[Case], ours: Sequence[AttributeReading], theirs: Sequence[AttributeReading], shown: Tensor
 ) -> list[Row]:
     """`shown` (N,): whether a video shows a face at all; the motion of noise is none."""
     template = motion.head_template()
@@ -146,38 +186,42 @@ def _motion_rows(
     reference = torch.stack([torch.from_numpy(case.reference.pose[0]) for case in drawn])
     tie, true_tie = (motion.pose_tie(torch.stack([r.pose.mean(0).cpu() for r in x]), reference) for x in (ours, theirs))
     return [
-        Row("face motion, by that of true clips", face, 1.0, "≥ 0.85", face >= 0.85),
-        Row("  of it, motion that lasts to the next frame", lasting, 1.0),
-        Row("head motion, by that of true clips", head, 1.0),
-        Row("copy-paste index: 0 free of the reference's pose, 1 copied", tie, true_tie),
+        Row("face_motion", "face motion, by that of true clips", face, 1.0, "≥ 0.85", face >= 0.85),
+        Row("lasting_motion", "  of it, motion that lasts to the next frame", lasting, 1.0),
+        Row("head_motion", "head motion, by that of true clips", head, 1.0),
+        Row("copy_paste", "copy-paste index: 0 free of the reference's pose, 1 copied", tie, true_tie),
     ]
 
 
 def _prompt_rows(said: Adherence, true_said: Adherence) -> list[Row]:
     return [
-        Row("turn direction as prompted", said.turn, true_said.turn, "≥ 0.90", said.turn >= 0.9),
-        Row("no turn where none was asked for", said.stays, true_said.stays),
+        Row("turn", "turn direction as prompted", said.turn, true_said.turn, "≥ 0.90", said.turn >= 0.9),
+        Row("no_turn", "no turn where none was asked for", said.stays, true_said.stays),
         Row(
+            "expression",
             "expression as prompted (0.5 by guessing)",
             said.expression,
             true_said.expression,
             "≥ 0.80",
             said.expression >= 0.8,
         ),
-        *(Row(f"  {name} shown", said.shown[name], true_said.shown[name]) for name in adherence.EXPRESSIONS),
         *(
-            Row(f"  {name} not added", said.not_added[name], true_said.not_added[name])
+            Row(f"{name}_shown", f"  {name} shown", said.shown[name], true_said.shown[name])
             for name in adherence.EXPRESSIONS
         ),
-        Row("shirt's colour as prompted", said.shirt, true_said.shirt),
-        Row("background's colour as prompted", said.background, true_said.background),
+        *(
+            Row(f"{name}_not_added", f"  {name} not added", said.not_added[name], true_said.not_added[name])
+            for name in adherence.EXPRESSIONS
+        ),
+        Row("shirt", "shirt's colour as prompted", said.shirt, true_said.shirt),
+        Row("background", "background's colour as prompted", said.background, true_said.background),
     ]
 
 
 def _adherence(drawn: Sequence[Case], shown: Sequence[Shown]) -> Adherence:
-    labels = [case.asked.labels for case in drawn]
-    words = [told(case.asked.caption, case.asked.labels) for case in drawn]
-    return adherence.compare(shown, labels, words)
+    labels = [case.target.labels for case in drawn]
+    stated = [stated_labels(case.target.caption, case.target.labels) for case in drawn]
+    return adherence.compare(shown, labels, stated)
 
 
 def _steadiness(vectors: Tensor) -> float:

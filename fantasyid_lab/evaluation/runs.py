@@ -1,4 +1,4 @@
-"""Models, or ways of computing one, on the same cases: made, kept, and measured against one truth."""
+"""Models, or ways of computing one, on the same cases: made, saved and measured against one truth."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from fantasyid_core.errors import FantasyIDError
 from fantasyid_core.fusion.identity import Identity
-from fantasyid_core.meters.attribute_regressor import Judge
+from fantasyid_core.meters.attribute_regressor import AttributeRegressor
 from fantasyid_core.meters.embedding import Embedding
 
-from . import cases, generate, kept, measure
+from . import cases, generate, measure, saved_frames
 from .cases import Case
 from .generate import Generator, Request
-from .kept import Settings
 from .measure import Outputs, Row
 from .modes import EXACT, Mode
+from .saved_frames import Settings
 from .truth import EMBED_EVERY, known
 
 Say = Callable[[str], None]
@@ -55,9 +55,9 @@ def make(
     photos = cases.show(clips, generator.device).frames[:, 0]
     identities = [_identity(generator, of_one) for of_one in photos.split(settings.references)]
     controls = range(settings.controls)
-    prompts = [case.asked.caption for case in drawn]
+    prompts = [case.target.caption for case in drawn]
     seeds = [1000 * settings.seed + i for i in range(len(drawn))]
-    asked = [Request(p, who, s) for p, who, s in zip(prompts, identities, seeds, strict=True)]
+    prompted_requests = [Request(p, who, s) for p, who, s in zip(prompts, identities, seeds, strict=True)]
     off = [Request(prompts[i], identities[i], seeds[i], strength=0.0) for i in controls]
     swapped = [Request(prompts[i], identities[(i + 1) % len(controls)], seeds[i]) for i in controls]
     runs: list[Run] = []
@@ -68,11 +68,13 @@ def make(
         def progress(done: int, of: int, start: float = start, mode: Mode = mode) -> None:
             say(f"{mode.name}: {done} of {of} videos, {time.perf_counter() - start:.0f} s")
 
-        requests = asked if runs else [*asked, *off, *swapped]
+        requests = prompted_requests if runs else [*prompted_requests, *off, *swapped]
         latents = generator.sample(requests, batch=batch, progress=progress, mode=mode, **settings.sampling)
         seconds = (time.perf_counter() - start) / len(requests)
-        exact = latents[: len(asked)] if exact is None else exact
-        error = float(((latents[: len(asked)] - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).mean())
+        exact = latents[: len(prompted_requests)] if exact is None else exact
+        error = float(
+            ((latents[: len(prompted_requests)] - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).mean()
+        )
         say(f"{mode.name}: decoding")  # minutes of a CPU
         videos = generator.decode(latents)
         prompted, *rest = videos.split([len(drawn), *(0, 0)] if runs else [len(drawn), len(controls), len(controls)])
@@ -90,19 +92,19 @@ def _identity(generator: Generator, photos: Tensor) -> Identity:
 def save(folder: Path, runs: Iterable[Run], first: int = 0) -> None:
     """Keep runs in `folder`, each in `VARIANT/NUMBER`, numbered from `first`."""
     for number, run in enumerate(runs, first):
-        kept.save(folder / run.variant / f"{number}", run.settings, run.outputs)
+        saved_frames.save(folder / run.variant / f"{number}", run.settings, run.outputs)
 
 
 def load(folder: Path) -> list[Run]:
-    """What `save` wrote, or what `kept.save` did, which is one run.
+    """What `save` wrote, or what `saved_frames.save` did, which is one run.
 
     Raises:
         FantasyIDError: nothing is there, it is damaged, or the runs are not of the same cases.
     """
     if (folder / "settings.json").is_file():
-        return [Run(EXACT.name, *kept.load(folder))]
+        return [Run(EXACT.name, *saved_frames.load(folder))]
     found = sorted(folder.glob("*/*/settings.json"), key=lambda path: int(path.parent.name))
-    runs = [Run(path.parent.parent.name, *kept.load(path.parent)) for path in found]
+    runs = [Run(path.parent.parent.name, *saved_frames.load(path.parent)) for path in found]
     if not runs:
         raise FantasyIDError(f"{folder} holds no frames: settings.json is missing there. Make them with --save-frames.")
     if len({(run.settings.people, run.settings.seed, run.settings.frames) for run in runs}) > 1:
@@ -112,7 +114,7 @@ def load(folder: Path) -> list[Run]:
 
 def judged(
     runs: Sequence[Run],
-    judge: Judge,
+    regressor: AttributeRegressor,
     embedding: Embedding,
     device: torch.device | str = "cpu",
     say: Say = lambda text: None,
@@ -120,9 +122,9 @@ def judged(
     """The table of every run; all are of the same cases, whose truth is rendered and read once."""
     settings = runs[0].settings
     drawn = cases.draw(settings.people, settings.seed, settings.frames)
-    truth = known(drawn, judge, embedding, device, say)
+    truth = known(drawn, regressor, embedding, device, say)
     tables = []
     for run in runs:
         say(f"Judging {run.variant} ({run.settings.model})")
-        tables.append(measure.measure(drawn, run.outputs, truth, judge, embedding, device, say))
+        tables.append(measure.measure(drawn, run.outputs, truth, regressor, embedding, device, say))
     return tables

@@ -7,18 +7,18 @@ from .measure import Row
 from .runs import Run
 
 COLUMNS = {
-    "re-identification": "re-identified",
-    "similarity, share of the way": "share of the way",
-    "face motion": "face motion",
-    "  of it, motion that lasts": "lasting",
-    "head motion": "head motion",
-    "copy-paste index": "copy-paste",
-    "turn direction": "turn",
-    "expression as prompted": "expression",
-    "shirt's colour": "shirt",
-    "background's colour": "background",
+    "reidentification": "re-identified",
+    "identity_similarity": "identity similarity",
+    "face_motion": "face motion",
+    "lasting_motion": "lasting",
+    "head_motion": "head motion",
+    "copy_paste": "copy-paste",
+    "turn": "turn",
+    "expression": "expression",
+    "shirt": "shirt",
+    "background": "background",
 }
-"""Beginnings of measures' names → what a column is called."""
+"""Keys of measures → what a column is called."""
 
 
 def one(rows: Sequence[Row]) -> str:
@@ -46,15 +46,15 @@ def side_by_side(
     for run, rows in zip(runs, tables, strict=True):
         variants.setdefault(run.variant, []).append(rows)
     lines = [_line("", *COLUMNS.values(), *last), _line("---", *["---"] * (len(COLUMNS) + len(last)))]
-    lines.append(_line("true renders", *(_cell([_row(tables[0], name).truth]) for name in COLUMNS), *[""] * len(last)))
+    lines.append(_line("true renders", *(_cell([_row(tables[0], key).truth]) for key in COLUMNS), *[""] * len(last)))
     for variant, its in variants.items():
-        values = (_cell([_row(rows, name).value for rows in its]) for name in COLUMNS)
+        values = (_cell([_row(rows, key).value for rows in its]) for key in COLUMNS)
         lines.append(_line(variant, *values, *(texts.get(variant, "") for texts in last.values())))
     return "\n".join(lines)
 
 
-def _row(rows: Sequence[Row], beginning: str) -> Row:
-    return next(row for row in rows if row.measure.startswith(beginning))
+def _row(rows: Sequence[Row], key: str) -> Row:
+    return next(row for row in rows if row.key == key)
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fantasyid_core.meters import likeness
-from fantasyid_core.meters.attribute_regressor import Judge, JudgeReading, look
+from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor, look
 from fantasyid_core.meters.embedding import Embedding, embed, locate_small
 
 from . import cases
@@ -23,37 +23,37 @@ class Truth:
 
     Attributes:
         reference, gallery, stranger: (N, D) unit vectors.
-        asked: (N, T', D) unit vectors of every sixth frame of the clips that the prompts describe, NaN without a face.
-        readings: what the judge reads in all frames of each.
+        target: (N, T', D) unit vectors of every sixth frame of the clips that the prompts describe, NaN without a face.
+        readings: what the attribute regressor reads in all frames of each.
     """
 
     reference: Tensor
     gallery: Tensor
     stranger: Tensor
-    asked: Tensor
-    readings: Sequence[JudgeReading]
+    target: Tensor
+    readings: Sequence[AttributeReading]
 
 
 def known(
     drawn: Sequence[Case],
-    judge: Judge,
+    regressor: AttributeRegressor,
     embedding: Embedding,
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda text: None,
 ) -> Truth:
     """Render the cases' clips on `device`, find and embed the faces, read the frames."""
     say("Rendering the true clips")
-    asked = cases.show([case.asked for case in drawn], device).frames
+    target = cases.show([case.target for case in drawn], device).frames
     say("Looking at their faces, rendering and reading the rest")
     with ThreadPoolExecutor(1) as beside:  # while other processes embed
-        readings = beside.submit(lambda: [look(judge, frames) for frames in asked])
+        readings = beside.submit(lambda: [look(regressor, frames) for frames in target])
         rest = beside.submit(
             lambda: [
                 cases.show([getattr(case, name) for case in drawn], device, every=EMBED_EVERY).frames
                 for name in ("reference", "gallery", "stranger")
             ]
         )
-        own = vectors(embedding, asked[:, ::EMBED_EVERY], device)
+        own = vectors(embedding, target[:, ::EMBED_EVERY], device)
         reference, gallery, stranger = (vectors(embedding, frames, device) for frames in rest.result())
         return Truth(reference[:, 0], likeness.average(gallery), likeness.average(stranger), own, readings.result())
 

@@ -10,7 +10,8 @@ from .look import ramp
 
 def backdrop(background: SimpleNamespace, place: Tensor) -> Tensor:
     """Linear colours (n, H, W, 3) of backgrounds (fields (n, …), see `scene.Background`) at places (n, H, W, 2), sides
-    of the picture from its centre."""
+    of the picture from its centre.
+    """
 
     def per_picture(value: Tensor) -> Tensor:
         return value[:, None, None]

@@ -8,7 +8,8 @@ from fantasyid_core.detection.alignment import CROP_SIZE, FFHQ_TEMPLATE
 
 def project(points: Tensor, camera: Tensor, size: int) -> Tensor:
     """Points (n, V, 3), metres, through cameras (n, 5) of `Clip` → (n, V, 3): x, y in px of a square picture (integers
-    are pixel centres), and a depth that is linear in the picture, growing away from the viewer."""
+    are pixel centres), and a depth that is linear in the picture, growing away from the viewer.
+    """
     x, y, height, distance, roll = camera[:, None].unbind(-1)
     away = distance - points[..., 2]
     scale = size / height * distance / away

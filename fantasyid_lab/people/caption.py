@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .person import Person
 
 KEPT = 0.88
-"""Chance that a fact is told at all."""
+"""Chance that a fact is stated at all."""
 MAX_EVENTS = 3  # more would be cut off by the text encoder; blinks are the first to go
 _TURN = (
     "turns {her} head to the {side}",
@@ -52,7 +52,7 @@ def caption(rng: np.random.Generator, person: "Person", scene: Scene, labels: Cl
     pick = _Picker(rng)
     female = person.sex == "female"
     her = "her" if female else "his"
-    told = []
+    phrases_used = []
     for fact, phrases in (
         (labels.turn, _TURN),
         (labels.tilt, _TILT),
@@ -64,14 +64,14 @@ def caption(rng: np.random.Generator, person: "Person", scene: Scene, labels: Cl
         (labels.blink, _BLINK),
     ):
         if fact and rng.random() < (KEPT if phrases is not _BLINK else 0.6):
-            told.append(pick(phrases).format(her=her, side=fact))
-    if not told:
+            phrases_used.append(pick(phrases).format(her=her, side=fact))
+    if not phrases_used:
         quiet = not (labels.turn or labels.tilt or labels.nod or labels.gaze)
-        told = [pick(_STILL)] if quiet else []
+        phrases_used = [pick(_STILL)] if quiet else []
     who = _who(pick, person, scene, female)
     worn = pick(_SHIRT).format(c=labels.shirt, a=_a(labels.shirt)) if rng.random() < KEPT else ""
     behind = pick(_BEHIND).format(c=labels.background, a=_a(labels.background)) if rng.random() < KEPT else ""
-    does = _joined(told[:MAX_EVENTS])
+    does = _joined(phrases_used[:MAX_EVENTS])
     kind = rng.integers(3) if does else 3
     if kind == 0:  # all in one sentence
         return _finish(pick, _words(who, worn, does, behind))
@@ -82,7 +82,7 @@ def caption(rng: np.random.Generator, person: "Person", scene: Scene, labels: Cl
     return _finish(pick, _words(who, worn, does, behind))
 
 
-def told(text: str, labels: ClipLabels) -> set[str]:
+def stated_labels(text: str, labels: ClipLabels) -> set[str]:
     """Which of a clip's labels (their names) its caption says: a caption may leave any of them out."""
     text = text.lower()
     facts = {
@@ -125,12 +125,12 @@ def _who(pick: _Picker, person: "Person", scene: Scene, female: bool) -> str:
     hair = scene.hair
     length = {"bob": "chin-length ", "long": "long ", "curly": "curly ", "short": "short ", "buzzed": "short "}
     if hair.style == "bald":
-        told = pick((" with a bald head", "", ""))
+        hair_phrase = pick((" with a bald head", "", ""))
     else:
-        told = pick((f" with {length.get(hair.style, '')}{hair.name} hair", f" with {hair.name} hair", "", ""))
+        hair_phrase = pick((f" with {length.get(hair.style, '')}{hair.name} hair", f" with {hair.name} hair", "", ""))
     noun = pick((noun, noun, noun, "person"))
     article = "an" if (age or noun)[0] in "aeiou" else "a"
-    return f"{article} {age}{noun}{told}"
+    return f"{article} {age}{noun}{hair_phrase}"
 
 
 def _joined(parts: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Colours by name, for shirts and backgrounds: what captions say, what pictures show and what a judge reads."""
+"""Colours by name, for shirts and backgrounds: in captions, in pictures and for the attribute regressor."""
 
 import numpy as np
 

@@ -87,7 +87,8 @@ def render(
 
 def _at_once(device: torch.device) -> int:
     """Frames of 160 × 160 that are drawn together. A GPU takes as many as its memory allows: drawing starts some 2,000
-    kernels, however few the frames."""
+    kernels, however few the frames.
+    """
     if device.type != "cuda":
         return _FRAMES.get(device.type, 4)
     return max(1, min(_CUDA_FRAMES, torch.cuda.get_device_properties(device).total_memory // _CUDA_BYTES))

@@ -1,5 +1,6 @@
 """What surrounds a person in one clip: shirt, background, light. Drawn afresh for every clip, so that only the face
-tells who it is."""
+tells who it is.
+"""
 
 from dataclasses import dataclass
 
@@ -47,7 +48,8 @@ class Background:
 @dataclass(frozen=True, eq=False)
 class Scene:
     """Attributes: names of the shirt's and background's colours in `COLOURS`; the kind of background; shirt (3,)
-    linear; collar: m, how high the shirt reaches; the parts."""
+    linear; collar: m, how high the shirt reaches; the parts.
+    """
 
     shirt_name: str
     background_name: str

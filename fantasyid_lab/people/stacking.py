@@ -11,7 +11,8 @@ import torch
 
 def stacked(items: Sequence[Any], device: torch.device | str) -> SimpleNamespace:
     """The fields of alike dataclasses: numbers and arrays (…) become float32 tensors (B, …), dataclasses again such
-    descriptions, texts are left out."""
+    descriptions, texts are left out.
+    """
     result = {}
     for field in fields(items[0]):
         values = [getattr(item, field.name) for item in items]

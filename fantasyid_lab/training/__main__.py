@@ -11,7 +11,7 @@ from fantasyid_core.errors import FantasyIDError, TrainingError
 from fantasyid_core.optional_import import require, require_diffusers
 
 from . import settings as configuration
-from .options import OPTIONS
+from .options import OPTIONS, RENAMED_STAGES
 from .settings import PoolSettings, Settings
 
 STAGES = tuple(OPTIONS)
@@ -45,12 +45,17 @@ def run(options: argparse.Namespace) -> None:
     from .loop import Stopped
     from .run import Run
 
+    for change in options.set:
+        if (old := change.partition(".")[0]) in RENAMED_STAGES:
+            raise TrainingError(f"--set {change}: the stage '{old}' is called '{RENAMED_STAGES[old]}' now.")
     stages = STAGES if options.stage == "all" else (options.stage,)
     if options.config and options.stage == "all":
         raise TrainingError("--config is one stage's; with 'all', change single keys: --set base.batch=64.")
-    told = {stage: _settings(stage, options) for stage in stages}
-    start_from = options.start_from or next((Path(s.start_from) for s in told.values() if s.start_from), None)
-    on_clips = options.stage != "all" and told[options.stage].trains_on_clips
+    settings_by_stage = {stage: _settings(stage, options) for stage in stages}
+    start_from = options.start_from or next(
+        (Path(s.start_from) for s in settings_by_stage.values() if s.start_from), None
+    )
+    on_clips = options.stage != "all" and settings_by_stage[options.stage].trains_on_clips
     if on_clips and start_from is None and not (options.out / "FantasyID-nano").is_dir():
         raise TrainingError("Training on clips goes on from a trained model: name its folder with --start-from.")
     whole = Run(options.out, tiny=options.tiny, resume=options.resume, start_from=start_from)
@@ -58,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         if options.resume and whole.is_done(stage):
             continue
         try:
-            whole.train(told[stage])
+            whole.train(settings_by_stage[stage])
         except Stopped:
             raise
         except Exception as error:  # what was trained before stays, and is of use
@@ -83,17 +88,23 @@ def _concerns(change: str, stage: str) -> bool:
 
 def _tiny(settings: Settings, changes: Sequence[str]) -> Settings:
     """Sizes for tests on a CPU; what was changed by hand stays."""
-    people = {"holds": 4, "people": 4, "filmed": 4, "stills": 2, "first": 4, "validation": 4}
-    pool = PoolSettings(**people, every=8, share=0.0, frames=9, size=32, still_size=64)
+    people = {"capacity": 4, "people": 4, "with_video": 4, "stills": 2, "prefill": 4, "validation": 4}
+    pool = PoolSettings(**people, refresh_every=8, share=0.0, frames=9, size=32, still_size=64)
     changed = {change.partition("=")[0] for change in changes}
     small = {"batch": 4, "steps": 6, "warmup": 2, "log_every": 2, "precision": "no", "compile": False, "ema": 0.9}
     return replace(settings, pool=pool, **{name: value for name, value in small.items() if name not in changed})
 
 
+def _stage(name: str) -> str:
+    if name in RENAMED_STAGES:
+        raise argparse.ArgumentTypeError(f"the stage '{name}' is called '{RENAMED_STAGES[name]}' now")
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m fantasyid_lab.training", description=__doc__)
     add = parser.add_argument
-    add("stage", choices=[*STAGES, "all"])
+    add("stage", type=_stage, choices=[*STAGES, "all"])
     add("--out", type=Path, required=True, help="the run's folder; the model is written to FantasyID-nano in it")
     add("--config", type=Path, help="configuration of the stage; by default the one that ships")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key, such as batch=8 or base.batch=8")

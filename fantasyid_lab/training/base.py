@@ -7,19 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from fantasyid_core.dit import byte_tokens
+from fantasyid_core.dit.injection import LayerAttention
 from fantasyid_core.dit.transformer import run_as_is
-from fantasyid_core.sampling.schedule import denoise, guide
+from fantasyid_core.sampling.pipeline import Conditions, Guidance, sample
 
 from .. import nano
-from . import data, sheets
+from . import data, pictures
 from .captions import Captions
-from .diffusion import FIXED_TIMES, Noising, Rotary, on_pictures, spread_times, weighted
+from .diffusion import FIXED_TIMES, Noising, Rotary, on_pictures, stratified_timesteps, weighted_mse
+from .landmark_loss import LandmarkLoss
 from .options import BaseOptions
-from .stage import Batch, Context, Stage, evaluating, trainable
-from .structure import Structure
+from .stage import Batch, Context, Stage, evaluating, parameters_of, trainable
 from .vae import decode, encode_pools
 
-SHEET_STEPS, SHEET_GUIDANCE = 20, 4.0
+SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 4.0
 
 
 class BaseObjective(nn.Module):
@@ -32,7 +33,7 @@ class BaseObjective(nn.Module):
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            self.structure = Structure(width).to(device) if options.structure_weight else None
+            self.landmark_loss = LandmarkLoss(width).to(device) if options.landmark_weight else None
 
     def forward(
         self,
@@ -44,7 +45,8 @@ class BaseObjective(nn.Module):
         landmarks: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Latents and noise (B, t, 16, h, w), face (B, t, h, w), text as ids (B, L) or embeddings (B, L, D), times
-        (B,); landmarks (B, T, 68, 2) in latents, for the loss of structure."""
+        (B,); landmarks (B, T, 68, 2) in latents, for the landmark loss.
+        """
         noisy, velocity = self.noising(latents, noise, time)
         words = text if text.is_floating_point() else self.text(input_ids=text).last_hidden_state.float()
         seen = torch.cat([noisy, torch.zeros_like(noisy)], 2)
@@ -52,18 +54,18 @@ class BaseObjective(nn.Module):
 
         def run_block(index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary) -> tuple:
             visual, words = run_as_is(index, block, visual, words, time, rotary)
-            if index == self.options.structure_block:
+            if index == self.options.landmark_block:
                 half_way.append(visual)
             return visual, words
 
         made = self.transformer(seen, words, time, rotary=self.rotary(latents), run_block=run_block)
-        loss = weighted(made - velocity, face, self.options.face_weight)
-        if self.structure is None or landmarks is None:
+        loss = weighted_mse(made - velocity, face, self.options.face_weight)
+        if self.landmark_loss is None or landmarks is None:
             return {"loss": loss}
         patch = self.transformer.config.patch_size
         cells = (latents.shape[1], latents.shape[-2] // patch, latents.shape[-1] // patch)
-        where = self.structure(half_way[0], (landmarks + 0.5) / patch - 0.5, cells)
-        return {"loss": loss + self.options.structure_weight * where, "velocity": loss, "structure": where}
+        located = self.landmark_loss(half_way[0], (landmarks + 0.5) / patch - 0.5, cells)
+        return {"loss": loss + self.options.landmark_weight * located, "velocity": loss, "landmarks": located}
 
 
 class BaseStage(Stage):
@@ -76,7 +78,7 @@ class BaseStage(Stage):
         self.empty = byte_tokens.encode_batch([""]).to(context.device)
         last = len(model.transformer.transformer_blocks) - 1
         options: BaseOptions = self.settings.options
-        self.options = replace(options, structure_block=min(options.structure_block, last))
+        self.options = replace(options, landmark_block=min(options.landmark_block, last))
         text = trainable(model.text) if self.options.train_text else model.text.eval().requires_grad_(False)
         self.objective = BaseObjective(trainable(model.transformer), text, self.options, context.device)
         model.transformer.layer_attention.requires_grad_(False)
@@ -88,7 +90,7 @@ class BaseStage(Stage):
         if pictures := on_pictures(step, self.options.pictures):
             count *= self.options.pictures_batch
         drawn = pool.draw(count, generator, pictures)
-        dropped = data.rand(generator, count, 1) < self.options.text_dropped
+        dropped = data.rand(generator, count, 1) < self.options.text_dropout
         if self.captions is None:
             text = torch.where(dropped, self.empty, pool.caption[drawn.captions].long())
         else:
@@ -98,12 +100,12 @@ class BaseStage(Stage):
             "face": drawn.face,
             "text": text,
             "noise": data.randn(generator, *drawn.latents.shape),
-            "time": spread_times(count, generator),
+            "time": stratified_timesteps(count, generator),
             "landmarks": (drawn.landmarks + 0.5) / 8 - 0.5,
         }
 
-    def hidden(self) -> list[nn.Module]:
-        return [*self.context.model.transformer.transformer_blocks, self.context.model.text.encoder.block]
+    def muon_parameters(self) -> list[nn.Parameter]:
+        return parameters_of(*self.context.model.transformer.transformer_blocks, self.context.model.text.encoder.block)
 
     def compile(self) -> list[nn.Module]:
         return list(self.context.model.transformer.transformer_blocks)
@@ -119,19 +121,16 @@ class BaseStage(Stage):
         return self.objective(latents, pool.face_latent[rows], pool.caption[rows].long(), noise, time)["loss"]
 
     @torch.no_grad()
-    def sheet(self) -> Tensor:
+    def sample_grid(self) -> Tensor:
         """Six validation captions: five generated frames, the middle one of the true clip."""
         context, pool = self.context, self.context.validation
         rows = slice(0, min(6, pool.clips))
         words, empty = (context.words(ids) for ids in (pool.caption[rows].long(), self.empty))
 
-        def velocity(latents: Tensor, time: Tensor, both: Tensor) -> Tensor:
-            seen = torch.cat([latents, torch.zeros_like(latents)], 2)
-            return context.model.transformer(seen, both, time, rotary=self.objective.rotary(latents))
-
-        made = generate(context, velocity, words, empty, pool.latents[rows])
+        latents = pool.latents[rows]
+        made = generate(context, Conditions(words, empty, torch.zeros_like(latents, dtype=torch.float32)))
         truth = pool.frames[rows, pool.frames.shape[1] // 2][:, None].float() / 255
-        return sheets.grid(torch.cat([five_frames(made), truth], 1))
+        return pictures.grid(torch.cat([five_frames(made), truth], 1))
 
     def export(self) -> None:
         nano.write(self.context.model, self.context.model_folder, ["transformer", "text_encoder"])
@@ -156,27 +155,17 @@ def losses_at_fixed_times(
 
 
 @torch.no_grad()
-def generate(
-    context: Context,
-    velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
-    words: Tensor,
-    empty: Tensor,
-    like: Tensor,
-    guidance: float = SHEET_GUIDANCE,
-) -> Tensor:
-    """Frames (B, T, H, W, 3) 0…1 for embeddings (B, L, D) and that of no text (1, L, D); latents sized as `like`."""
-    count = len(like)
-    both = torch.cat([empty.expand(count, -1, -1), words])
+def generate(context: Context, conditions: Conditions, shared_layer: LayerAttention | None = None) -> Tensor:
+    """Frames (B, T, H, W, 3) 0…1 as the model draws them now.
 
-    def guided(latents: Tensor, timestep: int) -> Tensor:
-        time = torch.full((2 * count,), timestep, device=context.device)
-        unconditional, conditional = velocity(latents.repeat(2, 1, 1, 1, 1), time, both).float().chunk(2)
-        return guide(unconditional, conditional, guidance)
-
+    Args:
+        shared_layer: as `pipeline.sample` takes it.
+    """
     vae, transformer = context.model.vae, context.model.transformer
-    noise = data.randn(torch.Generator(context.device).manual_seed(0), *like.shape)
+    noise = data.randn(torch.Generator(context.device).manual_seed(0), *conditions.image.shape)
+    settings = {"scheduler": "ddim", "steps": SAMPLE_STEPS, "shared_layer": shared_layer}
     with evaluating(vae, transformer), context.autocast():
-        return decode(vae, denoise(guided, noise, scheduler="ddim", steps=SHEET_STEPS))
+        return decode(vae, sample(transformer, noise, conditions, Guidance(SAMPLE_GUIDANCE), **settings))
 
 
 def five_frames(frames: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a frozen text encoder makes of the pool's captions, kept."""
+"""What a frozen text encoder makes of the pool's captions, cached."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ class Captions:
     def __init__(self, pool: Pool, read: Callable[[Tensor], Tensor]):
         self.pool, self._read = pool, read
         self._chunks = 0
-        self._kept: Tensor | None = None
+        self._cache: Tensor | None = None
 
     def of(self, rows: Tensor) -> Tensor:
         """Rows (B,) of the pool's `caption` → embeddings (B, L, D) float32; those of new ones are made first."""
@@ -27,13 +27,13 @@ class Captions:
             for captions in pool.captions_of(slot):
                 self._put(captions)
         self._chunks = pool.count
-        return self._kept[rows].float()
+        return self._cache[rows].float()
 
     @torch.no_grad()
     def _put(self, rows: slice) -> None:
         pool = self.pool
         words = self._read(pool.caption[rows].long())
-        if self._kept is None:
-            kept = torch.bfloat16 if pool.device.type == "cuda" else torch.float32
-            self._kept = torch.zeros(len(pool.caption), *words.shape[1:], dtype=kept, device=pool.device)
-        self._kept[rows] = words.to(self._kept)
+        if self._cache is None:
+            cache_dtype = torch.bfloat16 if pool.device.type == "cuda" else torch.float32
+            self._cache = torch.zeros(len(pool.caption), *words.shape[1:], dtype=cache_dtype, device=pool.device)
+        self._cache[rows] = words.to(self._cache)

@@ -66,7 +66,7 @@ class FolderSource:
         """See `identity.Source`."""
         clips = [self._drawn(row, generator) for row in data.randint(generator, len(self.clips), count).tolist()]
         which = [int(x * len(c.crops)) for x, c in zip(data.rand(generator, count).tolist(), clips, strict=True)]
-        dropped = (data.rand(generator, count) < self.options.text_dropped).tolist()
+        dropped = (data.rand(generator, count) < self.options.text_dropout).tolist()
         words = [self.empty if drop else clip.words for drop, clip in zip(dropped, clips, strict=True)]
         return self._stacked(clips, which, words)
 

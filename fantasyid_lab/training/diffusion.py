@@ -27,26 +27,30 @@ class Noising:
         return a * clean + b * noise, a * noise - b * clean
 
 
-def spread_times(count: int, generator: torch.Generator, late: float = 0.5) -> Tensor:
-    """(count,) times in 0…999, the share `late` of them in the noisier half, uniform within halves; one from each of
-    `count` equal parts: less variance than independent draws."""
+def stratified_timesteps(count: int, generator: torch.Generator, high_noise_fraction: float = 0.5) -> Tensor:
+    """(count,) times in 0…999, the share `high_noise_fraction` of them in the noisier half, uniform within halves.
+
+    Stratified: one from each of `count` equal parts, which has less variance than independent draws.
+    """
     parts = torch.arange(count, device=generator.device)
     parts = parts[torch.rand(count, generator=generator, device=generator.device).argsort()]
     places = (parts + torch.rand(count, generator=generator, device=generator.device)) / count
-    early = 1 - late
-    places = torch.where(places < early, places / max(early, 1e-6), 1 + (places - early) / max(late, 1e-6)) / 2
+    low = 1 - high_noise_fraction
+    in_high = 1 + (places - low) / max(high_noise_fraction, 1e-6)
+    places = torch.where(places < low, places / max(low, 1e-6), in_high) / 2
     return (places * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)
 
 
-def weighted(error: Tensor, face: Tensor, face_weight: float, samples: Tensor | None = None) -> Tensor:
-    """Mean square of (B, t, C, h, w), latents of the face (B, t, h, w) 0…1 counting `face_weight` times, and samples as
-    often as told (B,)."""
+def weighted_mse(error: Tensor, face: Tensor, face_weight: float, samples: Tensor | None = None) -> Tensor:
+    """Mean square of (B, t, C, h, w), latents of the face (B, t, h, w) 0…1 counting `face_weight` times, and each
+    sample as often as `samples` (B,) says.
+    """
     weight = 1 + (face_weight - 1) * face[:, :, None]
     square = error.float().square() * weight / weight.mean()
     return square.mean() if samples is None else (square.flatten(1).mean(1) * samples).mean()
 
 
-def balance(losses: Sequence[float], power: float) -> Tensor:
+def loss_weights(losses: Sequence[float], power: float) -> Tensor:
     """Losses at `FIXED_TIMES` → (1000,) what samples of each time count, mean 1; power 0: all alike, 1: so that all
     times have the same part in the loss.
 
@@ -66,10 +70,10 @@ class Rotary:
     """Rotary positions by latent size, computed once."""
 
     def __init__(self, transformer: FantasyIDTransformer):
-        self._transformer, self._kept = transformer, {}
+        self._transformer, self._cache = transformer, {}
 
     def __call__(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
         key = (latents.shape[1], *latents.shape[-2:], latents.device)
-        if key not in self._kept:
-            self._kept[key] = self._transformer.rotary_embedding(*key[:3], latents.device)
-        return self._kept[key]
+        if key not in self._cache:
+            self._cache[key] = self._transformer.rotary_embedding(*key[:3], latents.device)
+        return self._cache[key]

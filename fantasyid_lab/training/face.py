@@ -16,19 +16,19 @@ from fantasyid_core.reconstruction import deca
 from fantasyid_core.reconstruction.flame import Flame
 
 from .. import nano
-from . import data, sheets
-from .face_truth import Camera, axis_angle, moves, squared_mm, variance_told
+from . import data, pictures
+from .face_truth import Camera, axis_angle, moves, squared_mm, variance_explained
 from .options import FaceOptions
-from .stage import Batch, Context, Stage, evaluating, trainable
+from .stage import Batch, Context, Stage, evaluating, parameters_of, trainable
 
 CAMERA_SPREAD = (2.0, 0.02, 0.02)  # of scale and shift, about a standard deviation
-APART = ("patches", "face")  # what two photos of a person are told to be alike in
+CONTRASTIVE = ("patches", "face")  # whose probes have the contrastive loss
 CROP = 112  # px of the crops: as nano's tower reads them, which leaves nothing to resize
-MESH_RATE = 0.1  # at the full rate the vertex tokens become a constant (docs/training.md)
+MESH_LR_MULT = 0.1  # at the full rate the vertex tokens become a constant (docs/training.md)
 
 
-class Head(nn.Module):
-    """What tokens (B, N, C) are asked: shape code, look, and a vector that tells people apart.
+class LinearProbe(nn.Module):
+    """Linear probe of tokens (B, N, C): shape code, look, and a unit vector for the contrastive loss.
 
     They are normalised and their mean is taken, as an injection layer reads them that does not look at any of them in
     particular yet: what a line through that mean can tell, every injection layer can.
@@ -55,7 +55,7 @@ class FaceObjective(nn.Module):
         self.regressor, self.face, self.temperature = regressor, face, temperature
         width, token = encoder.tower.cls_token.shape[-1], encoder.abstractor.proj_out.shape[-1]
         widths = {"patches": width, "face": token, "mesh": token}
-        self.heads = nn.ModuleDict({name: Head(width, looks) for name, width in widths.items()})
+        self.probes = nn.ModuleDict({name: LinearProbe(width, looks) for name, width in widths.items()})
         self.register_buffer("shape_moves", moves(face.shape_basis[..., :100]), persistent=False)
         self.register_buffer("expression_moves", moves(face.expression_basis[..., :50]), persistent=False)
 
@@ -87,13 +87,13 @@ class FaceObjective(nn.Module):
         shape, look = (x.repeat_interleave(2, 0) for x in (shape, look))
         code = deca.split(self.regressor(photos.contiguous(memory_format=torch.channels_last)).float())
         tokens = self.tokens(crops)
-        told = {name: self.heads[name](x) for name, x in tokens.items()}
+        predictions = {name: self.probes[name](x) for name, x in tokens.items()}
         losses = {}
-        for name, (told_shape, told_look, who) in told.items():
-            losses |= self._asked(name, told_shape, told_look, shape, look)
-            losses[f"{name}_apart"] = self._apart(who)
-        mesh = self.heads["mesh"](self.vertex_tokens(code.shape.detach(), tokens["face"][crop]))
-        losses |= self._asked("mesh", *mesh[:2], shape[crop], look[crop])
+        for name, (predicted_shape, predicted_look, who) in predictions.items():
+            losses |= self._probe_losses(name, predicted_shape, predicted_look, shape, look)
+            losses[f"{name}_contrastive"] = self._contrastive_loss(who)
+        mesh = self.probes["mesh"](self.vertex_tokens(code.shape.detach(), tokens["face"][crop]))
+        losses |= self._probe_losses("mesh", *mesh[:2], shape[crop], look[crop])
         losses |= {
             "shape": 0.1 * squared_mm(code.shape - shape[crop], self.shape_moves),
             "expression": 0.1 * squared_mm(code.expression - expression, self.expression_moves),
@@ -104,14 +104,16 @@ class FaceObjective(nn.Module):
         }
         return {"loss": sum(losses.values())} | losses
 
-    def _asked(self, name: str, told_shape: Tensor, told_look: Tensor, shape: Tensor, look: Tensor) -> Batch:
+    def _probe_losses(
+        self, name: str, predicted_shape: Tensor, predicted_look: Tensor, shape: Tensor, look: Tensor
+    ) -> Batch:
         return {
-            f"{name}_shape": 0.1 * squared_mm(told_shape - shape, self.shape_moves),
-            f"{name}_code": 0.1 * (told_shape - shape).square().mean(),
-            f"{name}_look": (told_look - look).square().mean(),
+            f"{name}_shape": 0.1 * squared_mm(predicted_shape - shape, self.shape_moves),
+            f"{name}_code": 0.1 * (predicted_shape - shape).square().mean(),
+            f"{name}_look": (predicted_look - look).square().mean(),
         }
 
-    def _apart(self, who: Tensor) -> Tensor:
+    def _contrastive_loss(self, who: Tensor) -> Tensor:
         alike = who[0::2] @ who[1::2].T / self.temperature
         right = torch.arange(len(alike), device=alike.device)
         return (F.cross_entropy(alike, right) + F.cross_entropy(alike.T, right)) / 2
@@ -136,12 +138,12 @@ class FaceStage(Stage):
         face = model.face.to(context.device)
         self.objective = FaceObjective(encoder, regressor, looks, face, options.temperature).to(context.device)
 
-    def hidden(self) -> list[nn.Module]:
-        return [self.context.model.encoder.tower.blocks, self.context.model.encoder.abstractor]
+    def muon_parameters(self) -> list[nn.Parameter]:
+        return parameters_of(self.context.model.encoder.tower.blocks, self.context.model.encoder.abstractor)
 
-    def rates(self) -> dict[nn.Module, float]:
+    def lr_mults(self) -> dict[nn.Module, float]:
         encoder = self.context.model.encoder
-        return dict.fromkeys((encoder.spiral_net, encoder.reducer), MESH_RATE)
+        return dict.fromkeys((encoder.spiral_net, encoder.reducer), MESH_LR_MULT)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool = self.context.pool
@@ -178,7 +180,7 @@ class FaceStage(Stage):
 
     def validate(self) -> dict[str, float]:
         """What is known of people by their patches, face tokens and vertex tokens: how many are found again in another
-        photo, the share of the variance of shapes and of looks that is told, and how much of the tokens' own, as
+        photo, the share of the variance of shapes and of looks that is explained, and how much of the tokens' own, as
         normalised, lies between people. And how far off the regressor's shapes are.
         """
         pool, objective, found = self.context.validation, self.objective, {}
@@ -188,12 +190,16 @@ class FaceStage(Stage):
             codes = [deca.split(objective.regressor(as_photos(pool.stills[:people, k])).float()).shape for k in (0, 1)]
             seen = [self._seen(code, k) for k, code in enumerate(codes)]
             for name, tokens in seen[0].items():
-                (told_shape, told, who), (_, _, again) = (objective.heads[name](photos[name]) for photos in seen)
-                if name in APART:
+                (predicted_shape, predicted_look, who), (_, _, again) = (
+                    objective.probes[name](photos[name]) for photos in seen
+                )
+                if name in CONTRASTIVE:
                     right = (who @ again.T).argmax(1) == torch.arange(people, device=who.device)
                     found[f"{name}_top1_of_{people}"] = right.float().mean().item()
-                found[f"{name}_shape"] = variance_told(told_shape, shape, moved)
-                found[f"{name}_look"] = (1 - (told - look).square().mean() / look.var(0, correction=0).mean()).item()
+                found[f"{name}_shape"] = variance_explained(predicted_shape, shape, moved)
+                found[f"{name}_look"] = (
+                    1 - (predicted_look - look).square().mean() / look.var(0, correction=0).mean()
+                ).item()
                 normalised = F.layer_norm(tokens.float(), tokens.shape[-1:])
                 found[f"{name}_between"] = (normalised.var(0).sum() / normalised.square().mean(0).sum()).item()
         errors = [squared_mm(code - shape, moved).sqrt().item() for code in codes]
@@ -208,15 +214,15 @@ class FaceStage(Stage):
         tokens = self.objective.tokens(data.aligned(pictures, landmarks, CROP, exact))
         return tokens | {"mesh": self.objective.vertex_tokens(shape, tokens["face"])}
 
-    def sheet(self) -> Tensor:
+    def sample_grid(self) -> Tensor:
         """Crops as the tower sees them, and photos as the regressor does."""
         batch = self.batch(0, self.context.generator(0))
         crops = batch["crops"][:12].unflatten(0, (1, -1))
         size = crops.shape[2]
         photos = F.interpolate(batch["photos"][:12], (size, size), mode="bilinear").movedim(1, -1)[None]
         if photos.shape[1] < crops.shape[1]:
-            return sheets.grid(crops)
-        return sheets.grid(torch.cat([crops, photos]))
+            return pictures.grid(crops)
+        return pictures.grid(torch.cat([crops, photos]))
 
     def export(self) -> None:
         nano.write(self.context.model, self.context.model_folder, ["face_encoder", "face_model", "transformer"])

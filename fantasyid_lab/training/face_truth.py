@@ -20,9 +20,9 @@ def squared_mm(difference: Tensor, moved: Tensor) -> Tensor:
     return ((difference @ moved) * difference).sum(1).mean()
 
 
-def variance_told(told: Tensor, true: Tensor, moved: Tensor) -> float:
-    """Share of the variance of where vertices lie that codes (N, K) tell of the true ones: 1 all, 0 the mean's."""
-    return (1 - squared_mm(told - true, moved) / squared_mm(true.mean(0) - true, moved)).item()
+def variance_explained(predicted: Tensor, true: Tensor, moved: Tensor) -> float:
+    """Share of the variance of where vertices lie that codes (N, K) explain of the true ones: 1 all, 0 the mean's."""
+    return (1 - squared_mm(predicted - true, moved) / squared_mm(true.mean(0) - true, moved)).item()
 
 
 def axis_angle(turn: Tensor) -> Tensor:
@@ -54,7 +54,8 @@ class Camera:
 
     def fit(self, shape: Tensor, expression: Tensor, pose: Tensor, landmarks: Tensor, size: int) -> Tensor:
         """Codes (B, …), pose (B, 3) degrees and landmarks (B, 68, 2) px → scale s and shift t (B, 3): least squares of
-        s · (x + t) against the landmarks in −1…1 of the picture, y up."""
+        s · (x + t) against the landmarks in −1…1 of the picture, y up.
+        """
         points = self._template + torch.einsum("vdk,bk->bvd", self._shape, shape)
         points = points + torch.einsum("vdk,bk->bvd", self._expression, expression)
         root = (self._root + shape @ self._root_moves.T)[:, None]

@@ -8,20 +8,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fantasyid_core.dit import byte_tokens
-from fantasyid_core.dit.injection import LayerAttention
+from fantasyid_core.dit.injection import LayerAttention, SampleInjector
 from fantasyid_core.dit.transformer import run_as_is
 from fantasyid_core.fusion.identity import BRANCHES
+from fantasyid_core.sampling.pipeline import Conditions
 from fantasyid_core.video.latents import first_frame_condition
 
 from .. import nano
-from . import data, sheets
+from . import data, pictures
 from .base import five_frames, generate, losses_at_fixed_times
 from .captions import Captions
-from .diffusion import FIXED_TIMES, Noising, Rotary, balance, on_pictures, spread_times, weighted
+from .diffusion import FIXED_TIMES, Noising, Rotary, loss_weights, on_pictures, stratified_timesteps, weighted_mse
 from .face import CROP, aligned_crops, as_photos
 from .options import IdentityOptions
 from .references import References
-from .stage import Batch, Context, Stage, evaluating, trainable
+from .stage import Batch, Context, Stage, evaluating, parameters_of, trainable
 from .vae import encode, encode_pools
 
 ENCODER_PARTS = ("abstractor", "spiral_net", "reducer")
@@ -33,30 +34,13 @@ class Source(Protocol):
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
         """`latents`, `face`, `words` (text embeddings) and the reference: `crops` (B, S, S, 3), `vertices` (B, V, 3) or
-        what `IdentityStage.known` makes of them and, with `first_frame`, latents `first` (B, 16, h, w)."""
+        what `IdentityStage.known` makes of them and, with `first_frame`, latents `first` (B, 16, h, w).
+        """
 
     def validation(self) -> Batch:
         """Likewise, always the same, with `crops`; `empty` (1, L, D), embeddings of no text; and `truth`, frames
-        (B, T, H, W, 3) 0…1."""
-
-
-class TokensRun:
-    """Stands for an `InjectionRun` where every sample has an identity of its own and gradients are wanted.
-
-    Args:
-        tokens: (B, N, K).
-        shared: the injection layer to use for all blocks, if there is one.
-        present: (B,) factor on what is added: 1, or 0 where a sample has no identity; all have one by default.
-    """
-
-    def __init__(self, tokens: Tensor, shared: LayerAttention | None = None, present: Tensor | None = None):
-        self.tokens, self.shared, self.present = tokens, shared, present
-
-    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
-        """As `InjectionRun.add_to`."""
-        attention = self.shared or attention
-        added = attention(hidden, self.tokens.to(hidden.dtype))
-        return hidden + (added if self.present is None else self.present[:, None, None].to(added) * added)
+        (B, T, H, W, 3) 0…1.
+        """
 
 
 class IdentityObjective(nn.Module):
@@ -67,7 +51,12 @@ class IdentityObjective(nn.Module):
         self.transformer = model.transformer
         self.abstractor, self.spiral_net, self.reducer = (getattr(model.encoder, name) for name in ENCODER_PARTS)
         self.noising, self.rotary, self.options = Noising(device), Rotary(model.transformer), options
-        self.balance: Tensor | None = None  # (1000,) what samples of each time count in training
+        self.loss_weights: Tensor | None = None  # (1000,) what samples of each time count in training
+
+    @property
+    def shared_layer(self) -> LayerAttention | None:
+        """The injection layer of all blocks, where they share one."""
+        return self.transformer.layer_attention[0] if self.options.shared_layer else None
 
     def tokens(self, hidden: Tensor, vertices: Tensor) -> Tensor:
         """Tower's hidden state (B, 1 + N, D) and vertices (B, V, 3) → identity tokens (B, N, K)."""
@@ -94,7 +83,6 @@ class IdentityObjective(nn.Module):
         present: Tensor | None = None,
     ) -> Tensor:
         """Noisy and image latents (B, t, 16, h, w) → the velocity with the identity injected where it is `present`."""
-        shared = self.transformer.layer_attention[0] if self.options.shared_layer else None
         if present is not None:
             image = image * present.view(-1, 1, 1, 1, 1)
         seen = torch.cat([noisy, image], 2).to(words.dtype)
@@ -105,7 +93,7 @@ class IdentityObjective(nn.Module):
             words,
             time,
             rotary=self.rotary(noisy),
-            run=TokensRun(tokens, shared, present),
+            injector=SampleInjector(tokens, present, self.shared_layer),
             run_block=_recomputed if self.options.checkpointing and torch.is_grad_enabled() else None,
         )
 
@@ -123,11 +111,12 @@ class IdentityObjective(nn.Module):
         present: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Latents, image latents and noise (B, t, 16, h, w); identity tokens, or what they are made of; the rest as in
-        `velocity` and `tokens`."""
+        `velocity` and `tokens`.
+        """
         noisy, velocity = self.noising(latents, noise, time)
         made = self.velocity(noisy, image, words, time, self.descriptor(tokens, hidden, vertices), present)
-        counts = self.balance[time] if self.training and self.balance is not None else None
-        return {"loss": weighted(made - velocity, face, self.options.face_weight, counts)}
+        counts = self.loss_weights[time] if self.training and self.loss_weights is not None else None
+        return {"loss": weighted_mse(made - velocity, face, self.options.face_weight, counts)}
 
 
 class PoolSource:
@@ -156,31 +145,31 @@ class PoolSource:
         if pictures := on_pictures(step, self.options.pictures):
             count *= self.options.pictures_batch
         drawn = pool.draw(count, generator, pictures)
-        dropped = data.rand(generator, count, 1, 1) < self.options.text_dropped
+        dropped = data.rand(generator, count, 1, 1) < self.options.text_dropout
         words = torch.where(dropped, self.empty, self.captions.of(drawn.captions))
         if pictures:
             words = words[:, : self.options.pictures_text]
-        told = {"latents": drawn.latents, "face": drawn.face, "words": words}
+        batch = {"latents": drawn.latents, "face": drawn.face, "words": words}
         photos = pool.settings.stills
         if drawn.photos is not None:
             others = data.randint(generator, photos - 1, count) + 1 if self.options.multi_view else 0
-            return told | self.references.of(drawn.people, (drawn.photos + others) % photos)
+            return batch | self.references.of(drawn.people, (drawn.photos + others) % photos)
         if self.options.multi_view:
-            return told | self.references.of(drawn.people, data.randint(generator, photos, count))
+            return batch | self.references.of(drawn.people, data.randint(generator, photos, count))
         rows = drawn.captions  # of clips these are the clips' own
         times = data.randint(generator, pool.frames.shape[1], count)
-        return told | self.seen(pool.frames[rows, times], pool.landmarks[rows, times], generator)
+        return batch | self.seen(pool.frames[rows, times], pool.landmarks[rows, times], generator)
 
     def seen(self, pictures: Tensor, landmarks: Tensor, generator: torch.Generator) -> Batch:
         """Pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → what is known and, where wanted, `first`."""
-        kept = torch.bfloat16 if pictures.is_cuda else torch.float32
+        cache_dtype = torch.bfloat16 if pictures.is_cuda else torch.float32
         crops = aligned_crops(pictures, landmarks, generator)
         known = self._known(crops, self.vertices(pictures))
-        seen = {name: x if name == "vertices" else x.to(kept) for name, x in known.items()}  # millimetres count
+        seen = {name: x if name == "vertices" else x.to(cache_dtype) for name, x in known.items()}  # millimetres count
         if self.options.first_frame:  # undamaged, as the video's first frame is at inference
             size = self.context.pool.latents.shape[-2:]
             sharp = data.aligned(pictures, landmarks, 8 * max(size), data.jitter(generator, len(pictures)))
-            seen["first"] = self._first(sharp, size).to(kept)
+            seen["first"] = self._first(sharp, size).to(cache_dtype)
         return seen
 
     def vertices(self, pictures: Tensor) -> Tensor:
@@ -219,9 +208,9 @@ class IdentityStage(Stage):
             module.eval().requires_grad_(False)
         model.face = model.face.to(context.device)
         self.objective = IdentityObjective(model, options, context.device)
-        mesh_learns = bool(options.branch_3d and options.mesh_rate)
-        self.encoder_learns = bool(options.encoder_rate) or mesh_learns
-        if options.encoder_rate:
+        mesh_learns = bool(options.branch_3d and options.mesh_lr_mult)
+        self.encoder_learns = bool(options.encoder_lr_mult) or mesh_learns
+        if options.encoder_lr_mult:
             trainable(model.encoder.abstractor)
         if mesh_learns:
             trainable(model.encoder.spiral_net)
@@ -247,10 +236,10 @@ class IdentityStage(Stage):
         if any(p.requires_grad for p in model.transformer.transformer_blocks.parameters()):
             model.transformer.train()  # blocks are compiled to the very graphs of stage base, which may be there still
         self._validation: Batch | None = None
-        if options.balanced:
+        if options.loss_weighting:
             at_start = self._losses_of(0)
             losses = [at_start[f"loss_at_{time}"] for time in FIXED_TIMES]
-            self.objective.balance = balance(losses, options.balanced).to(context.device)
+            self.objective.loss_weights = loss_weights(losses, options.loss_weighting).to(context.device)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         with torch.no_grad():
@@ -258,10 +247,10 @@ class IdentityStage(Stage):
             count = len(batch["latents"])
             batch |= {
                 "noise": data.randn(generator, *batch["latents"].shape),
-                "time": spread_times(count, generator, self.options.late),
+                "time": stratified_timesteps(count, generator, self.options.high_noise_fraction),
             }
-            if self.options.identity_dropped:
-                batch["present"] = (data.rand(generator, count) >= self.options.identity_dropped).float()
+            if self.options.identity_dropout:
+                batch["present"] = (data.rand(generator, count) >= self.options.identity_dropout).float()
             return batch
 
     def _seen(self, batch: Batch) -> Batch:
@@ -279,7 +268,8 @@ class IdentityStage(Stage):
 
     def known(self, crops: Tensor, vertices: Tensor) -> Batch:
         """Crops (B, S, S, 3) and vertices (B, V, 3) → `tokens`, or `hidden` and `vertices` where the tokens' encoder is
-        trained as well."""
+        trained as well.
+        """
         tower = self.context.model.encoder.tower
         with self.context.autocast():
             hidden = tower.last_hidden_state(tower.preprocess(crops))
@@ -295,16 +285,16 @@ class IdentityStage(Stage):
         with self.context.autocast():
             return encode(self.context.model.vae, frames)[:, 0]
 
-    def hidden(self) -> list[nn.Module]:
-        model = self.context.model
-        dit = model.transformer
-        return [dit.layer_attention, dit.transformer_blocks, *(getattr(model.encoder, name) for name in ENCODER_PARTS)]
-
-    def rates(self) -> dict[nn.Module, float]:
+    def muon_parameters(self) -> list[nn.Parameter]:
         dit, encoder = self.context.model.transformer, self.context.model.encoder
-        mesh = dict.fromkeys((encoder.spiral_net, encoder.reducer), self.options.mesh_rate)
-        face = {encoder.abstractor: self.options.encoder_rate}
-        return mesh | face | {dit: self.options.dit_rate, dit.layer_attention: 1.0}
+        parts = (getattr(encoder, name) for name in ENCODER_PARTS)
+        return parameters_of(dit.layer_attention, dit.transformer_blocks, *parts)
+
+    def lr_mults(self) -> dict[nn.Module, float]:
+        dit, encoder = self.context.model.transformer, self.context.model.encoder
+        mesh = dict.fromkeys((encoder.spiral_net, encoder.reducer), self.options.mesh_lr_mult)
+        face = {encoder.abstractor: self.options.encoder_lr_mult}
+        return mesh | face | {dit: self.options.dit_lr_mult, dit.layer_attention: 1.0}
 
     def compile(self) -> list[nn.Module]:
         transformer = self.context.model.transformer
@@ -333,22 +323,19 @@ class IdentityStage(Stage):
             return losses_at_fixed_times(self.context, loss, batch["latents"])
 
     @torch.no_grad()
-    def sheet(self) -> Tensor:
+    def sample_grid(self) -> Tensor:
         """Eight people: reference, five generated frames, the true clip's middle frame."""
         batch = self._prepared()
         every = max(1, len(batch["latents"]) // 8)
         batch = {name: x[::every][:8] if name != "empty" else x for name, x in batch.items()}
         with evaluating(self.objective), self.context.autocast():
-            tokens = self.objective.descriptor(**_who(batch)).repeat(2, 1, 1)
-
-            def velocity(latents: Tensor, time: Tensor, words: Tensor) -> Tensor:
-                return self.objective.velocity(latents, batch["image"].repeat(2, 1, 1, 1, 1), words, time, tokens)
-
-            made = generate(self.context, velocity, batch["words"], batch["empty"], batch["latents"])
+            tokens = self.objective.descriptor(**_who(batch))
+            conditions = Conditions(batch["words"], batch["empty"], batch["image"], tokens)
+            made = generate(self.context, conditions, self.objective.shared_layer)
         size = tuple(made.shape[2:4])
         crop = nn.functional.interpolate(batch["crops"].movedim(-1, 1), size, mode="bilinear", antialias=True)
         truth = batch["truth"][:, batch["truth"].shape[1] // 2, None]
-        return sheets.grid(torch.cat([crop.movedim(1, -1)[:, None], five_frames(made), truth], 1))
+        return pictures.grid(torch.cat([crop.movedim(1, -1)[:, None], five_frames(made), truth], 1))
 
     def _prepared(self) -> Batch:
         if self._validation is None:

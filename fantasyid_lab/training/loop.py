@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from fantasyid_core.errors import TrainingError
 
-from . import sheets
+from . import pictures
 from .checkpoint import Checkpoint
 from .ema import Ema
+from .rank_sync import Progress, RankSync
 from .stage import Stage
 from .stepper import Stepper
-from .together import Moment, Together
 
 log = logging.getLogger(__name__)
 
@@ -46,62 +46,62 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
     pool = context.pool
     if pool is not None:
         pool.restore(max(progress["chunks"], pool.count))
-        pool.fill(settings.pool.first)
+        pool.prefill(settings.pool.prefill)
     writer = _Writer(context.out, settings.stage, accelerator.is_main_process)
-    together = Together(accelerator, began)
+    ranks = RankSync(accelerator, began)
     rendered_before = pool.seconds if pool is not None else 0.0
     step = progress["step"]
 
-    def present(stop: bool = False) -> Moment:
-        return together.at(step, pool.seconds - rendered_before if pool is not None else 0.0, stop)
+    def progress_now(stop: bool = False) -> Progress:
+        return ranks.agree(step, pool.seconds - rendered_before if pool is not None else 0.0, stop)
 
     def state() -> dict:
         return {"step": step, "elapsed": now.elapsed, "chunks": pool.count if pool is not None else 0}
 
-    now = present()
-    saved = looked = now.elapsed
+    now = progress_now()
+    saved = validated = now.elapsed
     logged_step, logged_at = step, time.perf_counter()
     losses: dict[str, Tensor] = {}
     try:
-        with _asked_to_stop() as stop:
+        with _stop_requests() as stop:
             while (done := _done(step, now.elapsed, settings)) < 1:
-                rate = settings.learning_rate * _rate(step, done, settings.warmup)
-                due = step % settings.pool.every == 0 and now.rendered < settings.pool.share * now.elapsed
+                lr = settings.learning_rate * _lr_mult(step, done, settings.warmup)
+                due = step % settings.pool.refresh_every == 0 and now.rendered < settings.pool.share * now.elapsed
                 if pool is not None and due:
-                    pool.grow()
+                    pool.refresh()
                 try:
                     losses = stepper.losses(stage.batch(step, context.generator(step)))
                 except torch.OutOfMemoryError:
                     _halve(stage, accelerator.num_processes)
                     stepper.clear()
                     continue
-                stepper.step(rate)
+                stepper.step(lr)
                 step += 1
-                now = present(stop.asked)
+                now = progress_now(stop.requested)
                 if step % settings.log_every == 0 or step == 1:
                     values = {name: x.detach().item() for name, x in losses.items()}
                     if not all(map(math.isfinite, values.values())):
                         raise TrainingError(f"Stage {settings.stage}: the loss is not finite at step {step}: {values}.")
                     speed = (step - logged_step) / max(time.perf_counter() - logged_at, 1e-9)
                     logged_step, logged_at = step, time.perf_counter()
-                    writer.losses(step, now.elapsed, rate, speed, values, pool.clips if pool is not None else 0)
+                    writer.losses(step, now.elapsed, lr, speed, values, pool.clips if pool is not None else 0)
                 if now.stop:
                     checkpoint.save(state())
                     raise Stopped
                 if now.elapsed - saved > settings.checkpoint_seconds:
                     checkpoint.save(state())
-                    now = present(stop.asked)
+                    now = progress_now(stop.requested)
                     saved = now.elapsed
-                if settings.validate_minutes and now.elapsed - looked > 60 * settings.validate_minutes:
-                    _look(stage, ema, writer, step, now.elapsed)
-                    now = present(stop.asked)
-                    looked = now.elapsed
+                if settings.validate_minutes and now.elapsed - validated > 60 * settings.validate_minutes:
+                    _validate(stage, ema, writer, step, now.elapsed)
+                    now = progress_now(stop.requested)
+                    validated = now.elapsed
         log.info("Stage %s: %d steps in %.0f s.", settings.stage, step, now.elapsed)
         with ema.applied():
             if accelerator.is_main_process:
                 stage.export()
         checkpoint.save(state())
-        return _look(stage, ema, writer, step, now.elapsed)
+        return _validate(stage, ema, writer, step, now.elapsed)
     finally:
         checkpoint.close()
         accelerator.free_memory()
@@ -109,7 +109,8 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
 
 def _halve(stage: Stage, processes: int) -> None:
     """Go on with half the batch. Raises the memory error where that is nothing, and a TrainingError where other
-    processes wait for this one's step."""
+    processes wait for this one's step.
+    """
     count = stage.settings.batch // 2
     if not count:
         raise
@@ -123,11 +124,11 @@ def _halve(stage: Stage, processes: int) -> None:
     torch.cuda.empty_cache()
 
 
-def _look(stage: Stage, ema: Ema, writer: "_Writer", step: int, elapsed: float) -> dict[str, float]:
+def _validate(stage: Stage, ema: Ema, writer: "_Writer", step: int, elapsed: float) -> dict[str, float]:
     with ema.applied(), torch.no_grad(), _eager():
         numbers = stage.validate()
         writer.validation(step, elapsed, numbers)
-        writer.sheet(stage.sheet(), step)
+        writer.sample_grid(stage.sample_grid(), step)
     return numbers
 
 
@@ -137,7 +138,7 @@ def _done(step: int, elapsed: float, settings) -> float:
     return max(step / settings.steps, by_clock)
 
 
-def _rate(step: int, done: float, warmup: int) -> float:
+def _lr_mult(step: int, done: float, warmup: int) -> float:
     return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
@@ -152,15 +153,15 @@ def _eager() -> Iterator[None]:
 
 
 class _Stop:
-    asked = False
+    requested = False
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[_Stop]:
+def _stop_requests() -> Iterator[_Stop]:
     stop = _Stop()
 
     def ask(number: int, frame: object) -> None:
-        stop.asked = True
+        stop.requested = True
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     try:
@@ -176,17 +177,17 @@ def _asked_to_stop() -> Iterator[_Stop]:
 
 
 class _Writer:
-    """What a run says of itself: `metrics.jsonl`, loss curves and sheets."""
+    """What a run says of itself: `metrics.jsonl`, loss curves and sample grids."""
 
     def __init__(self, out: Path, stage: str, active: bool):
         self.out, self.stage, self.active = out, stage, active
         out.mkdir(parents=True, exist_ok=True)
 
-    def losses(self, step: int, elapsed: float, rate: float, speed: float, losses: dict, clips: int) -> None:
+    def losses(self, step: int, elapsed: float, lr: float, speed: float, losses: dict, clips: int) -> None:
         self._line(
             step=step,
             seconds=round(elapsed, 2),
-            rate=rate,
+            rate=lr,
             steps_per_second=round(speed, 3),
             clips=clips,
             losses=losses,
@@ -197,12 +198,12 @@ class _Writer:
         self._line(step=step, seconds=round(elapsed, 2), validation=numbers)
         log.info("%s %d: %s", self.stage, step, ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
 
-    def sheet(self, picture: Tensor | None, step: int) -> None:
+    def sample_grid(self, picture: Tensor | None, step: int) -> None:
         if not self.active:
             return
         if picture is not None:
-            sheets.save(picture, self.out / "sheets" / f"{self.stage}.png")
-        sheets.curves(self.out / "metrics.jsonl", self.stage, self.out / "sheets" / f"{self.stage}_loss.png")
+            pictures.save(picture, self.out / "sheets" / f"{self.stage}.png")
+        pictures.curves(self.out / "metrics.jsonl", self.stage, self.out / "sheets" / f"{self.stage}_loss.png")
 
     def _line(self, **content) -> None:
         if self.active:

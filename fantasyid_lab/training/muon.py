@@ -32,17 +32,19 @@ class Muon(torch.optim.Optimizer):
             for same in alike.values():
                 self._step(same, group["lr"], group["weight_decay"], group["momentum"])
 
-    def _step(self, params: list[Tensor], rate: float, decay: float, momentum: float) -> None:
+    def _step(self, params: list[Tensor], lr: float, decay: float, momentum: float) -> None:
         """Matrices of one shape, dtype and device."""
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
-        kept, grads = [self.state[p]["momentum_buffer"] for p in params], [p.grad for p in params]
-        torch._foreach_lerp_(kept, grads, 1 - momentum)
-        updates = orthogonal(torch.stack(torch._foreach_lerp(grads, kept, momentum))).to(params[0].dtype).contiguous()
-        torch._foreach_mul_(params, 1 - rate * decay)
+        averages, grads = [self.state[p]["momentum_buffer"] for p in params], [p.grad for p in params]
+        torch._foreach_lerp_(averages, grads, 1 - momentum)
+        updates = (
+            orthogonal(torch.stack(torch._foreach_lerp(grads, averages, momentum))).to(params[0].dtype).contiguous()
+        )
+        torch._foreach_mul_(params, 1 - lr * decay)
         scale = 0.2 * max(params[0].shape) ** 0.5  # a step's root mean square is then AdamW's
-        torch._foreach_add_(params, list(updates.unbind()), alpha=-rate * scale)
+        torch._foreach_add_(params, list(updates.unbind()), alpha=-lr * scale)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

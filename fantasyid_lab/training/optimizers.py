@@ -1,4 +1,4 @@
-"""How trained parameters step: AdamW, and Muon (Jordan et al. 2024) for the hidden matrices that a stage names."""
+"""How trained parameters step: AdamW, and Muon (Jordan et al. 2024) for the matrices that a stage names."""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,31 +13,31 @@ SMALLEST = 32  # rows and columns of a matrix that is worth orthogonalising
 
 def optimizers(
     trained: Iterable[nn.Parameter],
-    hidden: Iterable[nn.Module],
+    muon_parameters: Iterable[nn.Parameter],
     settings: Settings,
-    rates: Mapping[nn.Module, float] | None = None,
+    lr_mults: Mapping[nn.Module, float] | None = None,
 ) -> list:
     """One or two optimisers; a Muon step is scaled to AdamW's usual size, so that both share a learning rate. Every
     group of parameters has a `factor` on it.
 
     Args:
         trained: all parameters that shall step.
-        hidden: modules whose matrices Muon takes where `settings.muon` asks for it.
-        rates: factors on the learning rate of some modules' parameters; 1 for what is not among them. A later one
+        muon_parameters: those whose matrices Muon takes where `settings.muon` asks for it.
+        lr_mults: factors on the learning rate of some modules' parameters; 1 for what is not among them. A later one
             counts where modules lie in each other.
     """
     trained = list(trained)
-    wanted = {id(p) for module in hidden for p in module.parameters() if p.ndim == 2 and min(p.shape) >= SMALLEST}
+    wanted = {id(p) for p in muon_parameters if p.ndim == 2 and min(p.shape) >= SMALLEST}
     matrices = [p for p in trained if settings.muon and id(p) in wanted]
     taken = {id(p) for p in matrices}
     rest = [p for p in trained if id(p) not in taken]
-    rate, decay = settings.learning_rate, settings.weight_decay
-    factors = {id(p): factor for module, factor in (rates or {}).items() for p in module.parameters()}
+    lr, decay = settings.learning_rate, settings.weight_decay
+    factors = {id(p): factor for module, factor in (lr_mults or {}).items() for p in module.parameters()}
     fused = bool(rest) and rest[0].device.type == "cuda"
-    adamw = torch.optim.AdamW(_groups(rest, factors), lr=rate, betas=settings.betas, weight_decay=decay, fused=fused)
+    adamw = torch.optim.AdamW(_groups(rest, factors), lr=lr, betas=settings.betas, weight_decay=decay, fused=fused)
     made: list = [adamw]
     if matrices:
-        made.append(Muon(_groups(matrices, factors), rate, decay))
+        made.append(Muon(_groups(matrices, factors), lr, decay))
     return made
 
 

@@ -1,4 +1,4 @@
-"""What each stage can be told under `[options]`: a frozen dataclass a stage."""
+"""What each stage takes under `[options]`: a frozen dataclass a stage."""
 
 from dataclasses import dataclass
 
@@ -47,12 +47,12 @@ class VaeOptions:
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
-    """Options of stage judge.
+class AttributeOptions:
+    """Options of stage attributes.
 
     Attributes:
-        start_from: folder of a judge to go on from, "" for a new one.
-        widths: channels of a new one, see `attribute_regressor.Judge`.
+        start_from: folder of an attribute regressor to go on from, "" for a new one.
+        widths: channels of a new one, see `attribute_regressor.AttributeRegressor`.
     """
 
     start_from: str = ""
@@ -64,12 +64,12 @@ class TextOptions:
     """Options of stage text.
 
     Attributes:
-        first: captions before the first step.
-        fresh: captions that are drawn anew for every step.
+        prefill: captions before the first step.
+        new_per_step: captions that are drawn anew for every step.
     """
 
-    first: int = 6000
-    fresh: int = 8
+    prefill: int = 6000
+    new_per_step: int = 8
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,19 @@ class BaseOptions:
 
     Attributes:
         train_text: whether the text encoder is trained too, or only the DiT.
-        text_dropped: share of samples whose text is empty, for guidance.
+        text_dropout: share of samples whose text is empty, for guidance.
         face_weight: of latents of the face.
         pictures: share of the steps that train on photos, of which `pictures_batch` times as many fit.
-        structure_weight: of the loss of `structure`, 0 for none; structure_block: after which block it is asked.
+        landmark_weight: of the loss of `landmark_loss`, 0 for none; landmark_block: after which block it is computed.
     """
 
     train_text: bool = True
-    text_dropped: float = 0.1
+    text_dropout: float = 0.1
     face_weight: float = 1.5
     pictures: float = 0.0
     pictures_batch: int = 3
-    structure_weight: float = 0.0
-    structure_block: int = 2
+    landmark_weight: float = 0.0
+    landmark_block: int = 2
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,16 @@ class IdentityOptions:
         shared_layer: one injection layer for all blocks in place of one for each.
         first_frame: the reference crop goes in as first latent frame too, as released; a model that never saw one
             learns to take it in.
-        identity_dropped: share of samples without an identity: nothing is injected, the image latents are zeros.
-        encoder_rate: factor on the learning rate of the abstractor, and mesh_rate on that of spiral network and
+        identity_dropout: share of samples without an identity: nothing is injected, the image latents are zeros.
+        encoder_lr_mult: factor on the learning rate of the abstractor, and mesh_lr_mult on that of spiral network and
             reducer; 0 leaves them as stage `face` taught them. Nothing in this stage holds the scale of their tokens,
             which are normalised where they are read: at a DiT's rate they grow without bound.
-        unfreeze: beginnings of names of DiT parameters that are trained as well, "" for all, and dit_rate: factor on
+        unfreeze: beginnings of names of DiT parameters that are trained as well, "" for all, and dit_lr_mult: factor on
             their learning rate. The injection layers have the full rate.
-        late: share of the samples with times in the noisier half, where likeness is decided; balanced: how much samples
-            count by what the loss at their times was at the start, see `diffusion.balance`.
-        text_dropped, face_weight: as in `BaseOptions`.
+        high_noise_fraction: share of the samples with times in the noisier half, where likeness is decided.
+        loss_weighting: how much samples count by what the loss at their times was at the start, see
+            `diffusion.loss_weights`.
+        text_dropout, face_weight: as in `BaseOptions`.
         pictures, pictures_batch: as in `BaseOptions`, for the pool; pictures_text: of these steps' captions, how many
             tokens are read (226 for all): a picture has 100 tokens of its own, and photos' captions are short.
         checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
@@ -125,14 +126,14 @@ class IdentityOptions:
     branch_3d: bool = True
     shared_layer: bool = False
     first_frame: bool = False
-    identity_dropped: float = 0.0
-    encoder_rate: float = 1.0
-    mesh_rate: float = 1.0
+    identity_dropout: float = 0.0
+    encoder_lr_mult: float = 1.0
+    mesh_lr_mult: float = 1.0
     unfreeze: tuple[str, ...] = ()
-    dit_rate: float = 1.0
-    late: float = 0.5
-    balanced: float = 0.0
-    text_dropped: float = 0.1
+    dit_lr_mult: float = 1.0
+    high_noise_fraction: float = 0.5
+    loss_weighting: float = 0.0
+    text_dropout: float = 0.1
     face_weight: float = 4.0
     pictures: float = 0.0
     pictures_batch: int = 3
@@ -140,12 +141,13 @@ class IdentityOptions:
     checkpointing: bool = False
 
 
-Options = FaceOptions | VaeOptions | JudgeOptions | TextOptions | BaseOptions | IdentityOptions
+Options = FaceOptions | VaeOptions | AttributeOptions | TextOptions | BaseOptions | IdentityOptions
 OPTIONS: dict[str, type[Options]] = {
     "face": FaceOptions,
     "vae": VaeOptions,
-    "judge": JudgeOptions,
+    "attributes": AttributeOptions,
     "text": TextOptions,
     "base": BaseOptions,
     "identity": IdentityOptions,
 }
+RENAMED_STAGES = {"judge": "attributes"}  # what older commands and configurations say, and the name now

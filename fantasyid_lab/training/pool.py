@@ -52,8 +52,8 @@ class Pool:
         self.count = 0  # chunks rendered so far
         self.seconds = 0.0  # that rendering took
         s, n_people = settings, settings.people
-        self.chunk_clips = s.filmed * CLIPS_PER_FOUR // 4
-        self.slots = max(1, -(-s.holds // n_people))
+        self.chunk_clips = s.with_video * CLIPS_PER_FOUR // 4
+        self.slots = max(1, -(-s.capacity // n_people))
         n, p = self.slots * self.chunk_clips, self.slots * n_people
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -93,7 +93,7 @@ class Pool:
         """Places of the chunks that came after the `since`-th and are still there."""
         return [chunk % self.slots for chunk in range(max(since, self.count - self.slots), self.count)]
 
-    def fill(self, people: int) -> None:
+    def prefill(self, people: int) -> None:
         """Render until there are so many people, or the pool is full."""
         while self.people < min(people, self.slots * self.settings.people):
             self.add()
@@ -104,7 +104,7 @@ class Pool:
         while self.count < count:
             self.add()
 
-    def grow(self) -> None:
+    def refresh(self) -> None:
         """Render a chunk between two steps; what it takes is added to `seconds`."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # else the time would be that of the steps in the queue
@@ -122,9 +122,9 @@ class Pool:
         members = [person(seed) for seed in seeds]
         slot = self.count % self.slots
         self._put_people(members, slot)
-        if s.filmed:
-            owners = [*range(s.filmed), *range(0, s.filmed, 4)]
-            clips = [clip(members[i], int(k >= s.filmed), s.frames) for k, i in enumerate(owners)]
+        if s.with_video:
+            owners = [*range(s.with_video), *range(0, s.with_video, 4)]
+            clips = [clip(members[i], int(k >= s.with_video), s.frames) for k, i in enumerate(owners)]
             rows = self._clips_of(slot)
             self.owner[rows] = torch.tensor(owners, device=self.device) + slot * n
             self._put_clips(clips, rows)
@@ -219,14 +219,14 @@ class Pool:
         pictures = self._encode(self._as_pictures(self.stills[people].flatten(0, 1)))[:, 0]
         size = pictures.shape[-2:]
         if self.picture_latents is None:
-            kept = pictures.dtype if self.device.type != "cuda" else torch.bfloat16
+            cache_dtype = pictures.dtype if self.device.type != "cuda" else torch.bfloat16
             (n, t), shape = self.frames.shape[:2], self.stills.shape[:2]
             t = 1 + (t - 1) // 4
             self.latents, self.face_latent = (
                 torch.zeros(n, t, *inner, dtype=dtype, device=self.device)
-                for inner, dtype in ((pictures.shape[1:], kept), (size, torch.float32))
+                for inner, dtype in ((pictures.shape[1:], cache_dtype), (size, torch.float32))
             )
-            self.picture_latents = torch.zeros(*shape, *pictures.shape[1:], dtype=kept, device=self.device)
+            self.picture_latents = torch.zeros(*shape, *pictures.shape[1:], dtype=cache_dtype, device=self.device)
             self.picture_face = torch.zeros(*shape, *size, device=self.device)
         self.picture_latents[people] = pictures.to(self.picture_latents).unflatten(0, (-1, self.settings.stills))
         self.picture_face[people] = F.adaptive_avg_pool2d(self.picture_mask[people].float() / 255, size)

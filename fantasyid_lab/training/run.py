@@ -15,10 +15,10 @@ from fantasyid_core.errors import TrainingError
 
 from .. import nano
 from ..people.person import TRAIN, VALIDATION
+from .attributes import AttributeStage
 from .base import BaseStage
 from .face import FaceStage
 from .identity import IdentityStage
-from .judge import JudgeStage
 from .loop import parameters, train
 from .pool import Pool
 from .settings import Settings
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 STAGES: dict[str, type[Stage]] = {
     "face": FaceStage,
     "vae": VaeStage,
-    "judge": JudgeStage,
+    "attributes": AttributeStage,
     "text": TextStage,
     "base": BaseStage,
     "identity": IdentityStage,
@@ -117,10 +117,10 @@ class Run:
         sizes, seed = settings.pool, settings.seed + 17 * self.accelerator.process_index
         if self._pools is None or not (self._pools[0].seed == seed and self._pools[0].settings.same_people(sizes)):
             self._pools = None  # before the next ones take memory
-            few = replace(sizes, holds=sizes.validation, filmed=sizes.people if sizes.filmed else 0)
+            few = replace(sizes, capacity=sizes.validation, with_video=sizes.people if sizes.with_video else 0)
             self._pools = (
                 Pool(sizes, TRAIN, seed, self.device),
                 Pool(few, VALIDATION, 0, self.device),
             )
-            self._pools[1].fill(sizes.validation)
+            self._pools[1].prefill(sizes.validation)
         return self._pools

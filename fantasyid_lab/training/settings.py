@@ -10,9 +10,25 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from fantasyid_core.errors import TrainingError
 from fantasyid_core.io.text_files import read_text
 
-from .options import OPTIONS, IdentityOptions, Options
+from .options import OPTIONS, RENAMED_STAGES, IdentityOptions, Options
 
 Kind = TypeVar("Kind")
+RENAMED = {  # keys that older configurations have, and what they are called now
+    "balanced": "loss_weighting",
+    "dit_rate": "dit_lr_mult",
+    "encoder_rate": "encoder_lr_mult",
+    "every": "refresh_every",
+    "filmed": "with_video",
+    "first": "prefill",
+    "fresh": "new_per_step",
+    "holds": "capacity",
+    "identity_dropped": "identity_dropout",
+    "late": "high_noise_fraction",
+    "mesh_rate": "mesh_lr_mult",
+    "structure_block": "landmark_block",
+    "structure_weight": "landmark_weight",
+    "text_dropped": "text_dropout",
+}
 HERE = Path(__file__).parent
 
 
@@ -21,22 +37,22 @@ class PoolSettings:
     """The pool of rendered people, see `pool.Pool`.
 
     Attributes:
-        holds: how many people; the oldest make room.
-        people: that are rendered at a time, and of these `filmed`, a multiple of 4: five clips of four people.
+        capacity: how many people; the oldest make room.
+        people: that are rendered at a time, and of these `with_video`, a multiple of 4, in clips: five of four people.
         stills: photos of each, references and pictures to train on.
-        first: people who are there before the first step.
-        every: steps between two renderings.
+        prefill: people who are there before the first step.
+        refresh_every: steps between two renderings.
         share: of the time that rendering may take.
         frames, size: of a clip; still_size: of a photo, px.
         validation: people, all of them filmed, who are never trained on.
     """
 
-    holds: int = 16000
+    capacity: int = 16000
     people: int = 32
-    filmed: int = 8
+    with_video: int = 8
     stills: int = 4
-    first: int = 640
-    every: int = 4
+    prefill: int = 640
+    refresh_every: int = 4
     share: float = 0.3
     frames: int = 25
     size: int = 160
@@ -44,8 +60,8 @@ class PoolSettings:
     validation: int = 104
 
     def same_people(self, other: "PoolSettings") -> bool:
-        """Whether a pool of these settings holds what the others ask for; when it grows may differ."""
-        return replace(self, first=other.first, every=other.every, share=other.share) == other
+        """Whether a pool of these settings holds what the others ask for; when it is refreshed may differ."""
+        return replace(self, prefill=other.prefill, refresh_every=other.refresh_every, share=other.share) == other
 
 
 @dataclass(frozen=True)
@@ -53,7 +69,7 @@ class Settings:
     """One stage's training.
 
     Attributes:
-        stage: vae, face, judge, text, base or identity.
+        stage: vae, face, attributes, text, base or identity.
         minutes: after which it ends, 0 for no limit; steps: likewise. Whatever comes first.
         batch: samples per step and process.
         learning_rate: the highest; it rises over `warmup` steps and falls to zero over the run (half a cosine).
@@ -96,7 +112,7 @@ class Settings:
 
 
 def read(path: Path, changes: Sequence[str] = ()) -> Settings:
-    """Settings of a TOML file with `key=value` changes, such as `batch=8` or `pool.holds=100`.
+    """Settings of a TOML file with `key=value` changes, such as `batch=8` or `pool.capacity=100`.
 
     Raises:
         TrainingError: no such file, not TOML, no such stage, a key that does not exist, or a value of another type.
@@ -122,6 +138,8 @@ def read(path: Path, changes: Sequence[str] = ()) -> Settings:
             inner = inner.setdefault(parent, {})
         inner[name] = value
     stage = table.get("stage")
+    if stage in RENAMED_STAGES:
+        raise TrainingError(f"{path} is for the stage '{stage}', which is called '{RENAMED_STAGES[stage]}' now.")
     if stage not in OPTIONS:
         raise TrainingError(f"{path} is for the stage '{stage}'; there are {', '.join(OPTIONS)}.")
     pool = parse(PoolSettings, table.pop("pool", {}), f"[pool] of {path.name}")
@@ -142,6 +160,8 @@ def parse(kind: type[Kind], table: Mapping[str, Any], where: str) -> Kind:
     if not isinstance(table, Mapping):
         raise TrainingError(f"{where} is not a table of keys: {table!r}. Known keys: {', '.join(sorted(types))}.")
     if unknown := sorted(set(table) - set(types)):
+        if (now := RENAMED.get(unknown[0])) in types:
+            raise TrainingError(f"{where} has the key '{unknown[0]}', which is called '{now}' now.")
         raise TrainingError(f"{where} has the unknown key '{unknown[0]}'; there are: {', '.join(sorted(types))}.")
     return kind(**{key: _typed(value, types[key], f"{where}: '{key}'") for key, value in table.items()})
 

@@ -85,7 +85,7 @@ class Stage(ABC):
     def validate(self) -> dict[str, float]:
         """Numbers on people who are never trained on. Called with the averaged weights, without gradients."""
 
-    def sheet(self) -> Tensor | None:
+    def sample_grid(self) -> Tensor | None:
         """A picture (H, W, 3) 0…1 that shows what was learned; called like `validate`."""
         return None
 
@@ -93,17 +93,22 @@ class Stage(ABC):
     def export(self) -> None:
         """Write what was trained into the model's folder; called with the averaged weights."""
 
-    def hidden(self) -> list[nn.Module]:
-        """Modules whose matrices lie between two layers of the network, for Muon."""
+    def muon_parameters(self) -> list[nn.Parameter]:
+        """What Muon may step: the matrices among these, which lie between two layers of the network."""
         return []
 
-    def rates(self) -> dict[nn.Module, float]:
-        """Factors on the learning rate of modules that need another one; later ones count."""
+    def lr_mults(self) -> dict[nn.Module, float]:
+        """Factors on the learning rate, of modules that need another one; later ones count."""
         return {}
 
     def compile(self) -> list[nn.Module]:
         """Modules that gain from being compiled, each on its own."""
         return []
+
+
+def parameters_of(*modules: nn.Module) -> list[nn.Parameter]:
+    """The parameters of several modules."""
+    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def trainable(module: nn.Module) -> nn.Module:

@@ -26,7 +26,7 @@ class Stepper:
         self._trained = [p for p in objective.parameters() if p.requires_grad]
         if settings.compile and stage.context.device.type == "cuda":
             _compile_parts(stage)
-        made = optimizers(self._trained, stage.hidden(), settings, stage.rates())
+        made = optimizers(self._trained, stage.muon_parameters(), settings, stage.lr_mults())
         self._module, *self._optimizers = accelerator.prepare(objective, *made)
         self.ema = Ema(objective, settings.ema)
 
@@ -36,12 +36,12 @@ class Stepper:
         self._accelerator.backward(losses["loss"])
         return losses
 
-    def step(self, rate: float) -> None:
+    def step(self, lr: float) -> None:
         """Take the gradients' step at a learning rate; they are gone afterwards."""
         self._accelerator.clip_grad_norm_(self._trained, self._clip_norm)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * group["factor"]
+                group["lr"] = lr * group["factor"]
             optimizer.step()
         self.clear()
         self.ema.update()
@@ -64,7 +64,7 @@ def _compile_parts(stage: Stage) -> None:
     for module in modules:
         module.compile()
     if stage.context.pool is not None:
-        stage.context.pool.fill(1)  # a stage that is the run's first has none yet
+        stage.context.pool.prefill(1)  # a stage that is the run's first has none yet
     began = time.perf_counter()
     try:
         with stage.context.autocast():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fantasyid_core.dit import byte_tokens
 
 from .. import nano
-from ..people.caption import told
+from ..people.caption import stated_labels
 from ..people.clip import Clip, clip
 from ..people.colours import COLOURS
 from ..people.hair import HAIR_COLOURS
@@ -40,7 +40,7 @@ def answers(made: Clip) -> list[int]:
     """What a clip's caption says to each of `QUESTIONS`: 0, or the number of the answer from 1."""
     text, labels = made.caption.lower(), made.labels
     words = text.replace(",", " ").replace(".", " ").replace(":", " ").split()
-    said = {name: getattr(labels, name) for name in told(text, labels)}
+    said = {name: getattr(labels, name) for name in stated_labels(text, labels)}
     said = {name: "yes" if value is True else value for name, value in said.items()}
     if {"she", "her", "woman"} & set(words):
         said["sex"] = "female"
@@ -121,14 +121,14 @@ class TextStage(Stage):
         super().__init__(context)
         self.options: TextOptions = self.settings.options
         seed = self.settings.seed + 17 * context.rank
-        size = 2 * self.options.first
+        size = 2 * self.options.prefill
         self.corpus = Corpus(size, TRAIN, (500_009 + seed * 100_003) % len(TRAIN), context.device)
         self.validation = Corpus(min(1000, size), VALIDATION, 0, context.device)
         text = trainable(context.model.text)
         self.objective = TextObjective(text, Reader(text.config.d_model).to(context.device))
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
-        self.corpus.reach(self.options.first + self.options.fresh * step)
+        self.corpus.reach(self.options.prefill + self.options.new_per_step * step)
         rows = data.randint(generator, self.corpus.filled, self.settings.batch)
         return {"ids": self.corpus.ids[rows], "answers": self.corpus.answers[rows]}
 

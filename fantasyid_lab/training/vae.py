@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import nano
-from . import data, fast_vae, sheets
+from . import data, fast_vae, pictures
 from .face import CROP
 from .options import VaeOptions
 from .pool import MASK_SCALE, Pool
@@ -57,7 +57,8 @@ class Reconstruction(nn.Module):
         self, frames: Tensor, weight: Tensor, noise: Tensor, which: Tensor | None = None, places: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Frames (B, T, H, W, 3) uint8, what their pixels count (B, T, H / 4, W / 4), noise (B, t, h, w, 16); the
-        frame (B,) whose face the tower looks at, and where its crop's pixels lie in it (B, S, S, 2) px."""
+        frame (B,) whose face the tower looks at, and where its crop's pixels lie in it (B, S, S, 2) px.
+        """
         pixels = to_model(frames)
         mean, spread = fast_vae.encode(self.vae, pixels)
         made = fast_vae.decode(self.vae, mean + spread * noise)
@@ -71,11 +72,11 @@ class Reconstruction(nn.Module):
         found = {"l1": l1, "gradient": gradient, "kl": kl}
         if self.tower is not None:
             rows = torch.arange(len(frames), device=frames.device)
-            unlike = self._unlike(made[rows, which], frames[rows, which], places)
-            loss, found = loss + self.options.likeness_weight * unlike, found | {"unlike": unlike}
+            perceptual = self._perceptual_distance(made[rows, which], frames[rows, which], places)
+            loss, found = loss + self.options.likeness_weight * perceptual, found | {"perceptual": perceptual}
         return {"loss": loss} | found
 
-    def _unlike(self, made: Tensor, true: Tensor, places: Tensor) -> Tensor:
+    def _perceptual_distance(self, made: Tensor, true: Tensor, places: Tensor) -> Tensor:
         """One less the cosine of the tower's hidden states, mean over states and tokens; made in −1…1, true uint8."""
         crops = data.sampled(torch.cat([made.float() * 127.5 + 127.5, true.float()]), places.repeat(2, 1, 1, 1))
         hidden, _ = self.tower(self.tower.preprocess(crops))
@@ -135,18 +136,19 @@ class VaeStage(Stage):
         in_face = (square * inside).sum() / inside.sum().clamp(min=1)
         return {"psnr": _decibel(square.mean()), "psnr_face": _decibel(in_face)}
 
-    def sheet(self) -> Tensor:
+    def sample_grid(self) -> Tensor:
         pool, vae = self.context.validation, self.context.model.vae
         frames = pool.frames[: min(6, pool.clips)]
         with evaluating(vae), self.context.autocast():
             made = decode(vae, encode(vae, frames))
         columns = torch.linspace(0, frames.shape[1] - 1, 4).round().long().tolist()
         pairs = [x[:, i] for i in columns for x in (frames.float() / 255, made)]
-        return sheets.grid(torch.stack(pairs, 1))
+        return pictures.grid(torch.stack(pairs, 1))
 
     def export(self) -> None:
         """Weights, such that the latents have no mean, a variance of 1, and all directions something of it; where the
-        decoder alone was trained, as they are."""
+        decoder alone was trained, as they are.
+        """
         model, pool = self.context.model, self.context.pool
         vae = model.vae
         if not self.options.encoder:
@@ -183,7 +185,8 @@ def encode_pools(context: Context) -> None:
 
 def near(landmarks: Tensor, size: int) -> Tensor:
     """Landmarks (B, T, 68, 2) px of pictures of `size` → how near pixels are to eyes, brows, nose and mouth, 0…1, for
-    every `MASK_SCALE`-th pixel: (B, T, size / 4, size / 4)."""
+    every `MASK_SCALE`-th pixel: (B, T, size / 4, size / 4).
+    """
     places = (torch.arange(size // MASK_SCALE, device=landmarks.device) + 0.5) * MASK_SCALE - 0.5
     inner = landmarks[..., OUTLINE:, :] if landmarks.shape[-2] > OUTLINE else landmarks
     across, down = ((places - inner[..., i, None]).square() for i in (0, 1))  # (B, T, 51, size / 4)

@@ -14,7 +14,8 @@ POWER = 0.75  # of the way to equal variances; coarse things then still come out
 
 def whitening(latents: Tensor, power: float = POWER) -> tuple[Tensor, Tensor]:
     """Latents (B, t, 16, h, w) → their mean (16,) and a symmetric matrix (16, 16); `matrix` · (z − mean) has a mean
-    variance of 1, and variances λ become λ ^ (1 − power), in proportion."""
+    variance of 1, and variances λ become λ ^ (1 − power), in proportion.
+    """
     rows = latents.movedim(2, 0).flatten(1).double()
     values, vectors = torch.linalg.eigh(torch.cov(rows))
     values = values.clamp(min=1e-8)

@@ -49,22 +49,24 @@ class NativeTransformer(FantasyIDTransformer):
             )
         ours = Options.of(options)
         run = ours.run or Run(ours.injections, keep=False)
+        unconditional = tuple(extra.get(MARK, ()))
+        injections = run.injections(unconditional)
         # reading a timestep back from the GPU waits for it, so only where something acts on a part of the run
-        wanted = run.injections.depends_on_progress or run.step_caches is not None
+        wanted = injections.depends_on_progress or run.step_caches is not None
         progress = 1 - timesteps[0].item() / (TRAIN_STEPS - 1) if wanted else 0.0
         attention = attention_for(options, self._queries(x, context), x.dtype, x.device)
-        injector = BatchInjector(run.injections, tuple(extra.get(MARK, ())), attention.injections, run.norm_weights)
+        injector = BatchInjector(injections, unconditional, attention.injections, run.norm_weights)
         velocity = super().forward(
             x.transpose(1, 2),
             context,
             timesteps,
             rotary=run.rotary(self, x, options.get("rope_options") or {}),
-            run=injector,
+            injector=injector,
             progress=progress,
             run_block=_BlockPatches(self, options, x, attention, run),
             cache=None if run.step_caches is None else run.step_caches.of(tuple(window_of(options) or ())),
             # where an identity sets in or ends, a step is not like the one before
-            branch=(*options.get("uuids", ()), *(i.acts(progress) for i in run.injections.injections)),
+            branch=(*options.get("uuids", ()), *(i.acts(progress) for i in injections.injections)),
         )
         return velocity.transpose(1, 2)
 
@@ -136,5 +138,6 @@ def _is_streamed(block: nn.Module, device: torch.device) -> bool:
 @torch.compiler.disable
 def _run_eagerly(block: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """A streamed block, which is not to be compiled: every set of layers that are elsewhere would make code of its own,
-    until torch gives up (1.69 s a step compiled, 1.46 s not, where an H100 had 7 GiB free)."""
+    until torch gives up (1.69 s a step compiled, 1.46 s not, where an H100 had 7 GiB free).
+    """
     return getattr(block, "_orig_mod", block)(*args, **options)  # beneath a wrapper that compiles this block

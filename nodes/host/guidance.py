@@ -7,6 +7,7 @@ second prompt of DualCFGGuider. So each conditioning is marked by its name, and 
 from collections.abc import Iterable, Mapping
 
 import comfy.conds
+import comfy.model_patcher
 import comfy.samplers
 
 from ...fantasyid_core.dit.injection import Injection
@@ -45,6 +46,14 @@ def mark(guider: comfy.samplers.CFGGuider, injections: Iterable[Injection]) -> N
     for name, conds in guider.conds.items():
         for cond in conds:
             cond[MARK] = name in AWAY
+
+
+def negative_model(guider: comfy.samplers.CFGGuider) -> comfy.model_patcher.ModelPatcher | None:
+    """The MODEL that DualModelGuider predicts the negative prompt with; None where a guider has one MODEL for all.
+
+    ComfyUI calls it with the `transformer_options` of the other MODEL, identities included.
+    """
+    return getattr(guider, "uncond_model_patcher", None)
 
 
 def marked(params: Mapping) -> dict[str, Unconditional]:

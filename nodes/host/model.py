@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...fantasyid_core.dit.transformer import from_published, infer_config
-from ...fantasyid_core.errors import IdentityError, WeightsError
+from ...fantasyid_core.errors import IdentityError, SamplingError, WeightsError
 from ...fantasyid_core.fusion.checkpoint import Published, split_published
 from ...fantasyid_core.io.mmap import store_as
 from ...fantasyid_core.io.weights import configured, embedded_config, read, read_config, take_config, with_config
@@ -73,7 +73,8 @@ class FantasyIDConfig(comfy.supported_models_base.BASE):
 
 class FantasyIDModel(comfy.model_base.QwenImage):
     """The host's wrapper of the DiT. Only `isinstance` is wanted of its base class: the host maps LoRA names with the
-    prefix `transformer.`, as diffusers and PEFT write them, for that class and a few others by name."""
+    prefix `transformer.`, as diffusers and PEFT write them, for that class and a few others by name.
+    """
 
     def __init__(
         self, config: FantasyIDConfig, transformer: NativeTransformer, device: torch.device | None, published: Mapping
@@ -97,8 +98,21 @@ class FantasyIDModel(comfy.model_base.QwenImage):
         return self.diffusion_model.proj_out.weight.dtype
 
     def _apply_model(self, x: Tensor, t: Tensor, c_concat: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        """The host cuts noise into context windows, but not always the image latents: those of the same frames."""
-        window = window_of(kwargs.get("transformer_options") or (args[2] if len(args) > 2 else {}))
+        """The host cuts noise into context windows, but not always the image latents: those of the same frames.
+
+        Its own node may put the frame before a window in front of it.
+        """
+        options = kwargs.get("transformer_options") or (args[2] if len(args) > 2 else {})
+        window, before = window_of(options), getattr(options.get("context_window"), "causal_anchor_index", None)
+        if window is not None and before is not None and before >= 0:
+            window = [before, *window]
+            learned = self.diffusion_model.config.use_learned_positional_embeddings
+            if learned and not self.diffusion_model.trained_at(*x.shape[2:]):
+                raise SamplingError(
+                    f"With causal_window_fix each context window is {x.shape[2]} latents long; this model has "
+                    f"positions for {self.diffusion_model.trained_size}. Switch causal_window_fix off, take windows "
+                    "that are one latent shorter, or use FantasyID Long Video in place of ComfyUI's context windows."
+                )
         if c_concat is not None and window is not None and c_concat.shape[2] != x.shape[2]:
             c_concat = c_concat[:, :, window]
         return super()._apply_model(x, t, c_concat, *args, **kwargs)

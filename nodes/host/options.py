@@ -18,7 +18,7 @@ from ...fantasyid_core.errors import HardwareError, IdentityError
 from ...fantasyid_core.sampling.defaults import SamplingDefaults
 from . import notes
 from .dit import NativeTransformer
-from .guidance import mark
+from .guidance import mark, negative_model
 from .run import KEY, Options, Run
 
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
@@ -125,7 +125,8 @@ def around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
     ours = Options.of(options)
     mark(guider, ours.injections)
     constant = "registered_hooks" not in guider.model_options  # hooks swap weights in the middle of a run
-    run = Run(ours.injections, ours.step_cache, keep=constant)
+    negative = negative_model(guider)
+    run = Run(ours.injections, ours.step_cache, None if negative is None else injections_of(negative), keep=constant)
     options[KEY] = replace(ours, run=run)
     try:
         latents = executor(*args, **kwargs)

@@ -187,10 +187,10 @@ def _find(name: str, kind: str, suffixes: Sequence[str], written: str, error: ty
     plain, base = folder_paths.annotated_filepath(name.replace("\0", ""))
     base = Path(os.path.normpath(base or folder_paths.get_input_directory()))
     path = Path(os.path.normpath(base / plain.strip()))
-    if not path.is_relative_to(base) or not has_suffix(path, suffixes):
-        raise error(
-            f"The {kind} '{name}' is no {' or '.join(suffixes)} file in {base}: put the file there and choose it again."
-        )
+    if not path.is_relative_to(base):
+        raise error(f"The {kind} '{name}' lies outside of {base}: put the {kind} there and choose it again.")
+    if not has_suffix(path, suffixes):
+        raise error(f"'{name}' is no {' or '.join(suffixes)} file: put the {kind} into {base} and choose it.")
     if not path.is_file():
         raise error(
             f"The {kind} '{name}' is not there: expected {path}, {written}. Put the file there, press R and choose it."

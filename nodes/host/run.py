@@ -1,6 +1,6 @@
 """What our nodes put into a MODEL's `transformer_options`, under one key, and what one sampling run keeps there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,17 +23,28 @@ class Run:
     Args:
         injections: the identities.
         step_cache: settings of the step cache; None computes all.
+        negative_injections: those of the negative prompt's own model; None: it has no model of its own.
         keep: False where ComfyUI changes weights in the middle of a run; then nothing that depends on them is kept.
     """
 
     def __init__(
-        self, injections: tuple[Injection, ...] = (), step_cache: CacheSettings | None = None, keep: bool = True
+        self,
+        injections: tuple[Injection, ...] = (),
+        step_cache: CacheSettings | None = None,
+        negative_injections: tuple[Injection, ...] | None = None,
+        keep: bool = True,
     ):
-        self.injections = InjectionRun(injections, keep)
+        self._injections = InjectionRun(injections, keep)
+        self._negative = None if negative_injections is None else InjectionRun(negative_injections, keep)
         self.step_caches = None if step_cache is None else StepCaches(step_cache)
         self._keep = keep
         self._norms: dict[tuple, tuple[Tensor, Tensor]] = {}
         self._rotary: dict[tuple, Rotary | None] = {}
+
+    def injections(self, unconditional: Sequence[bool]) -> InjectionRun:
+        """The identities of a batch, of whose parts these are unconditional branches."""
+        alone = bool(unconditional) and all(unconditional)
+        return self._negative if alone and self._negative is not None else self._injections
 
     def norm_weights(self, norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
         """As `cast_weights`. Streaming tensors so small anew for every block would wait for the card."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...fantasyid_core.errors import SamplingError, WeightsError
 from ...fantasyid_core.io import weights
-from ...fantasyid_core.video.autoencoder import build
+from ...fantasyid_core.video.autoencoder import build, decode
 from .compat import free_memory, make_patcher, remember_loader
 from .operators import to_host_operators
 
@@ -168,12 +168,7 @@ class _FirstStage(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, t, h, w) → (B, 3, 4t - 3, 8h, 8w)."""
-        # An even count gives 4t frames, all of them wrong by one: make it odd by showing the first latent twice.
-        even = latents.shape[2] > 1 and latents.shape[2] % 2 == 0
-        if even:
-            latents = torch.cat([latents[:, :, :1], latents], dim=2)
-        pixels = self.autoencoder.decode(latents).sample
-        return pixels[:, :, TEMPORAL:] if even else pixels
+        return decode(self.autoencoder, latents)
 
 
 # Peak memory in units of (pixels × width of the first block): at once, for each frame, and how many frames count,

@@ -9,7 +9,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.modes import MODES, Bench  # noqa: E402
+from benchmarks.bench import Bench  # noqa: E402
+from benchmarks.modes import MODES  # noqa: E402
 from benchmarks.ours import Host  # noqa: E402
 from benchmarks.workload import SMOKE  # noqa: E402
 from tests.host_scripts.host import report  # noqa: E402

@@ -179,10 +179,13 @@ found["unknown guider, both branches"] = difference(
 
 if hasattr(nodes_custom_sampler, "DualModelGuider"):
     arguments = {"positive": cond(TEXT), "cfg": CFG, "negative": cond(NEGATIVE)}
-    guider = nodes_custom_sampler.DualModelGuider.execute(guided, model_negative=load(), **arguments).args[0]
-    found["DualModelGuider"] = difference(prediction(guider), right)
-    guider = nodes_custom_sampler.DualModelGuider.execute(both, model_negative=load(), **arguments).args[0]
-    found["DualModelGuider, both branches"] = difference(
-        prediction(guider), with_it["negative"] + CFG * (with_it["text"] - with_it["negative"])
-    )
+    by_hand = with_it["negative"] + CFG * (with_it["text"] - with_it["negative"])
+    for name, models, expected in (
+        ("guided", (guided, load()), right),
+        ("both guided", (guided, add_injection(load(), Injection(TOKENS, guided=True))), right),
+        ("identity in one", (both, load()), right),
+        ("identity in both", (both, add_injection(load(), Injection(TOKENS))), by_hand),
+    ):
+        guider = nodes_custom_sampler.DualModelGuider.execute(models[0], model_negative=models[1], **arguments).args[0]
+        found[f"DualModelGuider, {name}"] = difference(prediction(guider), expected)
 host.report(**found)

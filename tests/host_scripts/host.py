@@ -26,6 +26,16 @@ def start(base: Path, *arguments: str) -> None:
     in_process.start(base, *(arguments or ("--cpu",)), dynamic_vram=os.environ.get("HOST_DYNAMIC_VRAM") == "1")
 
 
+def save_glb() -> type:
+    """ComfyUI's node SaveGLB, which has moved after 0.19."""
+    try:
+        from comfy_extras.nodes_save_3d import SaveGLB
+    except ImportError:
+        from comfy_extras.nodes_hunyuan3d import SaveGLB
+    SaveGLB.hidden = type("Hidden", (), {"prompt": None, "extra_pnginfo": None})
+    return SaveGLB
+
+
 def report(**found: Any) -> None:
     """Hand the findings to the test: the last line of the output, as JSON."""
     sys.stdout.write("\n" + json.dumps(found) + "\n")

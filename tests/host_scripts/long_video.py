@@ -74,6 +74,7 @@ found["one window"] = [torch.equal(sample(plain, KNOWN), sample(x, KNOWN)) for x
 
 # how much work, and of what size
 found["shape"] = list(sample(cut).shape)
+found["some latents"] = sample(cut)[0, 0, ::4, 3, 5].tolist()
 found["frames at once"] = sorted(Counter(x.shape[2] for x in seen))
 found["calls a step"] = {}
 for frames in (KNOWN, LONG // 3 * 2, LONG):
@@ -112,8 +113,25 @@ cached = set_step_cache(cut, CacheSettings(1e9, start=0.0, most=1))
 windows_alone = [sample(x, steps=3) for x in (cut, cached)]
 found["step cache"] = [difference(*windows_alone), bool(windows_alone[1].isfinite().all())]
 
-stock = ContextWindowsManualNode.execute(plain, KNOWN, 1, "standard_static", 1, False, "pyramid", 2).args[0]
-found["stock node"] = bool(sample(stock).isfinite().all()) and {x.shape[2] for x in seen} == {KNOWN}
+
+def stock(length: int, **more) -> Tensor:
+    """Latents in the windows of ComfyUI's own node; its other widgets at their defaults."""
+    widgets = ContextWindowsManualNode.define_schema().inputs
+    inputs = {widget.id: widget.default for widget in widgets if getattr(widget, "default", None) is not None}
+    inputs |= {"context_length": length, "context_overlap": 1, "context_schedule": "standard_static", "dim": 2, **more}
+    return sample(ContextWindowsManualNode.execute(**inputs | {"model": plain, "fuse_method": "pyramid"}).args[0])
+
+
+fix = "causal_window_fix"  # of ComfyUI since 0.21: the frame before it in front of each later window
+has_fix = any(widget.id == fix for widget in ContextWindowsManualNode.define_schema().inputs)
+found["stock node"] = bool(stock(KNOWN, **{fix: False} if has_fix else {}).isfinite().all())
+found["stock node's frames"] = sorted({x.shape[2] for x in seen})
+if has_fix:
+    found["stock node, fixed"] = bool(stock(KNOWN - 1).isfinite().all()), sorted({x.shape[2] for x in seen})
+    try:
+        stock(KNOWN)
+    except SamplingError as error:
+        found["stock node, too long"] = str(error)
 
 (model,) = FantasyIDLongVideo.run(plain, 0, 4, "as trained").args
 handler = model.model_options["context_handler"]

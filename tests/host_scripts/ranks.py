@@ -32,7 +32,7 @@ tokens, times = torch.randn(5, 32), torch.tensor([500, 500])
 
 def predict() -> torch.Tensor:
     run = InjectionRun([Injection(tokens)])
-    return model(latents, text, times, rotary=model.rotary_embedding(4, 6, 10, "cpu"), run=run)
+    return model(latents, text, times, rotary=model.rotary_embedding(4, 6, 10, "cpu"), injector=run)
 
 
 def refused() -> str:

@@ -1,5 +1,6 @@
 """The nodes that make a mesh, under the host: from DECA and FLAME in a model folder or from a vertex file."""
 
+import importlib
 import shutil
 import sys
 from pathlib import Path
@@ -15,20 +16,24 @@ shutil.copy(ply, base / "input" / "people" / "anne.ply")
 shutil.copy(ply, base / "outside.ply")
 (base / "input" / "broken.ply").write_bytes(ply.read_bytes()[:500])
 
+import comfy.model_management  # noqa: E402
 import torch  # noqa: E402
 from comfy_api.internal import make_locked_method_func  # noqa: E402
 from comfy_execution.graph_utils import ExecutionBlocker  # noqa: E402
-from comfy_extras.nodes_hunyuan3d import SaveGLB  # noqa: E402
 from pack.fantasyid_core.detection.faces import DetectedFace  # noqa: E402
 from pack.fantasyid_core.images import load_photo  # noqa: E402
 from pack.nodes import reconstruction  # noqa: E402
 from pack.nodes.detection import FantasyIDDetectFace  # noqa: E402
+from pack.nodes.host import resident  # noqa: E402
 from pack.nodes.reconstruction import (  # noqa: E402
     FantasyIDLoadMesh,
     FantasyIDReconstruct,
     FantasyIDSaveMesh,
     FantasyIDTurntable,
 )
+from pack.tools.comfy_version import save_glb_module  # noqa: E402
+
+SaveGLB = importlib.import_module(save_glb_module()).SaveGLB
 
 
 def execute(node: type, **inputs):
@@ -57,6 +62,18 @@ for mode in ("as released", "shape only"):
     mesh, preview, overlay, host_mesh = execute(FantasyIDReconstruct, face=face, model_name="standin", mode=mode)
     found[mode] = [list(x.shape) for x in (mesh.vertices, mesh.faces, mesh.shape_code, preview, overlay)]
     found[f"{mode}, seen"] = bool((preview > 0.2).float().mean() > 0.1)
+regressor, flame = (patcher for _, patcher in resident._held.values())
+held = comfy.model_management.loaded_models()
+found["comfyui holds deca and flame"] = [regressor in held, flame in held]
+execute(FantasyIDReconstruct, face=face, model_name="standin", mode="shape only")
+found["read once"] = [patcher for _, patcher in resident._held.values()] == [regressor, flame]
+(base / "models" / "fantasyid" / "standin" / "face_model" / "generic_model.safetensors").touch()
+execute(FantasyIDReconstruct, face=face, model_name="standin", mode="shape only")
+patchers = [patcher for _, patcher in resident._held.values()]
+found["a changed file is read anew"] = [patchers[0] is regressor, patchers[1] is flame]
+comfy.model_management.unload_all_models()
+again = execute(FantasyIDReconstruct, face=face, model_name="standin", mode="shape only")[0]
+found["after unloading"] = torch.equal(again.vertices, mesh.vertices)
 found["bare"] = outcome(FantasyIDReconstruct, face=face, model_name="bare", mode="shape only")
 found["files"] = list(FantasyIDLoadMesh.INPUT_TYPES()["required"]["file"][1]["options"])
 photo = load_photo(portrait)[None]
@@ -90,8 +107,7 @@ found["save_tricks"] = [
     outcome(FantasyIDSaveMesh, mesh=mesh, filename_prefix=name, format="ply") for name in save_tricks
 ]
 found["written"] = [path.name for path in set(base.rglob("*")) - before if path.is_file()]
-SaveGLB.hidden = type("Hidden", (), {"prompt": None, "extra_pnginfo": None})
-SaveGLB.execute(host_mesh, "host")
+host.save_glb().execute(host_mesh, "host")
 found["host_saved"] = (output / "host_00001_.glb").stat().st_size > 10_000
 mesh, preview, blocked = execute(FantasyIDLoadMesh, file="people/anne.ply")
 found["blocked"] = isinstance(blocked, ExecutionBlocker)

@@ -15,7 +15,7 @@ pytest.importorskip("accelerate")
 from accelerate import Accelerator
 
 from fantasyid_core.errors import TrainingError
-from fantasyid_lab.training import loop, together
+from fantasyid_lab.training import loop, rank_sync
 from fantasyid_lab.training.run import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,7 @@ def test_two_processes_train_as_one_run(tmp_path: Path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "losses" in line]
     assert steps == list(range(1, len(steps) + 1))  # one of them speaks
-    assert len(steps) % together.EVERY == 0
+    assert len(steps) % rank_sync.EVERY == 0
     state = json.loads((tmp_path / "checkpoints" / "identity" / "progress.json").read_text())
     assert state["step"] == len(steps)
 

@@ -8,18 +8,18 @@ import torch
 
 from fantasyid_core.errors import WeightsError
 from fantasyid_core.meters import attribute_regressor as judges
-from fantasyid_core.meters.attribute_regressor import UNKNOWN, Judge, JudgeTargets
+from fantasyid_core.meters.attribute_regressor import UNKNOWN, AttributeRegressor, AttributeTargets
 
 COLOURS = 4
 
 
 @pytest.fixture
-def judge() -> Judge:
+def judge() -> AttributeRegressor:
     torch.manual_seed(0)
-    return Judge(COLOURS)
+    return AttributeRegressor(COLOURS)
 
 
-def scenes(count: int) -> tuple[torch.Tensor, JudgeTargets]:
+def scenes(count: int) -> tuple[torch.Tensor, AttributeTargets]:
     """Frames (count, 3, 160, 160) of a painted disc on a coloured ground over a coloured band, and what they show."""
     generator = torch.Generator().manual_seed(0)
     colours = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.9], [0.9, 0.9, 0.2]])
@@ -37,16 +37,16 @@ def scenes(count: int) -> tuple[torch.Tensor, JudgeTargets]:
     landmarks = centre[:, None] + 20 * torch.stack([angle.cos(), angle.sin()], -1)
     pose = torch.cat([centre - 80, torch.zeros(count, 1)], 1)
     expression = torch.zeros(count, 50)
-    return frames, JudgeTargets(judges.to_unit(landmarks, 160), pose, expression, shirt, background)
+    return frames, AttributeTargets(judges.to_unit(landmarks, 160), pose, expression, shirt, background)
 
 
-def test_it_is_small(judge: Judge):
+def test_it_is_small(judge: AttributeRegressor):
     assert sum(p.numel() for p in judge.parameters()) <= 1_500_000
 
 
 def test_it_learns_a_few_frames_by_heart():
     torch.manual_seed(0)
-    judge = Judge(COLOURS, widths=(16, 24, 32, 48))
+    judge = AttributeRegressor(COLOURS, widths=(16, 24, 32, 48))
     frames, targets = scenes(6)
     optimiser = torch.optim.AdamW(judge.parameters(), 3e-3, weight_decay=0)
     slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 80)
@@ -62,16 +62,16 @@ def test_it_learns_a_few_frames_by_heart():
     assert torch.equal(reading.background.argmax(1), targets.background)
 
 
-def test_what_is_not_known_teaches_nothing(judge: Judge):
+def test_what_is_not_known_teaches_nothing(judge: AttributeRegressor):
     frames, targets = scenes(2)
     unknown = torch.full((2,), UNKNOWN)
-    outside = JudgeTargets(targets.landmarks - 5, targets.pose, targets.expression, unknown, unknown)
+    outside = AttributeTargets(targets.landmarks - 5, targets.pose, targets.expression, unknown, unknown)
     parts = judges.losses(judge(frames), outside)
     assert parts["landmarks"] == parts["shirt"] == parts["background"] == 0
     assert parts["pose"] > 0
 
 
-def test_frames_of_any_size_are_read_in_batches(judge: Judge):
+def test_frames_of_any_size_are_read_in_batches(judge: AttributeRegressor):
     frames = scenes(3)[0].movedim(1, -1)
     whole = judges.look(judge, frames)
     parts = judges.look(judge, frames, batch=2)
@@ -80,7 +80,7 @@ def test_frames_of_any_size_are_read_in_batches(judge: Judge):
     assert ((whole.landmarks > 0) & (whole.landmarks < 1)).all()
 
 
-def test_landmarks_keep_their_precision_under_autocast(judge: Judge):
+def test_landmarks_keep_their_precision_under_autocast(judge: AttributeRegressor):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         landmarks = judge(scenes(2)[0]).landmarks
     assert landmarks.dtype == torch.float32
@@ -98,7 +98,7 @@ def test_degraded_frames_stay_recognisable_and_repeat_by_seed():
     assert once.aminmax()[1] <= 1
 
 
-def test_it_is_saved_in_half_precision_and_read_back(judge: Judge, tmp_path: Path):
+def test_it_is_saved_in_half_precision_and_read_back(judge: AttributeRegressor, tmp_path: Path):
     judge.thresholds, judge.framing = {"brows": 0.2}, (5.0, 0.4)
     judge.save(tmp_path / "judge")
     assert (tmp_path / "judge" / "judge.safetensors").stat().st_size < 3_000_000
@@ -110,7 +110,7 @@ def test_it_is_saved_in_half_precision_and_read_back(judge: Judge, tmp_path: Pat
 
 
 @pytest.mark.parametrize("config", ['{"colours": 5}', '{"colors": 4}', '{"colours": 4, "widths": [1, 2]}'])
-def test_another_network_is_refused(judge: Judge, tmp_path: Path, config: str):
+def test_another_network_is_refused(judge: AttributeRegressor, tmp_path: Path, config: str):
     judge.save(tmp_path)
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(WeightsError):

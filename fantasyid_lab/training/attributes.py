@@ -1,4 +1,4 @@
-"""Stage judge: the network of `evaluation.judge`, on rendered frames with their true labels."""
+"""Stage attributes: the attribute regressor of the evaluation, on rendered frames with their true labels."""
 
 from pathlib import Path
 
@@ -10,36 +10,36 @@ from fantasyid_core.meters import attribute_regressor, meters
 from ..evaluation import adherence
 from ..people.colours import COLOURS
 from . import data
-from .options import JudgeOptions
+from .options import AttributeOptions
 from .pool import Pool
 from .stage import Batch, Context, Stage, evaluating, trainable
 
 
-class JudgeObjective(nn.Module):
-    """The judge's own losses."""
+class AttributeObjective(nn.Module):
+    """The attribute regressor's own losses."""
 
-    def __init__(self, network: attribute_regressor.Judge):
+    def __init__(self, network: attribute_regressor.AttributeRegressor):
         super().__init__()
         self.network = network
 
     def forward(self, frames: Tensor, **targets: Tensor) -> dict[str, Tensor]:
-        """Frames (B, 3, H, W) 0…1 and the fields of `JudgeTargets`."""
-        losses = attribute_regressor.losses(self.network(frames), attribute_regressor.JudgeTargets(**targets))
+        """Frames (B, 3, H, W) 0…1 and the fields of `AttributeTargets`."""
+        losses = attribute_regressor.losses(self.network(frames), attribute_regressor.AttributeTargets(**targets))
         return {"loss": sum(losses.values()), **losses}
 
 
-class JudgeStage(Stage):
+class AttributeStage(Stage):
     """See the module."""
 
     def __init__(self, context: Context):
         super().__init__(context)
-        options: JudgeOptions = self.settings.options
+        options: AttributeOptions = self.settings.options
         if options.start_from:
             network = attribute_regressor.load(Path(options.start_from))
         else:
-            network = attribute_regressor.Judge(len(COLOURS), widths=options.widths)
+            network = attribute_regressor.AttributeRegressor(len(COLOURS), widths=options.widths)
         self.network = trainable(network).to(context.device)
-        self.objective = JudgeObjective(self.network)
+        self.objective = AttributeObjective(self.network)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool = self.context.pool
@@ -83,7 +83,7 @@ class JudgeStage(Stage):
 def labelled(pool: Pool, rows: Tensor, times: Tensor) -> Batch:
     """Frames `times` of clips `rows` with what they show."""
     frames = pool.frames[rows, times].movedim(-1, 1).float() / 255
-    targets = attribute_regressor.JudgeTargets(
+    targets = attribute_regressor.AttributeTargets(
         landmarks=attribute_regressor.to_unit(pool.landmarks[rows, times], pool.frames.shape[2]),
         pose=pool.pose[rows, times],
         expression=pool.expression[rows, times],

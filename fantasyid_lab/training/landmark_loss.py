@@ -13,7 +13,7 @@ from .pool import pooled_in_time_points
 SPREAD = 0.6  # cells, how blurred a landmark's place is
 
 
-class Structure(nn.Module):
+class LandmarkLoss(nn.Module):
     """Visual tokens (B, t·h·w, D) → for every latent frame and landmark the logits of the cell that it lies in."""
 
     def __init__(self, width: int, landmarks: int = 68):
@@ -29,9 +29,9 @@ class Structure(nn.Module):
             landmarks: (B, T, 68, 2) in cells of the token grid, integers in the middle of cells; T = 4 t − 3 frames.
             cells: t, h, w of the tokens.
         """
-        told = self.layers(visual).float().unflatten(1, cells).flatten(2, 3)  # (B, t, h·w, 68)
+        predicted = self.layers(visual).float().unflatten(1, cells).flatten(2, 3)  # (B, t, h·w, 68)
         true = places(pooled_in_time_points(landmarks), *cells[1:])
-        return -(true * told.log_softmax(2)).sum(2).mean()
+        return -(true * predicted.log_softmax(2)).sum(2).mean()
 
 
 def places(landmarks: Tensor, height: int, width: int) -> Tensor:

@@ -8,11 +8,11 @@ from torch import nn
 
 pytest.importorskip("accelerate")
 
+from fantasyid_lab.training.landmark_loss import LandmarkLoss, places
 from fantasyid_lab.training.muon import Muon
 from fantasyid_lab.training.optimizers import optimizers
 from fantasyid_lab.training.options import BaseOptions
 from fantasyid_lab.training.settings import Settings
-from fantasyid_lab.training.structure import Structure, places
 
 
 def test_a_landmark_lies_in_the_cell_around_it():
@@ -26,14 +26,14 @@ def test_a_landmark_lies_in_the_cell_around_it():
 
 def test_tokens_that_show_where_the_landmarks_are_are_understood():
     torch.manual_seed(0)
-    structure, mark = Structure(16, landmarks=1), torch.randn(16)
-    optimizer = torch.optim.AdamW(structure.parameters(), lr=1e-2)
+    landmark_loss, mark = LandmarkLoss(16, landmarks=1), torch.randn(16)
+    optimizer = torch.optim.AdamW(landmark_loss.parameters(), lr=1e-2)
     losses = []
     for _ in range(80):
         where = torch.randint(0, 4, (8, 1, 1, 2)).float()
         visual = torch.zeros(8, 16, 16)
         visual[torch.arange(8), (where[:, 0, 0, 1] * 4 + where[:, 0, 0, 0]).long()] = mark
-        loss = structure(visual, where, (1, 4, 4))
+        loss = landmark_loss(visual, where, (1, 4, 4))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -49,14 +49,16 @@ def network() -> tuple[nn.Module, nn.Linear]:
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     whole, hidden = network()
-    adamw, muon = optimizers(whole.parameters(), [hidden], replace(Settings("base", BaseOptions()), muon=True))
+    adamw, muon = optimizers(
+        whole.parameters(), hidden.parameters(), replace(Settings("base", BaseOptions()), muon=True)
+    )
     assert [p.shape for g in muon.param_groups for p in g["params"]] == [hidden.weight.shape]
     assert sum(len(g["params"]) for g in adamw.param_groups) == len(list(whole.parameters())) - 1
 
 
 def test_adamw_takes_everything_where_muon_is_not_wanted():
     whole, hidden = network()
-    (adamw,) = optimizers(whole.parameters(), [hidden], replace(Settings("base", BaseOptions()), muon=False))
+    (adamw,) = optimizers(whole.parameters(), hidden.parameters(), replace(Settings("base", BaseOptions()), muon=False))
     assert sum(len(g["params"]) for g in adamw.param_groups) == len(list(whole.parameters()))
 
 

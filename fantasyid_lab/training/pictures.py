@@ -1,4 +1,4 @@
-"""Pictures of a training run: sample sheets and loss curves, drawn with Pillow alone."""
+"""Pictures of a training run: sample grids and loss curves, drawn with Pillow alone."""
 
 import json
 from collections.abc import Mapping, Sequence
