@@ -225,6 +225,15 @@ class ComfyPage:
         }"""
         return self.page.wait_for_function(find, arg=kind).json_value()
 
+    def cancel_while_sampling(self) -> None:
+        """Wait until the run that was begun counts steps, then do what the page's cancel button does."""
+        self.page.evaluate(
+            """() => new Promise((resolve) => {
+              app.api.addEventListener("progress", ({ detail }) => detail.value > 1 && resolve());
+            })"""
+        )
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Interrupt')")
+
     def wait_for_words(self, words: str, timeout: float = 30) -> str:
         """Wait until the page says `words`, opening what it offers to show of an error; returns all that it says."""
         details = self.page.get_by_test_id("error-overlay-see-errors")
