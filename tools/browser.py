@@ -239,7 +239,7 @@ class ComfyPage:
         raise TimeoutError(f"The page does not say '{words}' but: {said[:2000]}")
 
     def template_cards(self, pack: str) -> dict[str, int]:
-        """Open the template browser at a pack; returns the names on its cards and the widths of their loaded pictures."""
+        """Open the template browser at a pack; returns the names on its cards and their loaded pictures' widths."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         self.page.get_by_role("dialog").get_by_text(pack).first.click()
         cards = self.page.locator("[data-testid^='template-workflow-']")
