@@ -17,7 +17,7 @@ from .environment import ROOT
 
 PICTURES = ROOT / "docs" / "pictures"
 FIRST = next((ROOT / "workflows").glob("01*.json"))
-QUICK = {"settings": "as set here", "steps": 4, "frames": 5}
+QUICK = {"settings": "as set here", "steps": 2, "frames": 5}
 WIDTH, LIMIT = 1400, 200_000  # px, bytes
 
 
