@@ -97,8 +97,16 @@ class ComfyPage:
         """Close the page."""
         self.page.context.close()
 
+    def close_dialogs(self) -> None:
+        """Close what lies over the page, such as what an error of the run before said."""
+        close = self.page.locator(".p-dialog-close-button:visible, [role=dialog] [aria-label=Close]:visible")
+        while close.count():
+            close.last.click()
+            self.page.wait_for_timeout(100)
+
     def drop(self, file: Path) -> None:
         """Drop a workflow file on the canvas, and wait until the page has loaded it."""
+        self.close_dialogs()
         content = file.read_text("utf-8")
         transfer = self.page.evaluate_handle(
             """([content, name]) => {

@@ -17,7 +17,7 @@ from .environment import ROOT
 from .shipped_workflows import Blueprint, Group, Node, Workflow, blueprints, workflows
 
 WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
-TITLE, GAP, COLUMN_GAP, PADDING, GROUP_TITLE = 30, 60, 60, 30, 50  # px
+TITLE, GAP, COLUMN_GAP, PADDING, GROUP_TITLE = 30, 90, 60, 30, 50  # px; what a node says below it takes part of a gap
 SCALE = 0.5  # at which the file opens
 T5 = {
     "name": "t5xxl_fp8_e4m3fn_scaled.safetensors",
