@@ -18,7 +18,7 @@ def words(language: str, file: str) -> dict:
 def described(info: dict) -> dict[str, tuple[set[str], int]]:
     """Of each node of the pack the names of its inputs and the number of its outputs."""
     return {
-        name: ({key for keys in node["input_order"].values() for key in keys}, len(node["output"]))
+        name: (set(node["input"].get("required", {})) | set(node["input"].get("optional", {})), len(node["output"]))
         for name, node in info.items()
         if name.startswith("FantasyID")
     }
