@@ -53,7 +53,7 @@ class FantasyIDLoadTextEncoder(FantasyIDNode):
             **listed("1 model", "clip", "t5", "prompt"),
             description=(
                 "Loads the T5 text encoder that lies in a model's folder (text_encoder/). If you already have T5-XXL, "
-                "CLIPLoader with type 'cogvideox' ('pixart' before ComfyUI 0.21) saves the disk space for the published "
+                "CLIPLoader with type 'cogvideox' ('pixart' before ComfyUI 0.21) saves disk space for the published "
                 "model."
             ),
             inputs=[
