@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tools.browser import ComfyPage, find_browser, open_browser
-from tools.comfy_host import ComfyServer, Event
+from tools.comfy_host import ComfyServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -47,17 +47,6 @@ def page(fresh: ComfyServer, browser: "Browser", request: pytest.FixtureRequest)
     page.close()
 
 
-class Stop:
-    """Interrupts a run in its third step."""
-
-    def __init__(self, server: ComfyServer):
-        self._server = server
-
-    def __call__(self, event: Event) -> None:
-        if event.kind == "progress" and event.value == 3:
-            self._server.interrupt()
-
-
 def pictures(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.suffix in {".jpg", ".png", ".webp"}]
 
@@ -76,8 +65,8 @@ def test_dropped_run_watched_cancelled_and_run_again(fresh: ComfyServer, page: C
     assert page.wait_for_video(timeout=60)["width"] == 96
     page.set_widgets({"steps": 900})
     long = page.run()
-    stop = Stop(fresh)
-    assert fresh.wait(long, timeout=120, on_event=stop).status == "interrupted"
+    page.cancel_while_sampling()
+    assert fresh.wait(long, timeout=120).status == "interrupted"
     page.set_widgets({"steps": 2})
     assert fresh.wait(page.run(), timeout=300).status == "success"
 

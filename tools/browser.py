@@ -225,6 +225,15 @@ class ComfyPage:
         }"""
         return self.page.wait_for_function(find, arg=kind).json_value()
 
+    def cancel_while_sampling(self) -> None:
+        """Wait until the run that was begun counts steps, then do what the page's cancel button does."""
+        self.page.evaluate(
+            """() => new Promise((resolve) => {
+              app.api.addEventListener("progress", ({ detail }) => detail.value > 1 && resolve());
+            })"""
+        )
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Interrupt')")
+
     def wait_for_words(self, words: str, timeout: float = 30) -> str:
         """Wait until the page says `words`, opening what it offers to show of an error; returns all that it says."""
         details = self.page.get_by_test_id("error-overlay-see-errors")
@@ -239,7 +248,7 @@ class ComfyPage:
         raise TimeoutError(f"The page does not say '{words}' but: {said[:2000]}")
 
     def template_cards(self, pack: str) -> dict[str, int]:
-        """Open the template browser at a pack; returns the names on its cards and their loaded pictures' widths."""
+        """Open the template browser at a pack; returns the names on its cards and the widths of their pictures."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         self.page.get_by_role("dialog").get_by_text(pack).first.click()
         cards = self.page.locator("[data-testid^='template-workflow-']")

@@ -129,7 +129,13 @@ def identity(model: str, person: str, mode: str) -> dict[str, Node]:
         "photo": photo(person),
         "face": Node("FantasyIDDetectFace", inputs={"image": ("photo", "photo")}),
         "faces": preview("Faces found", ("face", "preview")),
-        "mesh": Node("FantasyIDReconstruct", None, {"model_name": model, "mode": mode}, {"face": ("face", "face")}),
+        "mesh": Node(
+            "FantasyIDReconstruct",
+            None,
+            # As released the whole photo is squeezed, and the mesh fits only where the face fills it.
+            {"model_name": model, "mode": mode, "look_at": "whole photo" if model == PUBLISHED else "face crop"},
+            {"face": ("face", "face")},
+        ),
         "overlay": preview("3D face over the photo", ("mesh", "overlay")),
         "views": Node("FantasyIDViews", inputs={"face": ("face", "face")}),
         "sheet": preview("Views of the person", ("views", "contact_sheet")),
