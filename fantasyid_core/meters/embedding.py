@@ -30,8 +30,8 @@ ARCFACE_FILES = ("glintr100.onnx", "w600k_r50.onnx", "w600k_mbf.onnx")
 
 # Measured by tools/measure_likeness.py, see docs/likeness.md.
 DLIB_ON_PHOTOS = (
-    "On 69 real photos of 15 people that missed none of 285 pairs of one person and took 0.2 % of 2,061 pairs of two for "
-    "one; people who look alike and generated faces pass more often: a hint, no proof."
+    "On 69 real photos of 15 people that missed none of 285 pairs of one person and took 0.2 % of 2,061 pairs of two "
+    "for one; people who look alike and generated faces pass more often: a hint, no proof."
 )
 ARCFACE_ON_PHOTOS = "How often it errs was not measured here."
 
