@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..dit.injection import LayerAttention, SampleInjector
 from ..dit.kernels import Rotary
@@ -15,6 +15,8 @@ from ..video.latents import first_frame_condition
 from .schedule import GUIDANCE, RELEASE_SCHEDULE, STEPS, TRAIN_STEPS, denoise, guide
 
 if TYPE_CHECKING:
+    from diffusers import AutoencoderKLCogVideoX
+
     from ..dit.transformer import FantasyIDTransformer, RunBlock
 
 
@@ -121,7 +123,9 @@ def sample(
 
 
 @torch.no_grad()
-def encode_first_frame(autoencoder: nn.Module, pixels: Tensor, frames: int, generator: torch.Generator) -> Tensor:
+def encode_first_frame(
+    autoencoder: "AutoencoderKLCogVideoX", pixels: Tensor, frames: int, generator: torch.Generator
+) -> Tensor:
     """Image latents of a reference, drawn from the encoder's distribution as released.
 
     Args:
@@ -131,12 +135,12 @@ def encode_first_frame(autoencoder: nn.Module, pixels: Tensor, frames: int, gene
     Returns:
         (1, T, C, h, w) float32, the reference first, then zeros, scaled as the transformer sees them.
     """
-    drawn = autoencoder.encode(pixels).latent_dist.sample(generator)
+    drawn = autoencoder.encode(pixels, return_dict=False)[0].sample(generator)
     return first_frame_condition(drawn.float() * autoencoder.config.scaling_factor, frames).transpose(1, 2)
 
 
 @torch.no_grad()
-def decode_frames(autoencoder: nn.Module, latents: Tensor) -> Tensor:
+def decode_frames(autoencoder: "AutoencoderKLCogVideoX", latents: Tensor) -> Tensor:
     """Latents (B, T, C, h, w), as the transformer sees them → frames (B, 4 T − 3, H, W, 3) uint8 on the CPU.
 
     One video at a time, in the autoencoder's dtype on its device.
