@@ -134,7 +134,7 @@ def encode_first_frame(autoencoder: Autoencoder, pixels: Tensor, frames: int, ge
     Returns:
         (1, T, C, h, w) float32, the reference first, then zeros, scaled as the transformer sees them.
     """
-    drawn = autoencoder.encode(pixels).latent_dist.sample(generator)
+    drawn = autoencoder.encode(pixels, return_dict=False)[0].sample(generator)
     return first_frame_condition(drawn.float() * autoencoder.config.scaling_factor, frames).transpose(1, 2)
 
 
