@@ -86,7 +86,7 @@ class FantasyIDLikenessMeter(FantasyIDNode):
         chosen = embeddings.load(embedding, paths.embedding_folders())
         bar = comfy.utils.ProgressBar(len(frames))
         device = comfy.model_management.get_torch_device()
-        others = () if gallery is None else gallery
+        others = () if gallery is None else list(gallery)
         found = meters.likeness_of(frames, photo, landmarks, chosen, device, lambda: bar.update(1), others)
         notes.show(found.report.partition("\n")[0])
         return io.NodeOutput(found.mean, found.between_frames, found.plot[None], found.report)

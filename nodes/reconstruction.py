@@ -98,13 +98,11 @@ class FantasyIDReconstruct(FantasyIDNode):
         device = comfy.model_management.get_torch_device()
         if method == LANDMARK_FIT:
             [model] = on_device([(face_model, face_mesh.find_face_model(*folders))])
+            mesh = face_mesh.from_landmarks(face, model.flame, mode, _largest_faces(images, device))
         else:
             deca_file, flame_file = face_mesh.find_files(*folders)
             regressor, model = on_device([(deca_regressor, deca_file), (face_model, flame_file)], NEEDED)
-        others = face_mesh.largest_faces(images, device) if images is not None else []
-        if method == LANDMARK_FIT:
-            mesh = face_mesh.from_landmarks(face, model.flame, mode, others)
-        else:
+            others = _largest_faces(images, device)
             mesh = face_mesh.reconstruct(face, regressor, model.flame, mode, look_at, others)
         assert mesh.in_photo is not None, "both ways leave where the photo shows the face"
         overlay = render.overlay(face.image.to(device), mesh.in_photo, mesh.faces)
@@ -223,6 +221,10 @@ def _host_mesh(mesh: FaceMesh) -> Types.MESH | ExecutionBlocker:
     if mesh.faces is None:
         return ExecutionBlocker("This mesh has no triangles: ComfyUI's 3D nodes cannot use it.")
     return Types.MESH(mesh.vertices[None], mesh.faces[None])
+
+
+def _largest_faces(images: torch.Tensor | None, device: torch.device) -> list[DetectedFace]:
+    return [] if images is None else face_mesh.largest_faces(images, device)
 
 
 def _picture(mesh: FaceMesh) -> torch.Tensor:

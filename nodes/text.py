@@ -4,7 +4,6 @@ from comfy_api.latest import io
 
 from .host import paths
 from .host.base import FantasyIDNode, listed
-from .host.compat import t5_clip_type
 
 
 class FantasyIDTextEncode(FantasyIDNode):
@@ -22,7 +21,7 @@ class FantasyIDTextEncode(FantasyIDNode):
                 io.Clip.Input(
                     "clip",
                     tooltip="FantasyID Load Text Encoder; for the published model also CLIPLoader with type "
-                    f"'{t5_clip_type()}' and T5-XXL (fp8 files too).",
+                    "'cogvideox' ('pixart' before ComfyUI 0.21) and T5-XXL (fp8 files too).",
                 ),
                 io.String.Input(
                     "text",
@@ -54,7 +53,8 @@ class FantasyIDLoadTextEncoder(FantasyIDNode):
             **listed("1 model", "clip", "t5", "prompt"),
             description=(
                 "Loads the T5 text encoder that lies in a model's folder (text_encoder/). If you already have T5-XXL, "
-                f"CLIPLoader with type '{t5_clip_type()}' saves the disk space for the published model."
+                "CLIPLoader with type 'cogvideox' ('pixart' before ComfyUI 0.21) saves disk space for the published "
+                "model."
             ),
             inputs=[
                 io.Combo.Input(

@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures, reasons = set(getattr(item, "fixturenames", ())), _skip_reasons(item)
         marks = {
-            "host": fixtures & {"comfy", "host_script", "stocked"},
+            "host": fixtures & {"comfy", "host_script"} or hasattr(item.module, "ComfyServer"),
             "browser": fixtures & {"browser", "page"},
             "perf": item.get_closest_marker("alone"),
             "gpu": any("CUDA" in reason or "card" in reason for reason in reasons),

@@ -212,4 +212,6 @@ def test_text_encoder_errors_name_what_does_not_fit(text):
     assert text["errors"]["missing"].startswith("WeightsMissingError")
     assert "32128 or 264" in text["errors"]["vocabulary"]
     assert "[264] tokens" in text["errors"]["odd vocabulary"]
+    assert "4 of another shape" in text["errors"]["shapes"]
+    assert "8 missing" in text["errors"]["layers"]
     assert "gated-silu" in text["errors"]["activation"]

@@ -57,8 +57,8 @@ def test_prompts_that_are_joined_are_too_long(comfy: ComfyServer, photo: str):
 
 
 FOREIGN = [
-    ("pos", "clip", "ProbeClip", "FantasyIDTextEncode", ("SD1ClipModel", "type 'pixart'")),
-    ("pos", "clip", "ProbeMaskedT5", "FantasyIDTextEncode", ("MochiTEModel_", "type 'pixart'")),
+    ("pos", "clip", "ProbeClip", "FantasyIDTextEncode", ("SD1ClipModel", "CLIPLoader set to type")),
+    ("pos", "clip", "ProbeMaskedT5", "FantasyIDTextEncode", ("MochiTEModel_", "CLIPLoader set to type")),
     ("sample", "model", "ProbeModel", "FantasyIDSampler", ("BaseModel", "MODEL of 'FantasyID Load Model'")),
     ("sample", "vae", "ProbeVae", "FantasyIDSampler", ("not CogVideoX's", "VAE output of 'FantasyID Load Model'")),
     ("apply", "model", "ProbeModel", "FantasyIDApply", ("BaseModel", "MODEL of 'FantasyID Load Model'")),

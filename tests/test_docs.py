@@ -75,8 +75,9 @@ def test_help_pages_are_titled_with_the_node_s_name():
         assert (ROOT / "web" / "docs" / f"{node}.md").read_text("utf-8").startswith(f"# {name}\n")
 
 
-def test_readme_names_every_node():
-    missing = [node for node, name in named_nodes().items() if f"| {name} (`{node}`) |" not in README]
+def test_the_page_of_the_nodes_has_every_node():
+    page = (ROOT / "docs" / "nodes.md").read_text("utf-8")
+    missing = [node for node, name in named_nodes().items() if f"## {name}\n\n`{node}`. " not in page]
     assert missing == []
 
 

@@ -49,7 +49,7 @@ def test_a_persons_own_video_is_more_like_than_a_strangers(clips: RenderedClips)
     other = meters.likeness_of(stranger, reference, None, dlib)
     assert alike.similarity[0] > 0.99
     assert alike.mean > other.mean
-    assert alike.measured[0] < 0.1, "the distance of a frame to itself"
+    assert alike.measured[0] < 0.2, "a frame to itself, by true and by found landmarks"
     assert float(alike.measured.nanmean()) < float(other.measured.nanmean())
     assert "below 0.6" in alike.report
     assert alike.plot.shape == (320, 640, 3)

@@ -92,7 +92,7 @@ def test_gradients_take_the_plain_twin():
 def test_without_triton_the_plain_twin_runs(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "fantasyid_core.dit._triton_kernels", raising=False)
-    monkeypatch.delattr(fantasyid_core, "_triton_kernels", raising=False)
+    monkeypatch.delattr(fantasyid_core.dit, "_triton_kernels", raising=False)
     assert kernels._triton_kernels.__wrapped__() is None
 
 

@@ -9,7 +9,7 @@ def found(host_script, standin, tmp_path_factory) -> dict:
 
 
 def test_every_patcher_is_of_the_class_that_comfyui_uses_at_that_time(found):
-    wanted = {"FantasyIDModel", "_FirstStage", "Regressor", "FaceModel", "Judge", "IdentityEncoder"}
+    wanted = {"FantasyIDModel", "_FirstStage", "Regressor", "FaceModel", "AttributeRegressor", "IdentityEncoder"}
     assert wanted <= set(found["made"])
     assert len(found["made"]) == len(wanted) + 1, "and the text encoder, made by ComfyUI's CLIP"
 

@@ -11,6 +11,8 @@ from fantasyid_core.detection.head_pose import HeadPose
 from fantasyid_core.detection.selection import numbered, select
 from fantasyid_core.images import load_photo
 from fantasyid_core.views.suitability import GOOD, NO_FACE, UNUSABLE, USABLE, assess, openness
+from tools.comfy_host import ComfyServer
+from tools.graphs import node
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,12 @@ def test_rightmost(six_faces: torch.Tensor):
 
 def test_the_preview_says_the_word(face: DetectedFace):
     assert (numbered([face], face, GOOD) != numbered([face], face)).any()
+
+
+def test_the_page_shows_the_verdict_under_the_node(comfy: ComfyServer, photo: str):
+    face = node("FantasyIDDetectFace", image=["photo", 0], select="largest", index=0, min_score=0.6)
+    graph = {"photo": node("LoadImage", image=photo), "face": face, "show": node("PreviewAny", source=["face", 4])}
+    run = comfy.run(graph)
+    assert run.status == "success", run.error
+    assert run.outputs["show"]["text"] == ["good."]
+    assert comfy.notes["face"] == "good."

@@ -166,7 +166,7 @@ def find_face(
         if best is None or face.score > best[0].score:
             best, best_frame = (face, faces), i
     if best is None:
-        raise first_error or FaceNotFoundError("There is no picture to find a face in.")
+        raise first_error or FaceNotFoundError("There is no picture to find a face in: connect one.")
     if skipped:
         log.info("FantasyID: %d of %d frames do not show the face; they were skipped.", len(skipped), len(photos))
     return FoundFace(*best, best_frame, tuple(skipped), len(photos))

@@ -32,7 +32,10 @@ DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
 ARCFACE_FILES = ("glintr100.onnx", "w600k_r50.onnx", "w600k_mbf.onnx")
 
 # Measured by tools/measure_likeness.py, see docs/likeness.md.
-DLIB_ON_PHOTOS = "TO BE MEASURED"
+DLIB_ON_PHOTOS = (
+    "On 69 real photos of 15 people that missed none of 285 pairs of one person and took 0.2 % of 2,061 pairs of two "
+    "for one; people who look alike and generated faces pass more often: a hint, no proof."
+)
 ARCFACE_ON_PHOTOS = "How often it errs was not measured here."
 
 # The person's right eye, left eye, nose tip, right and left mouth corner in a chip. dlib's: its mean face of 68

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..dit.injection import LayerAttention, SampleInjector
 from ..dit.kernels import Rotary
 from ..dit.step_cache import StepCache
-from ..video.autoencoder import decode
+from ..video.autoencoder import Autoencoder, decode
 from ..video.latents import first_frame_condition
 from .schedule import GUIDANCE, RELEASE_SCHEDULE, STEPS, TRAIN_STEPS, denoise, guide
 
@@ -99,7 +99,7 @@ def sample(
     Returns:
         Latents (B, T, C, h, w) float32, scaled as the transformer sees them.
     """
-    rotary = rotary or transformer.rotary_embedding(noise.shape[1], *noise.shape[-2:], noise.device)
+    rotary = rotary or transformer.rotary_embedding(noise.shape[1], noise.shape[-2], noise.shape[-1], noise.device)
     batch = conditions.branches(guidance)
     injector = None if batch.tokens is None else SampleInjector(batch.tokens, batch.strength, shared_layer)
 
@@ -115,13 +115,16 @@ def sample(
             run_block=run_block,
             cache=cache,
         ).float()
-        return guide(*predicted.chunk(2), guidance.scale) if guidance.is_on else predicted
+        if not guidance.is_on:
+            return predicted
+        unconditional, conditional = predicted.chunk(2)
+        return guide(unconditional, conditional, guidance.scale)
 
     return denoise(velocity, noise, scheduler=scheduler, steps=steps, generator=generator, schedule=schedule)
 
 
 @torch.no_grad()
-def encode_first_frame(autoencoder: nn.Module, pixels: Tensor, frames: int, generator: torch.Generator) -> Tensor:
+def encode_first_frame(autoencoder: Autoencoder, pixels: Tensor, frames: int, generator: torch.Generator) -> Tensor:
     """Image latents of a reference, drawn from the encoder's distribution as released.
 
     Args:
@@ -131,12 +134,12 @@ def encode_first_frame(autoencoder: nn.Module, pixels: Tensor, frames: int, gene
     Returns:
         (1, T, C, h, w) float32, the reference first, then zeros, scaled as the transformer sees them.
     """
-    drawn = autoencoder.encode(pixels).latent_dist.sample(generator)
+    drawn = autoencoder.encode(pixels, return_dict=False)[0].sample(generator)
     return first_frame_condition(drawn.float() * autoencoder.config.scaling_factor, frames).transpose(1, 2)
 
 
 @torch.no_grad()
-def decode_frames(autoencoder: nn.Module, latents: Tensor) -> Tensor:
+def decode_frames(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
     """Latents (B, T, C, h, w), as the transformer sees them → frames (B, 4 T − 3, H, W, 3) uint8 on the CPU.
 
     One video at a time, in the autoencoder's dtype on its device.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..optional_import import require_diffusers
 from .latents import SPACE_SCALE, TIME_SCALE
@@ -14,6 +14,7 @@ from .latents import SPACE_SCALE, TIME_SCALE
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLCogVideoX
 
+Autoencoder = Any  # diffusers' AutoencoderKLCogVideoX, whose attributes nn.Module hides from type checkers
 PREVIEW = ("latent_rgb_factors", "latent_rgb_factors_bias")  # of our own in a `config.json`, under the host's names
 
 
@@ -33,7 +34,7 @@ def build(config: Mapping[str, Any]) -> "AutoencoderKLCogVideoX":
     return autoencoder
 
 
-def decode(autoencoder: nn.Module, latents: Tensor) -> Tensor:
+def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
     """Latents (B, C, t, h, w), not scaled → pixels (B, 3, 4 t − 3, 8 h, 8 w) in −1…1, for any t.
 
     diffusers decodes two latents at a time and makes 4 t frames of an even number, all of them wrong by one: such a

@@ -95,7 +95,7 @@ def settings_of(options: argparse.Namespace, model: Path, controls: int) -> Sett
 
 
 def tables_of(options: argparse.Namespace, runs: Sequence[Run], regressor_folder: Path) -> list[list[Row]]:
-    """Judge runs as the options say; the tables are written to `--json` too."""
+    """Measure runs as the options say; the tables are written to `--json` too."""
     device = device_of(options)
     regressor = attribute_regressor.load(options.attribute_regressor or regressor_folder, device)
     processes = options.processes or (os.cpu_count() if runs[0].settings.people >= MANY else 1)

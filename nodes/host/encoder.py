@@ -28,28 +28,28 @@ class NativeEncoder:
     def __init__(self, config: Mapping, weights: Path, face_encoder: list[Path], face_model: list[Path]):
         self._config, self._weights = config, weights
         self._face_encoder, self._face_model = face_encoder, face_model
-        self._patcher: comfy.model_patcher.ModelPatcher | None = None
+        # ComfyUI asks every node's output for its `patcher`: None until there is one, so that asking reads no file.
+        self.patcher: comfy.model_patcher.ModelPatcher | None = None
 
     def fuse(self, views: FaceViews, mesh: FaceMesh, combine: str) -> Identity:
         """Load onto the host's device, as its memory allows, and compute the identity there."""
-        patcher = self.patcher
+        patcher = self._loaded()
         comfy.model_management.load_models_gpu([patcher])
         return fuse(patcher.model, views, mesh, combine, patcher.load_device)
 
     @property
     def template(self) -> Tensor:
         """(V, 3) the mean face of the meshes that the model was trained on, metres, on the CPU."""
-        return self.patcher.model.template
+        return self._loaded().model.template
 
-    @property
-    def patcher(self) -> comfy.model_patcher.ModelPatcher:
-        if self._patcher is None:
-            self._patcher = make_patcher(
+    def _loaded(self) -> comfy.model_patcher.ModelPatcher:
+        if self.patcher is None:
+            self.patcher = make_patcher(
                 self._build(),
                 comfy.model_management.get_torch_device(),
                 comfy.model_management.unet_offload_device(),
             )
-        return self._patcher
+        return self.patcher
 
     def _build(self) -> IdentityEncoder:
         # Read again rather than kept: what is held of a mapped file holds all of it.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
@@ -17,7 +18,7 @@ _held: dict[Build, tuple[tuple, comfy.model_patcher.ModelPatcher]] = {}
 """The last of each kind, with what its files were like."""
 
 
-def on_device(wanted: Sequence[tuple[Build, Path]], memory: int = 0) -> list[nn.Module]:
+def on_device(wanted: Sequence[tuple[Build, Path]], memory: int = 0) -> list[Any]:
     """Networks, each by how it is read from which file or folder, whole on ComfyUI's device, all at once.
 
     memory: bytes that their work takes besides.

@@ -116,10 +116,11 @@ def with_config(**changes) -> Path:
     return base / "other"
 
 
-def with_odd_vocabulary() -> Path:
+def with_edited(**changes) -> Path:
+    """The configuration alone, changed after its weights were written."""
     folder = with_config()
     file = folder / "text_encoder" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": [264]}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     return folder
 
 
@@ -127,7 +128,9 @@ found["errors"] = {
     "masked": refused(lambda: encode_text(masked, "hello")),
     "missing": refused(lambda: load_text_encoder(base / "nowhere")),
     "vocabulary": refused(lambda: load_text_encoder(with_config(vocab_size=100))),
-    "odd vocabulary": refused(lambda: load_text_encoder(with_odd_vocabulary())),
+    "odd vocabulary": refused(lambda: load_text_encoder(with_edited(vocab_size=[264]))),
+    "shapes": refused(lambda: load_text_encoder(with_edited(d_ff=40))),
+    "layers": refused(lambda: load_text_encoder(with_edited(num_layers=3))),
     "activation": refused(lambda: load_text_encoder(with_config(feed_forward_proj="gated-silu"))),
 }
 host.report(**found)
