@@ -80,8 +80,7 @@ def main() -> None:
             if vue:
                 show_error(server, page, "missing_model", {"model_name": "FantasyID"}, "The model 'FantasyID' is not")
                 show_error(server, page, "no_face", {}, "No face was found", photo)
-                odd = {"settings": "as set here", "frames": 24}
-                show_error(server, page, "odd_frames", odd, "24 frames cannot be made")
+                show_error(server, page, "no_such_face", {"select": "index", "index": 5}, "Face 5 was asked for")
                 page.drop(FIRST)
                 page.template_cards("ComfyUI-FantasyID")
                 page.page.mouse.wheel(0, -10_000)
