@@ -167,7 +167,9 @@ def test_dropped_on_the_page_it_makes_a_video(stocked: ComfyServer, page: ComfyP
     page.set_widgets(small)
     if "CLIPLoader" in kinds:
         page.replace("CLIPLoader", "FantasyIDLoadTextEncoder")
-    if "FantasyIDLoadIdentity" in kinds:
+    if "FantasyIDLoadIdentity" in kinds:  # as its note says: save first, then load
+        shutil.rmtree((stocked.base / "output" / IDENTITY).parent)
+        assert stocked.wait(page.run(), timeout=300).error is None
         page.enable("FantasyIDLoadIdentity", "FantasyIDTextEncode", "FantasyIDSampler", "VAEDecode")
         page.enable("CreateVideo", "SaveVideo")
     run = stocked.wait(page.run(), timeout=300)
