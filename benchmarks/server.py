@@ -172,10 +172,13 @@ class Bench:
     def run(self, name: str, graph: Graph, steps: int = 0, timeout: float = 300) -> Measured:
         """Run once; with `steps`, seconds are told for RELEASED_STEPS of them."""
         ends: list[float] = []
+        began: list[tuple[str, float]] = []
 
         def follow(event) -> None:
             if event.kind == "progress" and event.node == "sample":
                 ends.append(time.monotonic())
+            elif event.kind == "executing":
+                began.append((event.node, time.monotonic()))
 
         with card_peak(self.others) as peak:
             start = time.monotonic()
@@ -194,7 +197,9 @@ class Bench:
         note = ""
         if steps and step:
             seconds += (RELEASED_STEPS - steps) * step
-            note = f"{steps} steps done, {RELEASED_STEPS} reckoned"
+            parts = pairwise([*began, ("", start + seconds - (RELEASED_STEPS - steps) * step)])
+            long = [f"{name} {end - at:.1f} s" for (name, at), (_, end) in parts if end - at > 0.5]
+            note = f"{steps} steps done, {RELEASED_STEPS} reckoned; done: {', '.join(long)}"
         return self._told(Measured(name, self.patcher, seconds, step, peak[0], note=note))
 
     def _told(self, measured: Measured) -> Measured:
@@ -211,8 +216,8 @@ def used_gib() -> float:
 
 
 def _latents(server: ComfyServer, run: Run) -> Iterator[Tensor]:
-    for output in run.outputs.values():
-        for file in output.get("latents", []):
+    for node_id in sorted(run.outputs):
+        for file in run.outputs[node_id].get("latents", []):
             yield load(server.download(file))["latent_tensor"]
 
 
@@ -385,7 +390,7 @@ def measure(arguments: argparse.Namespace, base: Path, say: Callable[[str], None
 def _whole_runs(bench: Bench, work: Workload, arguments: argparse.Namespace) -> Iterator[Measured]:
     """At the full size with less and less of the card free, every model loaded anew."""
     graph = whole_run(work, arguments.steps)
-    for free in (None, *arguments.free):
+    for free in (None, *(arguments.free if bench.patcher == DYNAMIC else ())):
         bench.server.free()
         time.sleep(3)
         with only_free(free) as taken:

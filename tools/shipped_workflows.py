@@ -517,6 +517,7 @@ def _stock(model: dict[str, Any] | None = None) -> dict[str, Node]:
                 "negative": ("neg", "CONDITIONING"),
                 "vae": ("load", "VAE"),
                 "identity": ("id", "identity"),
+                "model": ("load", "MODEL"),
             },
         ),
     }

@@ -6,7 +6,7 @@ Safetensors and PyTorch files are memory-mapped: a tensor that nobody uses is ne
 import json
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ BASE_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffuse
 SAFETENSORS = (".safetensors", ".sft")
 PICKLED = (".bin", ".pt", ".pth", ".tar", ".ckpt")
 INDEX = ".index.json"
+OpenFile = Callable[[Path], dict[str, Tensor]]
 CONFIG = "config_json"  # a tensor: the bytes of a `config.json`, for files whose header another program writes
 
 
@@ -53,11 +54,20 @@ def find(folder: Path | str) -> Path:
     return found[0]
 
 
-def read(path: Path | str) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, memory-mapped."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+
+
+def read(path: Path | str, open_file: OpenFile = read_safetensors) -> dict[str, Tensor]:
     """Tensors of a file, or of the folder that holds one or its shards: name → tensor on the CPU, memory-mapped.
 
     Nested dictionaries of a PyTorch file get dotted names; what is no tensor in it is left out. What is stored in 8
-    bits (`eight_bits`) comes as fp16, in memory of its own.
+    bits (`int8`) comes as fp16, in memory of its own.
+
+    Args:
+        open_file: gives the tensors of one safetensors file; whoever streams weights has a reader of its own.
 
     Raises:
         WeightsMissingError: no such file or folder, or a shard is missing.
@@ -68,7 +78,7 @@ def read(path: Path | str) -> dict[str, Tensor]:
         if path.suffix and not path.is_dir():
             raise WeightsMissingError(f"The weights file {path} is not there. Copy or download it there.")
         path = find(path)
-    tensors = _read_shards(path) if path.name.endswith(INDEX) else _read_file(path)
+    tensors = _read_shards(path, open_file) if path.name.endswith(INDEX) else _read_file(path, open_file)
     try:
         return unpack(tensors)
     except WeightsError as error:
@@ -186,19 +196,18 @@ def load_into(
     module.load_state_dict(shared, strict=False, assign=True)
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path, open_file: OpenFile) -> dict[str, Tensor]:
     refuse_foreign(path)
     known = is_safetensors(path)
     named = has_suffix(path, SAFETENSORS)
     if named and known is False:  # PyTorch itself goes by the name
         raise WeightsError(f"{path} is a PyTorch file, though its name says safetensors: rename it to end with .bin.")
-    return _read_safetensors(path) if named or known else _read_pickled(path)
+    return _opened(path, open_file) if named or known else _read_pickled(path)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _opened(path: Path, open_file: OpenFile) -> dict[str, Tensor]:
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        return open_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 
@@ -233,7 +242,7 @@ def _flatten(content: Mapping, prefix: str = "") -> Iterable[tuple[str, Tensor]]
             yield f"{prefix}{name}", value.detach()
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _read_shards(index: Path, open_file: OpenFile) -> dict[str, Tensor]:
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
         raise WeightsError(
@@ -251,7 +260,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             raise WeightsMissingError(
                 f"The shard {index.parent / shard} is not there, but {index.name} lists it: copy or download it too."
             )
-        tensors |= _read_file(index.parent / shard)
+        tensors |= _read_file(index.parent / shard, open_file)
     absent = [name for name in names if name not in tensors]
     if absent:
         raise WeightsError(

@@ -5,14 +5,18 @@ Every answer is looked up when it is asked for: ComfyUI switches dynamic VRAM on
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
+import comfy.utils
 import torch
 from torch import Tensor, nn
+
+from ...fantasyid_core.io import weights
 
 
 def make_patcher(
@@ -52,6 +56,14 @@ def late_shapes(module: nn.Module) -> dict[str, torch.Size]:
             if layer.comfy_need_lazy_init_bias:
                 shapes[f"{prefix}bias"] = torch.Size((layer.out_features,))
     return shapes
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file or folder; dynamic VRAM (since 0.16) streams from the disk what its own reader has opened."""
+    management = getattr(comfy, "memory_management", None)
+    if not getattr(management, "aimdo_enabled", False):
+        return weights.read(path)
+    return weights.read(path, lambda file: comfy.utils.load_torch_file(str(file)))
 
 
 def free_memory(patcher: comfy.model_patcher.ModelPatcher) -> float:

@@ -14,10 +14,9 @@ from ...fantasyid_core.fusion.identity import Identity, IdentityEncoder, build_e
 from ...fantasyid_core.fusion.image_tower import ImageTower
 from ...fantasyid_core.fusion.mesh_hierarchy import load as load_topology
 from ...fantasyid_core.io.layout import TOPOLOGIES, TOWERS
-from ...fantasyid_core.io.weights import read
 from ...fantasyid_core.reconstruction.face_mesh import FaceMesh
 from ...fantasyid_core.views.collection import FaceViews
-from .compat import make_patcher
+from .compat import make_patcher, read_weights
 from .operators import to_host_operators
 from .paths import SOURCE
 
@@ -53,7 +52,7 @@ class NativeEncoder:
 
     def _build(self) -> IdentityEncoder:
         # Read again rather than kept: what is held of a mapped file holds all of it.
-        published = split_published(read(self._weights))
+        published = split_published(read_weights(self._weights))
         if not published.has_encoder:
             raise WeightsMissingError(
                 f"{self._weights} has no identity encoder, the tensors face_abstractor.*, vertex_spiral_net.* and "
@@ -70,7 +69,7 @@ class NativeEncoder:
         logging.info("FantasyID: %s", published.report)
         encoder = build_encoder(
             published,
-            ImageTower.from_state_dict(read(tower), live_only=True),
+            ImageTower.from_state_dict(read_weights(tower), live_only=True),
             load_topology(topology),
             self._config,
         )

@@ -16,12 +16,12 @@ from ...fantasyid_core.dit.transformer import from_published, infer_config
 from ...fantasyid_core.errors import IdentityError, SamplingError, WeightsError
 from ...fantasyid_core.fusion.checkpoint import Published, split_published
 from ...fantasyid_core.io.mmap import store_as
-from ...fantasyid_core.io.weights import configured, embedded_config, read, read_config, take_config, with_config
+from ...fantasyid_core.io.weights import configured, embedded_config, read_config, take_config, with_config
 from ...fantasyid_core.sampling.defaults import defaults_of
 from ...fantasyid_core.sampling.schedule import RELEASE_SCHEDULE, TRAIN_STEPS
 from ...fantasyid_core.video.latents import first_frame_condition
 from .attention import host_attention
-from .compat import make_patcher, remember_loader
+from .compat import make_patcher, read_weights, remember_loader
 from .dit import NativeTransformer, window_of
 from .guidance import marked
 from .lora import know_spellings, refuse_misfits
@@ -146,7 +146,7 @@ def read_model(weights: Path, *others: Path) -> tuple[dict[str, Any], Published]
     Raises:
         WeightsMissingError, WeightsError: not there, damaged, or no such transformer.
     """
-    tensors = read(weights)
+    tensors = read_weights(weights)
     carried = take_config(tensors)
     published = split_published(tensors)
     if weights.is_dir():

@@ -18,7 +18,7 @@ from ...fantasyid_core.dit.byte_tokens import TOKENS
 from ...fantasyid_core.errors import SamplingError, WeightsError, WeightsMissingError
 from ...fantasyid_core.io import weights
 from . import notes
-from .compat import late_shapes, make_clip, remember_loader, t5_clip_type
+from .compat import late_shapes, make_clip, read_weights, remember_loader, t5_clip_type
 
 FIXED = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6}
 ACTIVATIONS = {"gated-gelu": ("gelu_pytorch_tanh", True), "relu": ("relu", False)}
@@ -94,7 +94,7 @@ def load_text_encoder(folder: Path, dynamic: bool = True) -> comfy.sd.CLIP:
         raise WeightsMissingError(
             f"{part} is not there: copy or download it, or load T5-XXL with CLIPLoader set to type '{t5_clip_type()}'."
         )
-    config, tensors = _host_config(weights.read_config(part), part), weights.read(part)
+    config, tensors = _host_config(weights.read_config(part), part), read_weights(part)
     dtype = tensors["shared.weight"].dtype if "shared.weight" in tensors else None
     # The host's own T5 without attention mask (its type "pixart"), built empty: it takes the mapped tensors themselves.
     with weights.configured("T5 text encoder"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...fantasyid_core.errors import SamplingError, WeightsError
 from ...fantasyid_core.io import weights
 from ...fantasyid_core.video.autoencoder import build, decode
-from .compat import free_memory, make_patcher, remember_loader
+from .compat import free_memory, make_patcher, read_weights, remember_loader
 from .operators import to_host_operators
 
 CHECKPOINT = "first_stage_model."  # beneath which a ComfyUI checkpoint holds its VAE
@@ -38,7 +38,7 @@ def load_vae(path: Path, dynamic: bool = True) -> comfy.sd.VAE:
     """
     if (path / "vae").is_dir():
         path = path / "vae"
-    tensors = weights.read(path)
+    tensors = read_weights(path)
     if any(name.startswith(CHECKPOINT) for name in tensors):
         parts = {name: tensor for name, tensor in tensors.items() if name.startswith(CHECKPOINT)}
         tensors = {name.removeprefix(CHECKPOINT): tensor for name, tensor in parts.items()}
