@@ -59,11 +59,29 @@ def test_prompts_that_are_joined_are_too_long(comfy: ComfyServer, photo: str):
 FOREIGN = [
     ("pos", "clip", "ProbeClip", "FantasyIDTextEncode", ("SD1ClipModel", "CLIPLoader set to type")),
     ("pos", "clip", "ProbeMaskedT5", "FantasyIDTextEncode", ("MochiTEModel_", "CLIPLoader set to type")),
-    ("sample", "model", "ProbeModel", "FantasyIDSampler", ("BaseModel", "MODEL of 'FantasyID Load Model'")),
+    (
+        "sample",
+        "model",
+        "ProbeModel",
+        "FantasyIDSampler",
+        ("another kind of model (SD15)", "MODEL of 'FantasyID Load Model'"),
+    ),
     ("sample", "vae", "ProbeVae", "FantasyIDSampler", ("not CogVideoX's", "VAE output of 'FantasyID Load Model'")),
-    ("apply", "model", "ProbeModel", "FantasyIDApply", ("BaseModel", "MODEL of 'FantasyID Load Model'")),
+    (
+        "apply",
+        "model",
+        "ProbeModel",
+        "FantasyIDApply",
+        ("another kind of model (SD15)", "MODEL of 'FantasyID Load Model'"),
+    ),
     ("cond", "vae", "ProbeVae", "FantasyIDImageCondition", ("not CogVideoX's", "'FantasyID Load Model'")),
-    ("sigmas", "model", "ProbeModel", "FantasyIDSigmas", ("BaseModel", "MODEL of 'FantasyID Load Model'")),
+    (
+        "sigmas",
+        "model",
+        "ProbeModel",
+        "FantasyIDSigmas",
+        ("another kind of model (SD15)", "MODEL of 'FantasyID Load Model'"),
+    ),
 ]
 
 

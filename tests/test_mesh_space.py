@@ -83,9 +83,9 @@ def test_what_was_reconstructed_here_is_not_looked_at(model: Flame, person: torc
     assert into_space(mesh, model.template) == (mesh, "")
 
 
-def test_the_release_s_vertex_file_is_right_and_in_other_units_and_axes_set_right(parity_dir: Path):
-    template = load_topology(parity_dir / "transform.pkl").template
-    mesh = from_file(parity_dir / "anne.ply", 5023)
+def test_the_release_s_vertex_file_is_right_and_in_other_units_and_axes_set_right(flame_dir: Path):
+    template = load_topology(flame_dir / "transform.pkl").template
+    mesh = from_file(flame_dir / "anne.ply", 5023)
     assert into_space(mesh, template) == (mesh, "")
     for change, words in OTHERS.values():
         found, told = into_space(FaceMesh(change(mesh.vertices)), template)

@@ -67,9 +67,10 @@ def sighting() -> Callable[..., Sighting]:
 @pytest.fixture
 def track(sighting: Callable[..., Sighting]) -> Callable[..., Track]:
     def make(frames: range, *identities: torch.Tensor) -> Track:
-        made = Track()
-        for frame in frames:
-            made.add(sighting(frame, identities[frame % len(identities)]))
+        seen = [sighting(frame, identities[frame % len(identities)]) for frame in frames]
+        made = Track(seen[0])
+        for one in seen:
+            made.add(one)
         return made
 
     return make
@@ -140,9 +141,10 @@ def test_one_frame(guitarist: torch.Tensor):
 
 def test_a_track_keeps_the_best_few_of_each_pose(sighting: Callable[..., Sighting]):
     """However long the video: four of every 15° of yaw and pitch."""
-    track = Track()
-    for frame in range(500):
-        track.add(sighting(frame, unit(1.0, 0.0), yaw=frame % 61 - 30, quality=frame / 500))
+    seen = [sighting(frame, unit(1.0, 0.0), yaw=frame % 61 - 30, quality=frame / 500) for frame in range(500)]
+    track = Track(seen[0])
+    for one in seen:
+        track.add(one)
     assert track.frames == set(range(500))
     assert len(track.sightings) == 5 * 4
     assert min(s.frame for s in track.sightings) > 500 - 4 * 61

@@ -9,9 +9,14 @@ from .environment import ROOT
 IGNORE = ".comfyignore"
 
 
+def tracked_files() -> list[str]:
+    """Files that git tracks, by their paths in the repository, which must be a checkout."""
+    return _git("ls-files")
+
+
 def archived_files() -> list[str]:
     """Files that git tracks and `.comfyignore` leaves, by their paths in the repository, which must be a checkout."""
-    tracked, ignored = _git("ls-files"), set(_git("ls-files", "--cached", "--ignored", f"--exclude-from={IGNORE}"))
+    tracked, ignored = tracked_files(), set(_git("ls-files", "--cached", "--ignored", f"--exclude-from={IGNORE}"))
     return [file for file in tracked if file not in ignored and (ROOT / file).is_file()]
 
 

@@ -165,7 +165,10 @@ def _nearest(
     """Faces (T, D) against the reference (D,) and a gallery of others."""
     others = embed(embedding, gallery, clear_faces(gallery, device)[0], unit=False)
     if not others.found.any():
-        raise FaceNotFoundError(f"None of the {len(gallery)} pictures of the gallery shows a clear face of a person.")
+        raise FaceNotFoundError(
+            f"None of the {len(gallery)} pictures of the gallery shows a clear face of a person. "
+            "Use photos of other people's faces, or none."
+        )
     known = torch.cat([own[None], others.vectors[others.found]])
     near = torch.stack([embedding.compare(faces, one) for one in known], 1)  # (T, K + 1)
     if embedding.measure == DISTANCE:

@@ -32,16 +32,17 @@ class NativeEncoder:
 
     def fuse(self, views: FaceViews, mesh: FaceMesh, combine: str) -> Identity:
         """Load onto the host's device, as its memory allows, and compute the identity there."""
-        patcher = self._loaded()
+        patcher = self.loaded()
         comfy.model_management.load_models_gpu([patcher])
         return fuse(patcher.model, views, mesh, combine, patcher.load_device)
 
     @property
     def template(self) -> Tensor:
         """(V, 3) the mean face of the meshes that the model was trained on, metres, on the CPU."""
-        return self._loaded().model.template
+        return self.loaded().model.template
 
-    def _loaded(self) -> comfy.model_patcher.ModelPatcher:
+    def loaded(self) -> comfy.model_patcher.ModelPatcher:
+        """Its patcher, read from disk at the first call. Raises WeightsMissingError, WeightsError."""
         if self.patcher is None:
             self.patcher = make_patcher(
                 self._build(),

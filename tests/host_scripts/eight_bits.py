@@ -58,7 +58,7 @@ for dtype in ("default", "fp8_e4m3fn", "fp32"):
         "size": models[0].model_size() == models[1].model_size(),
         "prediction": torch.equal(*(prediction(model) for model in models)),
     }
-found["encoder"] = unlike(*(encoder.patcher.model for _, _, encoder in loaded))
+found["encoder"] = unlike(*(encoder.loaded().model for _, _, encoder in loaded))
 meshes = [FantasyIDReconstruct.run(FACE, name, "as released").args[0] for name in NAMES]
 found["mesh"] = torch.equal(meshes[0].vertices, meshes[1].vertices)
 host.report(**found)

@@ -46,7 +46,7 @@ wanted = [
     (resident.attribute_network, BUNDLED / "FantasyID-nano" / "judge"),
 ]
 resident.on_device(wanted)
-made_for_encoder = encoder.patcher
+made_for_encoder = encoder.loaded()
 setattr(comfy.model_patcher, own, kind)
 found["made"] = made
 

@@ -106,10 +106,12 @@ for name, more in {
         "configuration": dict(transformer_of(again).config) == dict(transformer_of(model).config)
         and again.model.latent_format.scale_factor == model.model.latent_format.scale_factor,
         "vae": difference(its_vae.encode(pixels), encoded),
-        "encoder": outcome(lambda encoder=its_encoder: encoder.patcher),
+        "encoder": outcome(lambda encoder=its_encoder: encoder.loaded()),
     }
 again, _, its_encoder = load("model.safetensors", parts_from="whole")
-same = [torch.equal(a, b) for a, b in zip(*(e.patcher.model.parameters() for e in (its_encoder, encoder)), strict=True)]
+same = [
+    torch.equal(a, b) for a, b in zip(*(e.loaded().model.parameters() for e in (its_encoder, encoder)), strict=True)
+]
 found["encoder of the folder"] = all(same)
 
 # the spelling of VideoX-Fun, which ComfyUI knows of Wan alone
