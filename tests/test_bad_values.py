@@ -64,7 +64,7 @@ FOREIGN = [
         "model",
         "ProbeModel",
         "FantasyIDSampler",
-        ("another kind of model (SD15)", "MODEL of 'FantasyID Load Model'"),
+        ("(SD15)", "MODEL of 'FantasyID Load Model'"),
     ),
     ("sample", "vae", "ProbeVae", "FantasyIDSampler", ("not CogVideoX's", "VAE output of 'FantasyID Load Model'")),
     (
@@ -72,7 +72,7 @@ FOREIGN = [
         "model",
         "ProbeModel",
         "FantasyIDApply",
-        ("another kind of model (SD15)", "MODEL of 'FantasyID Load Model'"),
+        ("(SD15)", "MODEL of 'FantasyID Load Model'"),
     ),
     ("cond", "vae", "ProbeVae", "FantasyIDImageCondition", ("not CogVideoX's", "'FantasyID Load Model'")),
     (
@@ -80,7 +80,7 @@ FOREIGN = [
         "model",
         "ProbeModel",
         "FantasyIDSigmas",
-        ("another kind of model (SD15)", "MODEL of 'FantasyID Load Model'"),
+        ("(SD15)", "MODEL of 'FantasyID Load Model'"),
     ),
 ]
 
