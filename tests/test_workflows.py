@@ -237,4 +237,4 @@ def test_the_page_shows_what_is_wrong_with_a_file(page: ComfyPage, tmp_path: Pat
     node, *links = page.red()
     assert "FantasyIDGone" in node
     assert links[0].startswith(f"link {link[0]}: 999.")
-    assert any("FantasyIDGone" in message for message in page.messages())
+    page.wait_for_words("FantasyIDGone")

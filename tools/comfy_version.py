@@ -23,5 +23,10 @@ def reads_16_bit_grey() -> bool:
     return _is_at_least(0, 33)
 
 
+def saves_through_links() -> bool:
+    """Whether saving goes through a link in the output folder that leads elsewhere; since then ComfyUI refuses."""
+    return not _is_at_least(0, 33)
+
+
 def _is_at_least(*wanted: int) -> bool:
     return tuple(int(part) for part in re.findall(r"\d+", host_version())[:3]) >= wanted

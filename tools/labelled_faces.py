@@ -1,8 +1,8 @@
 """Real photos that need no download, with the faces that a person sees in them (labelled by eye, 24 November 2026).
 
-They lie in installed packages: scikit-image, insightface, the host's workflow templates; one in the folder
-that FANTASYID_PARITY names. Of
-moving pictures the middle frame is meant.
+They lie in installed packages: scikit-image, insightface, the host's workflow templates; one in the folder that
+FANTASYID_PARITY names. Packages of other versions may hold other pictures: those are left out. Of moving pictures the
+middle frame is meant.
 """
 
 import importlib.util
@@ -55,6 +55,8 @@ def photos() -> Iterator[LabelledPhoto]:
             spec = importlib.util.find_spec(package)
             folder = Path(spec.origin).parent if spec and spec.origin else None
         if folder is None or not (folder / file).is_file():
+            continue
+        if label.get("bytes") not in (None, (folder / file).stat().st_size):  # another picture of that name
             continue
         people, others = (tuple(map(tuple, label.get(kind, ()))) for kind in ("people", "others"))
         name = f"{package.removeprefix('comfyui_workflow_templates_media_')}: {Path(file).stem}"

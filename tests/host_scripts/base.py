@@ -45,6 +45,8 @@ from pack.nodes.download import FantasyIDDownload  # noqa: E402
 from pack.nodes.host import paths  # noqa: E402
 from pack.nodes.host.base import FantasyIDNode  # noqa: E402
 
+from tools.comfy_version import saves_through_links  # noqa: E402
+
 CAUSES = {
     "own": FaceNotFoundError("no face in the photo"),
     "cancel": comfy.model_management.InterruptProcessingException(),
@@ -133,10 +135,13 @@ found["meshes"] = paths.mesh_files()
 found["mesh_paths"] = [paths.mesh_path(name).is_file() for name in found["meshes"]]
 outside = [name.replace("safetensors", "ply") for name in OUTSIDE]
 found["mesh_tricks"] = [outcome(lambda name=name: paths.mesh_path(name)) for name in outside]
-linked = paths.save_path("linked/dora", ".safetensors")
-linked.touch()
-name = paths.output_name(linked) + paths.OUTPUT_MARK
-found["linked"] = [name, name in paths.identity_files(), paths.identity_path(name) == linked]
+if saves_through_links():
+    linked = paths.save_path("linked/dora", ".safetensors")
+    linked.touch()
+    name = paths.output_name(linked) + paths.OUTPUT_MARK
+    found["linked"] = [name, name in paths.identity_files(), paths.identity_path(name) == linked]
+else:
+    found["linked"] = outcome(lambda: paths.save_path("linked/dora", ".safetensors"))
 found["saved"] = paths.save_path("faces/carol", ".safetensors").relative_to(base).as_posix()
 found["save_trick"] = outcome(lambda: paths.save_path("../../carol", ".safetensors"))
 
