@@ -187,6 +187,28 @@ def test_dropped_on_the_page_it_makes_a_video(stocked: ComfyServer, page: ComfyP
     assert any(video["filename"] in seen["url"] for video in videos)
 
 
+def test_a_box_with_the_identity_in_it_makes_a_video_on_the_page(stocked: ComfyServer, page: ComfyPage):
+    """The shipped subgraph as an artist uses it: placed, joined with a photo and Save Video, run."""
+    page.drop(ROOT / "subgraphs" / "Identity video.json")
+    page.page.evaluate(
+        """() => {
+          const [box] = app.graph.nodes;
+          const [photo, save] = ["FantasyIDExamplePhoto", "SaveVideo"].map((type) => LiteGraph.createNode(type));
+          app.graph.add(photo);
+          app.graph.add(save);
+          photo.connect(0, box, 0);
+          box.connect(0, save, 0);
+        }"""
+    )
+    assert page.red() == []
+    page.set_widgets(NANO | {"settings": "as set here"})
+    run = stocked.wait(page.run(), timeout=300)
+    assert run.error is None
+    [video] = [file for file in run.files if file["filename"].endswith(".mp4")]
+    with av.open(io.BytesIO(stocked.download(video))) as container:
+        assert [frame.width for frame in container.decode(video=0)] == [NANO["width"]] * NANO["frames"]
+
+
 @each_old
 def test_workflows_of_earlier_versions_load(stocked: ComfyServer, page: ComfyPage, file: Path):
     page.drop(file)
