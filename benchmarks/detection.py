@@ -17,7 +17,7 @@ from fantasyid_core.detection.faces import detect, detect_batch
 from fantasyid_lab.people.clip import still
 from fantasyid_lab.people.person import TEST, person
 from fantasyid_lab.people.render import render
-from tools.labelled_faces import judge, photos
+from tools.measure.labelled_faces import judge, photos
 
 LIMITS = 60.0, 25.0, 25.0  # degrees of yaw, pitch and roll
 

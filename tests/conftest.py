@@ -146,7 +146,7 @@ def comfy(tmp_path_factory: pytest.TempPathFactory, standin: Path) -> Iterator[C
     """
     base = tmp_path_factory.mktemp("comfy")
     shutil.copytree(standin, base / "models" / "fantasyid" / "FantasyID")
-    shutil.copytree(TESTS / "probe_nodes", base / "custom_nodes" / "probe_nodes")
+    shutil.copytree(TESTS / "support" / "probe_nodes", base / "custom_nodes" / "probe_nodes")
     with ComfyServer(base, ["--preview-method", "auto"]) as server:
         yield server
 
@@ -177,7 +177,7 @@ PATCHERS = ["plain", *["dynamic VRAM"] * has_dynamic_vram(find_host())]
 
 @pytest.fixture(scope="session", params=PATCHERS)
 def host_script(request: pytest.FixtureRequest) -> Callable[..., dict]:
-    """Runs one of `host_scripts/` with arguments in a process of its own and returns what it found.
+    """Runs one of `host/scripts/` with arguments in a process of its own and returns what it found.
 
     With each of the host's two ways to hold weights, where it has both.
     """
@@ -185,7 +185,7 @@ def host_script(request: pytest.FixtureRequest) -> Callable[..., dict]:
 
     def run(script: str, *arguments: Path) -> dict:
         done = subprocess.run(
-            [sys.executable, str(TESTS / "host_scripts" / script), *map(str, arguments)],
+            [sys.executable, str(TESTS / "host" / "scripts" / script), *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=300,

@@ -104,7 +104,7 @@ def mirror(landmarks: Tensor) -> Tensor:
 def estimate(landmarks: Tensor, crops: Tensor, to_crop: Tensor) -> list[HeadPose]:
     """Poses of faces, by small networks fitted on rendered people; a mirrored face gives exactly the mirrored pose.
 
-    Recipe: tools/fit_head_pose.py; accuracy: docs/detection.md.
+    Recipe: tools/assets/fit_head_pose.py; accuracy: docs/detection.md.
 
     Args:
         landmarks: (N, 5, 2) px of the photo; crops: (N, S, S, 3) float 0…1, FFHQ-aligned.

@@ -31,7 +31,7 @@ DISTANCE, COSINE = "distance", "cosine"
 DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
 ARCFACE_FILES = ("glintr100.onnx", "w600k_r50.onnx", "w600k_mbf.onnx")
 
-# Measured by tools/measure_likeness.py, see docs/likeness.md.
+# Measured by tools/measure/likeness.py, see docs/likeness.md.
 DLIB_ON_PHOTOS = (
     "On 69 real photos of 15 people that missed none of 285 pairs of one person and took 0.2 % of 2,061 pairs of two "
     "for one; people who look alike and generated faces pass more often: a hint, no proof."

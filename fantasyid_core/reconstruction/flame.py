@@ -23,7 +23,7 @@ _OPTIONAL = ("expressiondirs", "landmarks", "expressiondeviations")
 """Of `.safetensors` files alone, see `load`."""
 LANDMARKS = (4597, 4051, 3564, 2730, 1594)
 """Vertices of FLAME's mesh that the detector's five landmarks mark: the corneas' middles, the nose's tip, the ends of
-the gap between the lips; the person's right first. Found from the mesh's geometry, as tests/test_fitting.py does."""
+the gap between the lips; the person's right first. Found from the mesh's geometry, as test_fitting.py does."""
 _FLAME_VERTICES, FIVE = 5023, 5
 SOURCE = (
     "FLAME is licensed for non-commercial research only: register at https://flame.is.tue.mpg.de, accept the licence, "

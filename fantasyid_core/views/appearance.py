@@ -2,7 +2,7 @@
 
 Gradients' directions, normalised by cell, are robust to light and, over cells of 2 cm, to small movements. What all
 faces share is taken away, and so are the directions in which pictures of one person differ most, by pose, expression
-and hair; they were learned on synthetic people (`tools/build_appearance.py`). It is not face recognition, see
+and hair; they were learned on synthetic people (`tools/assets/build_appearance.py`). It is not face recognition, see
 docs/views.md for how far it goes. A recognition network, where there is one, takes its place as another `Recogniser`.
 """
 

@@ -1,6 +1,6 @@
 """The autoencoder's encoder and decoder once more, for training: the same sums in an order that a GPU likes.
 
-diffusers' modules hold the weights and are the plain twin (`tests/test_training_vae.py` compares). Three things differ:
+diffusers' modules hold the weights and are the plain twin (test_training_vae.py compares). Three things differ:
 tensors lie as (B, T, H, W, C), so that nothing is transposed between convolutions and norms; a causal 3-D convolution
 is a 2-D one over frames stacked in the channels, for which cuDNN has far better kernels; the decoder's maps of the
 latents, 1 × 1 × 1, are computed at the latents' size and never spread out.

@@ -1,0 +1,218 @@
+"""Which steps are skipped, and what stands in for them."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fantasyid_core.dit.step_cache import CacheSettings, StepCache, StepCaches
+from fantasyid_core.errors import SamplingError
+
+ALWAYS = CacheSettings(1e9, start=0.0, most=1000)
+
+
+class Blocks:
+    """Stands for a model of five blocks: the first adds `change`, the other four one `rest` each."""
+
+    def __init__(self, change: float = 1.0, rest: float = 10.0):
+        self.change, self.rest, self.ran = change, rest, 0
+
+    def __call__(self, visual: Tensor, words: Tensor, blocks: slice) -> tuple[Tensor, Tensor]:
+        for i in range(*blocks.indices(5)):
+            visual, self.ran = visual + (self.rest if i else self.change), self.ran + 1
+        return visual, words
+
+
+def step(cache: StepCache, blocks: Blocks, progress: float, branch: object = (), tokens: int = 16) -> float:
+    """What the model adds to tokens of zeros."""
+    out = cache.apply(blocks, torch.zeros(1, tokens, 4), torch.zeros(1, 3, 4), branch, progress)
+    assert out.shape == (1, tokens, 4)
+    return float(out.mean())
+
+
+def run(settings: CacheSettings, changes: list[float]) -> list[int]:
+    """Steps that were computed in full, where the first block adds `changes`."""
+    cache, computed = StepCache(settings), []
+    for i, change in enumerate(changes):
+        blocks = Blocks(change)
+        step(cache, blocks, i / (len(changes) - 1))
+        computed += [i] * (blocks.ran == 5)
+    assert (cache.computed, cache.skipped) == (len(computed), len(changes) - len(computed))
+    return computed
+
+
+def started(settings: CacheSettings, *branches: str, rests: tuple[float, ...] = (10.0, 10.0)) -> StepCache:
+    """A cache after full steps at 0, 0.1 …"""
+    cache = StepCache(replace(settings, start=0.1 * len(rests) - 0.05))
+    for i, rest in enumerate(rests):
+        for branch in branches or ((),):
+            step(cache, Blocks(rest=rest), 0.1 * i, branch)
+    assert cache.skipped == 0
+    return cache
+
+
+def test_a_skipped_step_is_the_first_block_anew_and_the_rest_of_the_last_full_step():
+    cache = started(ALWAYS, rests=(10.0, 11.0))
+    later = Blocks(2.0, rest=999.0)
+    assert step(cache, later, 0.2) == 2 + 4 * 11
+    assert later.ran == 1
+
+
+@pytest.mark.parametrize(
+    ("rests", "skipped"),
+    [((10.0, 11.0, 12.0), (13, 14)), ((10.0, 12.0, 13.0), (13.5, 14)), ((10.0, 12.0, 11.0), (11, 11))],
+    ids=["a line", "half of what the line foretold", "back again"],
+)
+def test_the_rest_goes_on_along_a_line_as_far_as_one_held_before(rests, skipped):
+    cache = started(ALWAYS, rests=rests)
+    for progress, rest in zip((0.3, 0.4), skipped, strict=True):
+        assert step(cache, Blocks(1.0), progress) == pytest.approx(1 + 4 * rest)
+
+
+def test_two_full_steps_come_first():
+    assert run(ALWAYS, [1.0] * 6) == [0, 1]
+
+
+def test_threshold_zero_computes_every_step():
+    assert run(CacheSettings(0.0, start=0.0), [1.0] * 6) == [0, 1, 2, 3, 4, 5]
+
+
+def test_change_is_measured_from_the_last_full_step_so_that_small_ones_add_up():
+    assert run(CacheSettings(0.25, start=0.0, most=99), [1.0, 1.0, 1.1, 1.2, 1.3, 1.4]) == [0, 1, 4]
+
+
+def test_at_most_so_many_steps_in_a_row_are_skipped():
+    assert run(CacheSettings(1e9, start=0.0, most=2), [1.0] * 9) == [0, 1, 4, 7]
+
+
+def test_only_a_part_of_the_run_is_skipped():
+    assert run(CacheSettings(1e9, start=0.3, end=0.6, most=99), [1.0] * 11) == [0, 1, 2, 7, 8, 9, 10]
+
+
+def test_the_first_branch_of_a_step_decides_for_all():
+    cache = started(CacheSettings(0.5), "with the prompt", "without")
+    assert step(cache, Blocks(1.1), 0.2, "with the prompt") == pytest.approx(41.1)
+    other = Blocks(9.0)
+    assert step(cache, other, 0.2, "without") == pytest.approx(49)
+    assert other.ran == 1
+    assert (cache.computed, cache.skipped) == (2, 1)
+
+
+def test_branches_keep_their_own():
+    cache = StepCache(ALWAYS)
+    for progress in (0.0, 0.1):
+        step(cache, Blocks(rest=1.0), progress, "with the prompt")
+        step(cache, Blocks(rest=2.0), progress, "without")
+    assert step(cache, Blocks(), 0.2, "with the prompt") == 5
+    assert step(cache, Blocks(), 0.2, "without") == 9
+    assert step(cache, new := Blocks(), 0.3, "a batch of both") == 41
+    assert new.ran == 5
+
+
+def test_two_evaluations_at_one_timestep_are_two_steps():
+    """Samplers of second order ask the model twice at a time, with other latents."""
+    cache = started(CacheSettings(0.1))
+    assert step(cache, Blocks(3.0), 0.1) == 43
+    assert step(cache, Blocks(3.0, rest=20.0), 0.1) == 83
+    assert math.isfinite(step(cache, Blocks(3.0), 0.2))
+
+
+def test_other_sizes_are_computed():
+    cache = started(ALWAYS)
+    assert step(cache, other := Blocks(), 0.2, tokens=24) == 41
+    assert other.ran == 5
+    assert step(cache, Blocks(), 0.3, tokens=24) == 41
+
+
+def test_context_windows_keep_their_own():
+    caches = StepCaches(ALWAYS)
+    for progress in (0.0, 0.1):
+        step(caches.of((0, 1)), Blocks(rest=1.0), progress)
+        step(caches.of((1, 2)), Blocks(rest=2.0), progress)
+    assert step(caches.of((0, 1)), Blocks(), 0.2) == 5
+    assert caches.report() == "the step cache skipped 1 of 5 steps"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"threshold": -0.1},
+        {"threshold": math.nan},
+        {"threshold": 0.1, "start": 1.5},
+        {"start": 0.7, "end": 0.3},
+        {"threshold": 0.1, "most": 0},
+    ],
+)
+def test_settings_out_of_range_are_refused(values):
+    with pytest.raises(SamplingError, match="The step cache"):
+        CacheSettings(**values)
+
+
+@pytest.fixture(scope="module")
+def found(host_script, standin_nano, tmp_path_factory) -> dict:
+    """`scripts/step_cache.py`: eight steps of a model of two blocks in the real host."""
+    return host_script("step_cache.py", standin_nano, tmp_path_factory.mktemp("host"))
+
+
+def test_skipped_steps_run_the_first_block_only(found):
+    assert found["first and last block"] == [8, 3]
+    assert 0 < found["differs"] < 1
+
+
+def test_off_and_threshold_zero_are_bit_equal_to_exact(found):
+    assert found["off"]
+    assert found["threshold 0"]
+    assert found["plain untouched"]
+
+
+def test_start_bounds_the_part_that_is_skipped(found):
+    first, last = found["part of the run"]
+    assert first == 8
+    assert 4 < last < 8
+
+
+def test_the_step_where_an_identity_sets_in_is_computed(found):
+    assert found["identity sets in"] == [8, 5], "two full steps before it and two after"
+
+
+@pytest.mark.parametrize("other", ["repeats", "other noise", "other prompt", "other identity"])
+def test_nothing_is_left_for_the_next_run(found, other):
+    assert found[other]
+
+
+def test_apply_fantasyid_may_come_before_or_after(found):
+    assert found["before Apply"]
+
+
+def test_every_sampler_skips(found):
+    for sampler, (first, last) in found["samplers"].items():
+        assert last < first, sampler
+
+
+def test_branches_one_after_the_other_are_skipped_together(found):
+    assert found["branches apart"] == [16, 6]
+    assert found["branches apart differ"] < 1e-5
+
+
+def test_compiled_blocks_are_skipped_as_well(found):
+    assert found["compiled"] < 1e-5
+
+
+def test_the_hosts_easycache_works_on_our_model_and_skips_whole_steps(found):
+    first, last = found["EasyCache"]["blocks"]
+    assert first == last < 8
+    assert 0 < found["EasyCache"]["differs"] < 1
+    assert found["after EasyCache"]
+
+
+def test_the_hosts_lazycache_does_not_suit_our_schedule(found):
+    """It adds the last step's noise, which in the host's scale is many times this step's: use EasyCache, or ours."""
+    assert found["LazyCache"]["differs"] > 1
+
+
+def test_easycache_and_ours_together_skip_more_and_do_not_break(found):
+    finite, (first, last) = found["EasyCache"]["with ours"]
+    assert finite
+    assert last <= first <= found["EasyCache"]["blocks"][0]

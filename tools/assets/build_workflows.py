@@ -1,0 +1,287 @@
+"""`python -m tools.assets.build_workflows`: write `workflows/*.json` and `subgraphs/*.json` (shipped_workflows.py).
+
+The page of today says how large every node is, classic and Vue-rendered; the larger of both is saved. Run it with the
+newest ComfyUI at hand (`COMFYUI_PATH`).
+"""
+
+import argparse
+import json
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ..browser import ComfyPage, find_browser, open_browser
+from ..comfy_host import ComfyServer
+from ..environment import ROOT
+from .shipped_workflows import Blueprint, Group, Node, Workflow, blueprints, workflows
+
+WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
+TITLE, GAP, COLUMN_GAP, PADDING, GROUP_TITLE = 30, 90, 60, 30, 50  # px; what a node says below it takes part of a gap
+SCALE = 0.5  # at which the file opens
+T5 = {
+    "name": "t5xxl_fp8_e4m3fn_scaled.safetensors",
+    "url": "https://huggingface.co/comfyanonymous/flux_text_encoders/resolve/main/t5xxl_fp8_e4m3fn_scaled.safetensors",
+    "directory": "text_encoders",
+}
+
+# Nodes with their widgets, links and groups, as an artist would make them; returns their sizes by key.
+_BUILD = """([nodes, groups]) => {
+  app.graph.clear();
+  const made = {};
+  for (const [key, { type, title, widgets, size, mode, pos }] of Object.entries(nodes)) {
+    const node = (made[key] = LiteGraph.createNode(type));
+    if (title) node.title = title;
+    app.graph.add(node);
+    for (const [name, value] of Object.entries(widgets)) {
+      const widget = type === "MarkdownNote" ? node.widgets[0] : node.widgets.find((each) => each.name === name);
+      if (!widget) throw new Error(`${type} has no widget ${name}`);
+      widget.value = value;
+      widget.callback?.(value);
+    }
+    for (const widget of node.widgets ?? []) if (widget.name === "control_after_generate") widget.value = "fixed";
+    node.pos = pos;
+    const least = node.computeSize();
+    node.setSize([Math.max(size[0], least[0]), Math.max(size[1], least[1])]);
+    node.mode = mode;
+  }
+  for (const [key, { inputs }] of Object.entries(nodes))
+    for (const [name, [from, output]] of Object.entries(inputs)) {
+      const source = made[from], slot = source.outputs.findIndex((each) => each.name === output);
+      const place = made[key].inputs.findIndex((each) => each.name === name);
+      if (slot < 0 || place < 0) throw new Error(`${from}.${output} → ${key}.${name}`);
+      source.connect(slot, made[key], place);
+    }
+  for (const { title, color, bounding } of groups) {
+    const group = new LiteGraph.LGraphGroup(title);
+    group.color = color;
+    group.pos = bounding.slice(0, 2);
+    group.size = bounding.slice(2);
+    app.graph.add(group);
+  }
+  return Object.fromEntries(Object.entries(made).map(([key, node]) => [key, Number(node.id)]));
+}"""
+_SIZES = (
+    "(ids) => Object.fromEntries(Object.entries(ids).map(([key, id]) => [key, [...app.graph.getNodeById(id).size]]))"
+)
+
+
+def build(page: ComfyPage, nodes: dict[str, Node], places: dict[str, Any], groups: list[dict]) -> dict[str, int]:
+    """Make the graph in the page; returns the nodes' ids by key."""
+    described = {
+        key: {**vars(node), "pos": places.get(key, [600 * i, 0])} for i, (key, node) in enumerate(nodes.items())
+    }
+    return page.page.evaluate(_BUILD, [described, groups])
+
+
+def measure(page: ComfyPage, nodes: dict[str, Node]) -> dict[str, tuple[float, float]]:
+    """Width and height of every node as the page draws it, px."""
+    ids = build(page, nodes, {}, [])
+    page.settle()
+    return page.page.evaluate(_SIZES, ids)
+
+
+def lay_out(workflow: Workflow, sizes: dict[str, tuple[float, float]]) -> tuple[dict, list[dict]]:
+    """Upper left corners of the nodes by key, and the groups as the page takes them."""
+    places: dict[str, list[float]] = {}
+    groups = []
+    top = 0.0
+    for row in workflow.rows:
+        left, below = 480.0, top
+        for group in row:
+            bounding = _place_group(group, sizes, places, left, top)
+            groups.append({"title": group.title, "color": group.color, "bounding": bounding})
+            left += bounding[2] + 40
+            below = max(below, top + bounding[3])
+        top = below + 40
+    return places, groups
+
+
+def _place_group(group: Group, sizes: dict, places: dict, left: float, top: float) -> list[float]:
+    """Place the nodes of `group` with its corner at (left, top); returns its box: x, y, width, height."""
+    x, deepest = left + PADDING, top
+    for column in group.columns:
+        y = top + GROUP_TITLE + TITLE
+        for key in column:
+            places[key] = [round(x), round(y)]
+            y += sizes[key][1] + TITLE + GAP
+        deepest = max(deepest, y - TITLE - GAP)
+        x += max(sizes[key][0] for key in column) + COLUMN_GAP
+    return [left, top, round(x - COLUMN_GAP + PADDING - left), round(deepest + PADDING + 20 - top)]
+
+
+def tidy(saved: dict[str, Any], name: str) -> dict[str, Any]:
+    """What every page since 1.32.9 reads, and no more."""
+    for node in saved["nodes"]:
+        node.pop("widgets_values_named", None)
+        for part in (node, *node.get("inputs", []), *node.get("outputs", [])):
+            for name in [name for name, value in part.items() if value is None and name not in ("link", "links")]:
+                del part[name]
+        if node["type"] == "CreateVideo":  # 0.3.75 has no bit depth
+            node["inputs"] = [each for each in node["inputs"] if each["name"] != "bit_depth"]
+            del node["widgets_values"][1:]
+        if node["type"] == "SaveVideo":  # 0.3.75 has two plain lists where 0.33 has lists within lists
+            node["inputs"] = [each for each in node["inputs"] if "." not in each["name"]]
+            for each in node["inputs"]:
+                if each["name"] in ("format", "codec"):
+                    each["type"] = "COMBO"
+            node["widgets_values"][1:] = ["auto", "auto"]
+            node["outputs"] = []
+        if node["type"] == "CLIPLoader":  # where it is missing, the page says so and knows where it is
+            node["properties"]["models"] = [T5]
+        if node["type"].startswith("FantasyID"):
+            node["properties"]["cnr_id"] = "comfyui-fantasyid"
+    saved["id"] = identifier(name)
+    saved["extra"] = {"ds": {"scale": SCALE, "offset": [60, 120]}}
+    return saved
+
+
+def identifier(name: str) -> str:
+    """A UUID that the same name always gets."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"ComfyUI-FantasyID/{name}"))
+
+
+def boxed(inside: dict[str, Any], ids: dict[str, int], blueprint: Blueprint) -> dict[str, Any]:
+    """A workflow of one box that holds the graph `inside`, whose nodes have these `ids` by key."""
+    nodes = {node["id"]: node for node in inside["nodes"]}
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    links = [dict(zip(names, link, strict=True)) for link in inside["links"]]
+    number = max(link["id"] for link in links)
+    box_inputs, box_outputs, shown, values = [], [], [], []
+
+    def add_link(*ends: Any) -> int:
+        links.append(dict(zip(names, (number + 1, *ends), strict=True)))
+        return number + 1
+
+    inputs, outputs = [], []
+    for place, (name, targets) in enumerate(blueprint.inputs.items()):
+        joined = []
+        for key, socket in targets:
+            node = nodes[ids[key]]
+            slot = next(i for i, each in enumerate(node["inputs"]) if each["name"] == socket)
+            kind = node["inputs"][slot]["type"]
+            number = node["inputs"][slot]["link"] = add_link(-10, place, node["id"], slot, kind)
+            joined.append(number)
+        key, socket = targets[0]
+        first = next(each for each in nodes[ids[key]]["inputs"] if each["name"] == socket)
+        inputs.append({"id": identifier(f"{blueprint.name}/{name}"), "name": name, "type": kind, "linkIds": joined})
+        box_inputs.append({"name": name, "type": kind, "link": None})
+        if "widget" in first:
+            box_inputs[-1]["widget"] = {"name": name}
+            shown.append(["-1", name])
+            values.append(_widget_value(nodes[ids[key]], socket))
+    for place, (name, (key, output)) in enumerate(blueprint.outputs.items()):
+        node = nodes[ids[key]]
+        slot = next(i for i, each in enumerate(node["outputs"]) if each["name"] == output)
+        kind = node["outputs"][slot]["type"]
+        number = add_link(node["id"], slot, -20, place, kind)
+        node["outputs"][slot]["links"] = [*(node["outputs"][slot].get("links") or []), number]
+        outputs.append({"id": identifier(f"{blueprint.name}/{name}"), "name": name, "type": kind, "linkIds": [number]})
+        box_outputs.append({"name": name, "type": kind, "links": []})
+    right = max(node["pos"][0] + node["size"][0] for node in inside["nodes"])
+    last = max(nodes)
+    subgraph = {
+        "id": identifier(blueprint.name),
+        "version": 1,
+        "state": {"lastGroupId": 0, "lastNodeId": last, "lastLinkId": number, "lastRerouteId": 0},
+        "revision": 0,
+        "config": {},
+        "name": blueprint.name,
+        "inputNode": {"id": -10, "bounding": [-220, 60, 160, 40 + 20 * len(inputs)]},
+        "outputNode": {"id": -20, "bounding": [right + 60, 60, 160, 40 + 20 * len(outputs)]},
+        "inputs": inputs,
+        "outputs": outputs,
+        "widgets": [],
+        "nodes": inside["nodes"],
+        "groups": [],
+        "links": links,
+        "extra": {},
+        "category": blueprint.category,
+        "description": blueprint.description,
+    }
+    box = {
+        "id": last + 1,
+        "type": subgraph["id"],
+        "pos": [100, 100],
+        "size": [360, 120 + 30 * len(box_inputs)],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": box_inputs,
+        "outputs": box_outputs,
+        "title": blueprint.name,
+        "properties": {"proxyWidgets": shown, "cnr_id": "comfyui-fantasyid"},
+        "widgets_values": values,
+    }
+    return {
+        "id": identifier(f"{blueprint.name}.json"),
+        "revision": 0,
+        "last_node_id": last + 1,
+        "last_link_id": 0,
+        "nodes": [box],
+        "links": [],
+        "groups": [],
+        "definitions": {"subgraphs": [subgraph]},
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def _widget_value(node: dict[str, Any], name: str) -> Any:
+    """The value of the widget that the input `name` belongs to; a seed has a widget of the page's own behind it."""
+    values = list(node["widgets_values"])
+    for each in node["inputs"]:
+        if "widget" in each:
+            value = values.pop(0)
+            if each["name"] == name:
+                return value
+            if each["name"] == "seed":
+                values.pop(0)
+    raise ValueError(f"{node['type']} has no widget '{name}'.")
+
+
+def main() -> None:
+    """See `--help`."""
+    parser = argparse.ArgumentParser(prog="python -m tools.assets.build_workflows", description=__doc__)
+    parser.add_argument("names", nargs="*", help="only workflows whose names begin so")
+    chosen = parser.parse_args().names
+    wanted = [each for each in workflows() if not chosen or each.name.startswith(tuple(chosen))]
+    for workflow in wanted:
+        workflow.nodes = {"note": _note(workflow), **workflow.nodes}
+    executable = find_browser()
+    if executable is None:
+        raise SystemExit("No Chromium, Chrome or Edge is installed: the page must say how large the nodes are.")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ComfyServer(Path(folder)) as server,
+        open_browser(executable) as browser,
+    ):
+        measured = []
+        for vue in (True, False):
+            page = ComfyPage(browser, server.url, vue_nodes=vue)
+            measured.append([measure(page, each.nodes) for each in wanted])
+        for workflow, of_vue, of_classic in zip(wanted, *measured, strict=True):
+            sizes = {key: [max(of_vue[key][i], of_classic[key][i]) for i in (0, 1)] for key in workflow.nodes}
+            places, groups = lay_out(workflow, sizes)
+            places["note"] = [0, 30]
+            for key, node in workflow.nodes.items():
+                node.size = (round(sizes[key][0]), round(sizes[key][1]))
+            build(page, workflow.nodes, places, groups)
+            text = json.dumps(tidy(page.workflow(), workflow.name), ensure_ascii=False)
+            (WORKFLOWS / f"{workflow.name}.json").write_text(text + "\n", "utf-8")
+        for blueprint in [] if chosen else blueprints():
+            sizes = measure(page, blueprint.nodes)
+            places: dict[str, list[float]] = {}
+            _place_group(Group(blueprint.name, blueprint.columns), sizes, places, 0, 0)
+            ids = build(page, blueprint.nodes, places, [])
+            text = json.dumps(boxed(tidy(page.workflow(), blueprint.name), ids, blueprint), ensure_ascii=False)
+            (SUBGRAPHS / f"{blueprint.name}.json").write_text(text + "\n", "utf-8")
+
+
+def _note(workflow: Workflow) -> Node:
+    return Node("MarkdownNote", "Read me", {"": workflow.note}, size=(440, 760))
+
+
+if __name__ == "__main__":
+    main()

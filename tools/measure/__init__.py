@@ -1,0 +1,1 @@
+"""What makes the tables of docs/: one module a page."""

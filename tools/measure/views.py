@@ -1,0 +1,223 @@
+"""The tables of docs/views.md: `python -m tools.measure.views [--people N] [--recognition dlib]`.
+
+Who is who, on the host's example clips and on synthetic people; what new views are worth, against renders from the same
+sides; and how long a video takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fantasyid_core.detection.alignment import align
+from fantasyid_core.detection.faces import DetectedFace, detect
+from fantasyid_core.detection.head_pose import HeadPose
+from fantasyid_core.meters import embedding
+from fantasyid_core.reconstruction.face_mesh import FaceMesh
+from fantasyid_core.views.appearance import BUILT_IN, Recogniser
+from fantasyid_core.views.collection import collect
+from fantasyid_core.views.novel_views import new_views
+from fantasyid_core.views.recognition import tell_apart
+from fantasyid_core.views.tracking import Track, follow
+from fantasyid_lab.people.camera import project
+from fantasyid_lab.people.clip import clip, still
+from fantasyid_lab.people.head import LEFT_EYE, RIGHT_EYE, SKIN, load
+from fantasyid_lab.people.person import TEST, person
+from fantasyid_lab.people.render import render
+
+PACKAGES = ("api", "video", "other")
+# One face, or the largest of several, through most of the clip. Clips in one line show one person.
+CLIPS = (
+    ("api_bytedance_image_to_video-1",),
+    ("api_hailuo_minimax_i2v-1",),
+    ("api_runway_gen3a_turbo_image_to_video-1",),
+    ("api_runway_gen4_turo_image_to_video-1",),
+    ("api_topaz_video_enhance-1", "api_topaz_video_enhance-2"),
+    ("api_veo2_i2v-1",),
+    ("wan2.1_fun_control-1", "wan2.1_fun_control-2"),
+    ("wan2.1_fun_inp-1",),
+    ("ltxv_text_to_video-1",),
+    ("video_humo-1",),
+    ("video_wan2.1_alpha_t2v_14B-1",),
+    ("video_wan2_2_14B_flf2v-1",),
+    ("video_wan2_2_14B_s2v-1",),
+    ("video_wan2_2_14B_t2v-1",),
+    ("video_wan_vace_14B_v2v-1",),
+    ("video_wan_vace_14B_v2v-2",),  # the same video, edited into another person
+    ("video_wan_vace_flf2v-1",),
+    ("video_wan_vace_inpainting-1", "video_wan_vace_inpainting-2"),
+    ("video_wan_vace_outpainting-1", "video_wan_vace_outpainting-2"),
+)
+PIECES = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--people", type=int, default=20, help="synthetic people, of the test split")
+    parser.add_argument("--recognition", choices=("looks", *embedding.EMBEDDINGS), default="looks")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    looks = arguments.recognition == "looks"
+    recogniser = BUILT_IN if looks else embedding.recogniser(embedding.load(arguments.recognition))
+    people = [person(seed) for seed in TEST[: arguments.people]]
+    decisions("host's clips", host_tracks(recogniser), recogniser)
+    decisions(f"{len(people)} synthetic people, two clips each", synthetic_tracks(people, recogniser), recogniser)
+    turned(people[:8])
+    speed()
+
+
+# Who is who
+
+
+def host_tracks(recogniser: Recogniser) -> list[list[Track]]:
+    """For each person of `CLIPS` the longest track of each clip."""
+    files = {file.stem: file for package in PACKAGES for file in _folder(package).glob("*.webp")}
+    return [[_longest(_frames(files[name]), recogniser) for name in names] for names in CLIPS]
+
+
+def synthetic_tracks(people: Iterable, recogniser: Recogniser) -> list[list[Track]]:
+    """For each person two clips, as if from two days: other light, shirt, background, and hair for a third of them."""
+    found = []
+    for one in people:
+        frames = render([clip(one, seed, 13) for seed in (0, 1)], 256).frames
+        found.append([_longest(each, recogniser) for each in frames])
+    return found
+
+
+def _longest(frames: Tensor, recogniser: Recogniser) -> Track:
+    tracks = follow(frames, recogniser).tracks
+    return max(tracks, key=lambda track: len(track.frames)) if tracks else Track()
+
+
+def _folder(package: str) -> Path:
+    return Path(importlib.util.find_spec(f"comfyui_workflow_templates_media_{package}").origin).parent / "templates"
+
+
+def _frames(file: Path) -> Tensor:
+    with Image.open(file) as picture:
+        frames = []
+        for number in range(0, picture.n_frames, 2):
+            picture.seek(number)
+            frames.append(torch.from_numpy(np.array(picture.convert("RGB"))))
+    return torch.stack(frames).float() / 255
+
+
+def decisions(title: str, people: list[list[Track]], recogniser: Recogniser) -> None:
+    """References are the first faces of clips; each is asked about one track at a time, as after a cut."""
+    counts = {name: [0, 0, 0] for name in ("later in the clip", "another clip of the person", "somebody else")}
+
+    def ask(name: str, reference: Tensor, track: Track) -> None:
+        if track.frames:
+            verdict = tell_apart(reference, [track], recogniser)
+            answer = (verdict.person, verdict.unsure, verdict.others)
+            counts[name] = [count + len(tracks) for count, tracks in zip(counts[name], answer, strict=True)]
+
+    for i, clips in enumerate(people):
+        for j, track in enumerate(clips):
+            if not track.frames:
+                continue
+            reference = track.sightings[0].identity
+            for piece in range(1, PIECES):
+                ask("later in the clip", reference, _piece(track, piece))
+            for k, other in enumerate(clips):
+                if k != j:
+                    ask("another clip of the person", reference, other)
+            for k, others in enumerate(people):
+                for other in others if k != i else ():
+                    ask("somebody else", reference, other)
+    print(f"\n{title}: the person / not certain / somebody else")
+    for name, (same, unsure, different) in counts.items():
+        print(f"  {name:28}{same:6}{unsure:6}{different:6}")
+
+
+def _piece(track: Track, number: int) -> Track:
+    """A quarter of a track, as a track of its own."""
+    piece, length = Track(), max(track.frames) + 1
+    for sighting in track.sightings:
+        if number * length <= sighting.frame * PIECES < (number + 1) * length:
+            piece.add(sighting)
+    return piece
+
+
+# New views
+
+
+def turned(people: list) -> None:
+    """New views on the true mesh, beside what the camera sees from there, in even light."""
+    print("\nnew views: photo's yaw, new yaw and pitch: share of the face seen; error of it, mean; detail correlation")
+    for source in ((0, 0), (30, 0)):
+        for side in ((15, 10), (-15, -10), (30, 0), (-30, 0), (45, 0), (-45, 0)):
+            if side == source:
+                continue
+            rows = torch.tensor([compared(one, source, side) for one in people])
+            share, error, alike = rows.mean(0).tolist()
+            print(f"  {source[0]:4}  {side[0]:4} {side[1]:4}   {share:5.0%}  {error:.3f}  {alike:.2f}")
+
+
+def compared(one, source: tuple[int, int], side: tuple[int, int], size: int = 288) -> tuple[float, float, float]:
+    pose = np.array([(*source, 0), (*side, 0)], np.float32)
+    camera = np.tile(np.array([[0, -0.03, 0.4, 3.0, 0]], np.float32), (2, 1))
+    seen = still(one, 0)
+    light = dataclasses.replace(seen.scene.light, lamp=np.zeros(3, np.float32), sky=np.full(3, 0.9, np.float32))
+    seen = dataclasses.replace(
+        seen,
+        pose=pose,
+        camera=camera,
+        expression=np.repeat(seen.expression, 2, 0),
+        scene=dataclasses.replace(seen.scene, light=light),
+    )
+    drawn = render([seen], size)
+    head = load()
+    vertices = head.vertices(one.shape_code[None], torch.from_numpy(seen.expression[:1]), torch.from_numpy(pose[:1]))
+    in_photo = project(vertices, torch.from_numpy(camera[:1]), size)[0]
+    in_photo[:, 2] = -vertices[0, :, 2] * size / 0.4
+    photo, landmarks = drawn.frames[0], drawn.landmarks[0, :, :5]
+    crop, to_crop = align(photo[0], landmarks[0])
+    face = DetectedFace(photo[0], torch.tensor([0.0, 0, 160, 160]), landmarks[0], 1, crop, to_crop, HeadPose(*source))
+    skin = (head.parts == SKIN) | (head.parts == LEFT_EYE) | (head.parts == RIGHT_EYE)
+    views = new_views(face, FaceMesh(vertices[0], head.faces[skin], None, in_photo), [side], min_seen=0.0)
+    true, _ = align(photo[1], landmarks[1])
+    covered = views.coverage[1] > 0
+    part = torch.zeros_like(covered)
+    part[176:448, 128:384] = True
+    places = covered & part
+    inner = places & (_box((~covered).float()) == 0)
+    details = torch.stack([_box(x.mean(-1), 5) - _box(x.mean(-1)) for x in (views.crops[1], true)])
+    alike = float(torch.corrcoef(details[:, inner])[0, 1])
+    return float(views.scores[1]), float((views.crops[1] - true).abs().mean(-1)[places].mean()), alike
+
+
+def _box(picture: Tensor, size: int = 41) -> Tensor:
+    """Mean over size × size about each pixel of (H, W)."""
+    half = size // 2
+    rows = torch.nn.functional.avg_pool2d(picture[None, None], (size, 1), 1, (half, 0))
+    return torch.nn.functional.avg_pool2d(rows, (1, size), 1, (0, half))[0, 0]
+
+
+# Speed
+
+
+def speed() -> None:
+    """A video of 49 frames of 480 × 720, one face, on one core."""
+    frames = render([clip(person(TEST[0]), 0, 49)], 480).frames[0]
+    frames = (
+        torch.nn.functional.pad(frames.movedim(-1, 1), (120, 120, 0, 0), mode="replicate").movedim(1, -1).contiguous()
+    )
+    reference = detect(frames[0])[0]
+    start, worked = time.perf_counter(), time.process_time()
+    views = collect(reference, frames)
+    seconds, worked = time.perf_counter() - start, time.process_time() - worked
+    print(f"\n49 frames of 480 × 720: {seconds:.1f} s, {worked:.1f} s of one core; {len(views.crops)} views")
+
+
+if __name__ == "__main__":
+    main()
