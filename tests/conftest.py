@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +101,7 @@ def _skip_reasons(item: pytest.Item) -> list[str]:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Which worker runs a test, and after which others, changes neither its random numbers nor what it measures."""
-    torch.manual_seed(zlib.crc32(item.nodeid.encode()))
+    torch.manual_seed(0)
     with _turn(item):
         return (yield)
 
