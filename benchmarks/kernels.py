@@ -13,7 +13,6 @@ from fantasyid_core.dit import kernels
 from fantasyid_core.dit.fp8 import product, weight8
 from fantasyid_core.dit.injection import LayerAttention
 from fantasyid_core.dit.kernels import Modulation, Norm
-from fantasyid_core.dit.padded_attention import padded_attention
 
 BATCH, VISUAL, WORDS, HEADS, HEAD = 2, 17550, 226, 48, 64
 DIM = HEADS * HEAD
@@ -85,8 +84,6 @@ def attention() -> Iterator[Part]:
     for queries, keys in ((length, length), (17920, length), (length, 17920), (17920, 17920), (17792, 17792)):
         q, k, v = (draw(BATCH, n, HEADS, HEAD).transpose(1, 2) for n in (queries, keys, keys))
         yield f"attention, {queries} queries, {keys} keys", lambda q=q, k=k, v=v: cudnn(q, k, v)
-    q, k, v = (draw(BATCH, length, HEADS, HEAD).transpose(1, 2) for _ in "qkv")
-    yield "attention, padded and corrected", lambda: padded_attention(q, k, v)
 
 
 def injection() -> Iterator[Part]:

@@ -115,18 +115,6 @@ def half_of_the_steps(**switches) -> Callable[[Host, object], object]:
     return change
 
 
-def padded_attention(_: Host, model):
-    """Attention over a multiple of 256 tokens in every block; no node sets it."""
-    from pack.fantasyid_core.dit.padded_attention import padded_attention
-
-    def attend(function, q, k, v, *args, **options):
-        return padded_attention(q, k, v) if q.shape == k.shape else function(q, k, v, *args, **options)
-
-    model = model.clone()
-    model.model_options["transformer_options"]["optimized_attention_override"] = attend
-    return model
-
-
 HALF = {"steps": 9, "amortised": True, "note": "half of the steps skipped"}
 MODES = (
     Mode("CogVideoX alone, diffusers, eager", baseline(baselines.plain)),
@@ -136,7 +124,6 @@ MODES = (
     Mode("ours without identity, eager", ours(identity=False)),
     Mode("ours, exact, eager", ours()),
     Mode("ours, exact, compiled by the host's node", compiling.rows, cuda=True),
-    Mode("ours, exact, attention padded", ours(padded_attention), cuda=True, by_name=True),
     Mode("ours, exact, 12 GiB free", ours(free=12), cuda=True),
     Mode("ours, exact, 7 GiB free", ours(free=7), cuda=True),
     Mode("ours, exact, 7 GiB free, compiled", ours(Host.compiled, free=7), cuda=True),
