@@ -38,7 +38,7 @@ FULL_PARITY = os.environ.get("FANTASYID_PARITY")  # a folder with what licences 
 SEEDS = itertools.count(1000)
 SLOW = [  # by the beginnings of their files' names: what trains, draws people or runs networks of full width
     *("deca_flame", "detection", "download", "eight_bits", "evaluation", "fitting", "image_tower", "model_defaults"),
-    *("nano", "parallel", "parity", "people", "profile_stage", "rasteriser_embree", "render", "topology", "training"),
+    *("nano", "parity", "people", "profile_stage", "rasteriser_embree", "render", "topology", "training"),
     *("views", "workflows"),
 ]
 OF_SCRIPTS = {
