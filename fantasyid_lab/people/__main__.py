@@ -1,4 +1,4 @@
-"""`python -m fantasyid_lab.people`: a sheet of people and how fast they are drawn."""
+"""`python -m fantasyid_lab.people`: a grid of people and how fast they are drawn."""
 
 import argparse
 import time
@@ -21,35 +21,35 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=25, help="frames per clip")
     parser.add_argument("--size", type=int, default=160, help="side of a frame in px")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--sheet", type=Path, help="picture to write: a person per row, frames in columns")
-    parser.add_argument("--people", type=int, default=8, help="rows of the sheet")
-    parser.add_argument("--columns", type=int, default=7, help="columns of the sheet")
+    parser.add_argument("--grid", "--sheet", type=Path, help="picture to write: a person per row, frames in columns")
+    parser.add_argument("--people", type=int, default=8, help="rows of the grid")
+    parser.add_argument("--columns", type=int, default=7, help="columns of the grid")
     parser.add_argument("--seed", type=int, default=0, help="of the clips")
     arguments = parser.parse_args()
-    if arguments.sheet:
-        _sheet(arguments)
+    if arguments.grid:
+        _save_grid(arguments)
     if arguments.frames:
-        _time(arguments)
+        _benchmark(arguments)
 
 
-def _draw(count: int, seed: int, length: int) -> list[Clip]:
+def _draw_clips(count: int, seed: int, length: int) -> list[Clip]:
     return [clip(person(VALIDATION.start + i), seed, length) for i in range(count)]
 
 
-def _sheet(arguments: argparse.Namespace) -> None:
+def _save_grid(arguments: argparse.Namespace) -> None:
     from PIL import Image
 
-    clips = _draw(arguments.people, arguments.seed, arguments.length)
+    clips = _draw_clips(arguments.people, arguments.seed, arguments.length)
     frames = render(clips, arguments.size, arguments.device).frames
     columns = torch.linspace(0, arguments.length - 1, arguments.columns).round().long()
     rows = torch.cat([torch.cat(list(row), 1) for row in frames[:, columns.to(frames.device)]])
-    arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((rows * 255 + 0.5).byte().cpu().numpy()).save(arguments.sheet)
-    for i, drawn in enumerate(clips):
-        print(f"{i}: {drawn.caption}")
+    arguments.grid.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((rows * 255 + 0.5).byte().cpu().numpy()).save(arguments.grid)
+    for i, each in enumerate(clips):
+        print(f"{i}: {each.caption}")
 
 
-def _time(arguments: argparse.Namespace) -> None:
+def _benchmark(arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     count = max(1, arguments.frames // arguments.length)
 
@@ -57,29 +57,29 @@ def _time(arguments: argparse.Namespace) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    def seconds(work: Callable[[], object]) -> float:
+    def seconds(function: Callable[[], object]) -> float:
         wait()
         start = time.perf_counter()
-        work()
+        function()
         wait()
         return time.perf_counter() - start
 
-    _draw(1, arguments.seed, 1)  # reads the head
+    _draw_clips(1, arguments.seed, 1)  # reads the head
     clips: list[Clip] = []
-    drawing = seconds(lambda: clips.extend(_draw(count, arguments.seed, arguments.length)))
+    draw_seconds = seconds(lambda: clips.extend(_draw_clips(count, arguments.seed, arguments.length)))
     render(clips[:4], arguments.size, device)  # kernels and tables
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     total = seconds(lambda: render(clips, arguments.size, device))
     frames = count * arguments.length
     print(f"{frames} frames of {arguments.size} × {arguments.size} on {device}, {torch.get_num_threads()} threads")
-    print(f"drawing people and clips by seed: {1e3 * drawing / count:.2f} ms a clip")
+    print(f"drawing people and clips by seed: {1e3 * draw_seconds / count:.2f} ms a clip")
     print(f"rendering: {total:.3f} s, {frames / total:.0f} frames a second")
-    print(f"both: {frames / (total + drawing):.0f} frames a second")
+    print(f"both: {frames / (total + draw_seconds):.0f} frames a second")
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
     shares: dict[str, float] = {}
-    with _timed(shares, wait):
+    with _stage_times(shares, wait):
         render(clips, arguments.size, device)
     inside = ("raster", "paint and shade")
     shares["draw, the rest (compose, copies)"] = shares.pop("draw") - sum(
@@ -91,7 +91,7 @@ def _time(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _timed(shares: dict[str, float], wait: Callable[[], None]):
+def _stage_times(shares: dict[str, float], wait: Callable[[], None]):
     """Add up where `render` spends its time, waiting for the device at each stage."""
     model = rendering._Model
     stages = [
@@ -99,14 +99,14 @@ def _timed(shares: dict[str, float], wait: Callable[[], None]):
         ("draw", model, "draw"),
         ("surface", model, "_surface"),
         ("raster", rendering, "visible"),
-        ("paint and shade", rendering.look, "paint_pixels"),
-        ("light", rendering, "lit"),
+        ("paint and shade", rendering.appearance, "paint_pixels"),
+        ("light", rendering, "shade"),
         ("background", rendering, "backdrop"),
-        ("geometry", rendering.Head, "turned"),
+        ("geometry", rendering.Head, "linear_blend_skinning"),
     ]
-    kept = [getattr(owner, name) for _, owner, name in stages]
+    originals = [getattr(owner, name) for _, owner, name in stages]
 
-    def watched(label: str, function: Callable) -> Callable:
+    def timed(label: str, function: Callable) -> Callable:
         def call(*arguments, **named):
             wait()
             start = time.perf_counter()
@@ -117,12 +117,12 @@ def _timed(shares: dict[str, float], wait: Callable[[], None]):
 
         return call
 
-    for (label, owner, name), function in zip(stages, kept, strict=True):
-        setattr(owner, name, watched(label, function))
+    for (label, owner, name), function in zip(stages, originals, strict=True):
+        setattr(owner, name, timed(label, function))
     try:
         yield
     finally:
-        for (_, owner, name), function in zip(stages, kept, strict=True):
+        for (_, owner, name), function in zip(stages, originals, strict=True):
             setattr(owner, name, function)
 
 

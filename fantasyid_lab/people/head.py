@@ -1,4 +1,4 @@
-"""The parametric head of the synthetic people: shape, expression and turn → vertices, from one file of arrays."""
+"""The parametric head of the synthetic people: shape, expression and pose → vertices, from one file of arrays."""
 
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -55,13 +55,13 @@ class Head:
     mask_names: tuple[str, ...]
     features: tuple[str, ...]
 
-    def vertices(self, shape: Tensor, expression: Tensor | None = None, turn: Tensor | None = None) -> Tensor:
+    def vertices(self, shape: Tensor, expression: Tensor | None = None, pose: Tensor | None = None) -> Tensor:
         """Vertices of B heads, on the head's device.
 
         Args:
             shape: (B, 100) standard deviations.
             expression: (B, 50) 0…1 each; neutral if None.
-            turn: (B, 3) degrees of yaw (> 0: looks to +x), pitch (> 0: up) and roll (> 0: leans to +x); the shoulders
+            pose: (B, 3) degrees of yaw (> 0: looks to +x), pitch (> 0: up) and roll (> 0: leans to +x); the shoulders
                 stay. Frontal if None.
 
         Returns:
@@ -73,28 +73,28 @@ class Head:
         for name, value, size in (
             ("shape", shape, self.shape_basis.shape[2]),
             ("expression", expression, len(self.expressions)),
-            ("turn", turn, 3),
+            ("pose", pose, 3),
         ):
             if value is not None and (value.ndim != 2 or value.shape[1] != size):
                 raise MeshError(f"The {name} has shape {tuple(value.shape)}; expected (batch, {size}).")
-        vertices, joints = self.rest(shape.float())
+        vertices, joints = self.neutral(shape.float())
         if expression is not None:
-            vertices = vertices + self.offsets(expression.float())
-        return vertices if turn is None else self.turned(vertices, joints, turn.float())
+            vertices = vertices + self.expression_offsets(expression.float())
+        return vertices if pose is None else self.linear_blend_skinning(vertices, joints, pose.float())
 
-    def rest(self, shape: Tensor) -> tuple[Tensor, Tensor]:
+    def neutral(self, shape: Tensor) -> tuple[Tensor, Tensor]:
         """Vertices (B, V, 3) and joints (B, 4, 3) of neutral frontal heads of shape (B, 100)."""
         vertices = self.template + (shape @ self.shape_basis.flatten(0, 1).T).unflatten(1, (-1, 3))
         return vertices, self.joints + torch.einsum("bk,jdk->bjd", shape, self.joint_basis)
 
-    def offsets(self, expression: Tensor) -> Tensor:
+    def expression_offsets(self, expression: Tensor) -> Tensor:
         """What expressions (B, 50) add to neutral vertices, (B, V, 3)."""
         return (expression @ self.expression_basis.flatten(0, 1).T).unflatten(1, (-1, 3))
 
-    def turned(self, vertices: Tensor, joints: Tensor, turn: Tensor) -> Tensor:
+    def linear_blend_skinning(self, vertices: Tensor, joints: Tensor, pose: Tensor) -> Tensor:
         """Frontal vertices (B, V, 3) with joints (B, 4, 3) → turned by (B, 3) degrees of yaw, pitch and roll."""
-        share = turn.new_tensor(_SHARES).cumsum(0)
-        rotations = rotation(turn[:, None] * share[:, None])
+        share = pose.new_tensor(_SHARES).cumsum(0)
+        rotations = rotation(pose[:, None] * share[:, None])
         position = joints[:, :1].expand(-1, 4, -1)
         steps = (rotations[:, :3] @ (joints[:, 1:] - joints[:, :3])[..., None])[..., 0]
         position = torch.cat([joints[:, :1], joints[:, :1] + steps.cumsum(1)], 1)
@@ -102,16 +102,16 @@ class Head:
         moved = vertices * self.skin_weights[:, :1]
         for joint in range(4):
             # Written out: a matrix product may be rounded to 10 bits where TF32 is on.
-            turned = shift[:, joint, None]
+            rigid = shift[:, joint, None]
             for axis in range(3):
-                turned = turned + vertices[..., axis, None] * rotations[:, joint, None, :, axis]
-            moved = moved + self.skin_weights[:, joint + 1, None] * turned
+                rigid = rigid + vertices[..., axis, None] * rotations[:, joint, None, :, axis]
+            moved = moved + self.skin_weights[:, joint + 1, None] * rigid
         return moved
 
 
-def rotation(turn: Tensor) -> Tensor:
+def rotation(pose: Tensor) -> Tensor:
     """(…, 3) degrees of yaw, pitch and roll → (…, 3, 3): roll · yaw · pitch, with the signs of `Head.vertices`."""
-    yaw, pitch, roll = torch.deg2rad(turn).unbind(-1)
+    yaw, pitch, roll = torch.deg2rad(pose).unbind(-1)
     one, zero = torch.ones_like(yaw), torch.zeros_like(yaw)
 
     def matrix(*rows: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def draw_motion(rng: np.random.Generator, labels: ClipLabels, frames: int) -> Mo
     """A motion that shows what the labels say, and nothing else clearly."""
     time = np.arange(frames) / FPS
     length = max(frames, 2) / FPS
-    face = _Face(frames)
+    face = _ExpressionCurves(frames)
     yaw, pitch, roll = (rng.normal(0, s) + _sway(rng, time, a) for s, a in ((4, 1.6), (3, 1.2), (2, 0.8)))
     if labels.turn:
         sign = 1 if labels.turn == "right" else -1
@@ -75,9 +75,9 @@ def draw_motion(rng: np.random.Generator, labels: ClipLabels, frames: int) -> Mo
     else:
         yaw = yaw + rng.choice([0.0, rng.uniform(-22, 22)])
     if labels.nod:
-        start, rate = rng.uniform(0.05, 0.35) * length, rng.uniform(1.0, 1.5)
+        start, frequency = rng.uniform(0.05, 0.35) * length, rng.uniform(1.0, 1.5)
         count = rng.integers(2, 4)
-        phase = np.clip((time - start) * rate, 0, count)
+        phase = np.clip((time - start) * frequency, 0, count)
         pitch = pitch + rng.uniform(8, 13) * (np.cos(2 * np.pi * phase) - 1) / 1.4
     if labels.tilt:
         sign = 1 if labels.tilt == "right" else -1
@@ -95,9 +95,9 @@ def draw_motion(rng: np.random.Generator, labels: ClipLabels, frames: int) -> Mo
         _talk(rng, face, time, length)
     if labels.blink:
         for _ in range(rng.integers(1, 3)):
-            at = rng.integers(0, max(1, frames - 2)) + np.arange(3)
+            indices = rng.integers(0, max(1, frames - 2)) + np.arange(3)
             shut = np.zeros(frames)
-            shut[at[at < frames]] = np.array([0.7, 1.0, rng.choice([0.0, 0.5])])[: (at < frames).sum()]
+            shut[indices[indices < frames]] = np.array([0.7, 1.0, rng.choice([0.0, 0.5])])[: (indices < frames).sum()]
             face.both("eyeBlink", shut)
     if labels.brows:
         strength = rng.uniform(0.75, 1) * _bump(rng, time, length)
@@ -105,21 +105,21 @@ def draw_motion(rng: np.random.Generator, labels: ClipLabels, frames: int) -> Mo
         face.both("browOuterUp", strength)
         face.both("eyeWide", 0.35 * strength)
     if labels.gaze:
-        face.look(labels.gaze, rng.uniform(0.6, 0.95) * _bump(rng, time, length))
+        face.turn_eyes(labels.gaze, rng.uniform(0.6, 0.95) * _bump(rng, time, length))
     else:
-        face.look("right" if rng.random() < 0.5 else "left", np.full(frames, abs(rng.normal(0, 0.06))))
+        face.turn_eyes("right" if rng.random() < 0.5 else "left", np.full(frames, abs(rng.normal(0, 0.06))))
     pose = np.stack([yaw, pitch, roll], 1).astype(np.float32)
     return Motion(pose, np.clip(face.strengths, 0, 1).astype(np.float32))
 
 
-def _talk(rng: np.random.Generator, face: "_Face", time: np.ndarray, length: float) -> None:
+def _talk(rng: np.random.Generator, face: "_ExpressionCurves", time: np.ndarray, length: float) -> None:
     """Syllables: the jaw opens three or four times a second, the lips round or stretch with some of them."""
-    rate = rng.uniform(2.6, 3.4)
+    frequency = rng.uniform(2.6, 3.4)
     start, end = rng.uniform(0, 0.2) * length, rng.uniform(0.75, 1.1) * length
-    syllable = np.floor(time * rate).astype(int)
+    syllable = np.floor(time * frequency).astype(int)
     count = syllable.max() + 1
     speaking = _step(time, start, 0.15) * (1 - _step(time, end, 0.15))
-    open_ = speaking * (0.25 + 0.75 * np.abs(np.sin(np.pi * time * rate)))
+    open_ = speaking * (0.25 + 0.75 * np.abs(np.sin(np.pi * time * frequency)))
     face.add("jawOpen", open_ * rng.uniform(0.2, 0.55, count)[syllable])
     face.add("mouthFunnel", open_ * (rng.uniform(0, 0.6, count) * (rng.random(count) < 0.4))[syllable])
     face.both("mouthStretch", open_ * (rng.uniform(0, 0.5, count) * (rng.random(count) < 0.4))[syllable])
@@ -127,7 +127,7 @@ def _talk(rng: np.random.Generator, face: "_Face", time: np.ndarray, length: flo
     face.both("mouthUpperUp", open_ * rng.uniform(0, 0.25, count)[syllable])
 
 
-class _Face:
+class _ExpressionCurves:
     """Strengths (T, 50) of the actions, by name."""
 
     def __init__(self, frames: int):
@@ -140,7 +140,7 @@ class _Face:
         for side in ("Left", "Right"):
             self.add(action + side, strength)
 
-    def look(self, direction: str, strength: np.ndarray) -> None:
+    def turn_eyes(self, direction: str, strength: np.ndarray) -> None:
         """Turn both eyes; left and right as in the picture."""
         left, right = {
             "up": ("eyeLookUpLeft", "eyeLookUpRight"),

@@ -13,13 +13,13 @@ from torch import Tensor
 from fantasyid_core.errors import ImageError
 from fantasyid_core.reconstruction.rasteriser import barycentric, visible
 
-from . import look
+from . import appearance
 from .backdrop import backdrop
+from .batching import stack_fields
 from .camera import apply, face_crop, inverse, project
 from .clip import Clip
 from .head import HAIR, LASHES, LEFT_EYE, RIGHT_EYE, SKIN, TEETH, TONGUE, Head, load
-from .light import lit
-from .stacking import stacked
+from .light import shade
 
 PARTS = ("background", "skin", "face", "lips", "eyes", "mouth", "hair", "shirt")
 """What a pixel may show; the numbers in `RenderedClips.parts`."""
@@ -27,8 +27,8 @@ GAMMA = 2.2
 _SHOULDER = 0.7
 SAMPLES = 2  # per pixel and direction
 _GLINT = 0.011  # m from the eyeball's middle to the mirrored lamp when that is at the side
-_FRAMES = {"cpu": 4, "mps": 16}  # of 160 × 160 at a time
-_CUDA_FRAMES, _CUDA_BYTES = 256, 300 << 20  # at most, and of the card's memory for each; 28 MB is what one takes
+_BATCH = {"cpu": 4, "mps": 16}  # of 160 × 160 at a time
+_CUDA_BATCH, _CUDA_BYTES = 256, 300 << 20  # at most, and of the card's memory for each; 28 MB is what one takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,24 +74,24 @@ def render(
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         model = _Model(clips, device)
         crop = None if crop is None else crop.to(model.pose).flatten(0, 1)
-        step = max(1, _at_once(device) * 160**2 // size**2)
-        drawn = [
+        step = max(1, _batch_size(device) * 160**2 // size**2)
+        rendered = [
             model.draw(part, size, None if crop is None else crop[part])
             for part in torch.arange(count * length, device=device).split(step)
         ]
     frames, parts, landmarks, pose = (
-        torch.cat(piece).unflatten(0, (count, length)) for piece in zip(*drawn, strict=True)
+        torch.cat(piece).unflatten(0, (count, length)) for piece in zip(*rendered, strict=True)
     )
     return RenderedClips(frames, parts, landmarks, pose, model.expression.unflatten(0, (count, length)))
 
 
-def _at_once(device: torch.device) -> int:
+def _batch_size(device: torch.device) -> int:
     """Frames of 160 × 160 that are drawn together. A GPU takes as many as its memory allows: drawing starts some 2,000
     kernels, however few the frames.
     """
     if device.type != "cuda":
-        return _FRAMES.get(device.type, 4)
-    return max(1, min(_CUDA_FRAMES, torch.cuda.get_device_properties(device).total_memory // _CUDA_BYTES))
+        return _BATCH.get(device.type, 4)
+    return max(1, min(_CUDA_BATCH, torch.cuda.get_device_properties(device).total_memory // _CUDA_BYTES))
 
 
 class _Model:
@@ -107,17 +107,17 @@ class _Model:
 
         self.pose, self.expression, self.camera = frames_of("pose"), frames_of("expression"), frames_of("camera")
         self.length = clips[0].frames
-        self.paint = stacked([clip.person.paint for clip in clips], device)
-        self.scene = stacked([clip.scene for clip in clips], device)
+        self.paint = stack_fields([clip.person.paint for clip in clips], device)
+        self.scene = stack_fields([clip.scene for clip in clips], device)
         shape = torch.stack([clip.person.shape_code for clip in clips]).to(device)
-        neutral, self.joints = head.rest(shape)
+        neutral, self.joints = head.neutral(shape)
         hair, collar = self.scene.hair, self.scene.collar
-        self.neighbours = _neighbours(str(device))
-        self.rest = look.dress(head, neutral, self.normals(neutral), hair, collar)
-        self.painted = look.paint_vertices(head, self.paint, hair, collar)
-        self.drawn = look.drawn_triangles(head, hair)
+        self.neighbours = _adjacent_triangles(str(device))
+        self.vertices = appearance.displace(head, neutral, self.normals(neutral), hair, collar)
+        self.vertex_paint = appearance.paint_vertices(head, self.paint, hair, collar)
+        self.triangle_mask = appearance.triangle_mask(head, hair)
         self.two_sided = (head.parts == HAIR) | (head.parts == LASHES)
-        self.kinds = _kinds(head)
+        self.kinds = _part_labels(head)
 
     def normals(self, vertices: Tensor) -> Tensor:
         """Unit normals (n, V, 3) of vertices (n, V, 3), the mean of the adjoining triangles' by area."""
@@ -132,8 +132,8 @@ class _Model:
         """Frames (n, size, size, 3), parts (n, size, size), landmarks (n, 68, 2) and pose (n, 3) of those numbered."""
         head, clip = self.head, frames // self.length
         pose, camera = self.pose[frames], self.camera[frames]
-        vertices = self.rest[clip] + head.offsets(self.expression[frames])
-        vertices = head.turned(vertices, self.joints[clip], pose)
+        vertices = self.vertices[clip] + head.expression_offsets(self.expression[frames])
+        vertices = head.linear_blend_skinning(vertices, self.joints[clip], pose)
         pixels = project(vertices, camera, size)
         roll = camera[:, 4]
         if crop is not None:
@@ -142,31 +142,31 @@ class _Model:
             roll = roll + torch.rad2deg(torch.atan2(to_crop[:, 1, 0], to_crop[:, 0, 0]))
         else:
             to_crop = None
-        seen_pose = torch.cat([pose[:, :2], (pose[:, 2] + roll)[:, None]], 1)
+        camera_pose = torch.cat([pose[:, :2], (pose[:, 2] + roll)[:, None]], 1)
 
         light = self.scene.light
-        received = lit(head, self.normals(vertices), pose, light.direction[clip], light.lamp[clip], light.sky[clip])
-        behind = backdrop(_of(self.scene.background, clip), _places(to_crop, camera, size))
-        picture, kinds = self._surface(clip, pixels, received, self._glint(clip, pose), size)
+        lighting = shade(head, self.normals(vertices), pose, light.direction[clip], light.lamp[clip], light.sky[clip])
+        behind = backdrop(_select(self.scene.background, clip), _background_coordinates(to_crop, camera, size))
+        picture, kinds = self._surface(clip, pixels, lighting, self._glint(clip, pose), size)
         pixel = sum(picture[:, row::SAMPLES, column::SAMPLES] for row in range(SAMPLES) for column in range(SAMPLES))
         pixel = pixel / SAMPLES**2
-        colour = _softened(pixel[..., :3]) + (1 - pixel[..., 3:]) * behind
+        colour = _tone_map(pixel[..., :3]) + (1 - pixel[..., 3:]) * behind
         image = colour.clamp(1e-6, 1) ** (1 / GAMMA)
-        return image, kinds[:, ::SAMPLES, ::SAMPLES].contiguous(), pixels[:, head.landmarks, :2], seen_pose
+        return image, kinds[:, ::SAMPLES, ::SAMPLES].contiguous(), pixels[:, head.landmarks, :2], camera_pose
 
     def _surface(
-        self, clip: Tensor, pixels: Tensor, received: Tensor, glint: Tensor, size: int
+        self, clip: Tensor, pixels: Tensor, lighting: Tensor, glint: Tensor, size: int
     ) -> tuple[Tensor, Tensor]:
         """What n heads show at each sample: linear colour and 1 (n, S, S, 4), 0 beside them; kinds (n, S, S) uint8."""
         head, count, side = self.head, len(clip), size * SAMPLES
-        fine = torch.cat([pixels[..., :2] * SAMPLES + (SAMPLES - 1) / 2, pixels[..., 2:]], -1)
-        a, b, c = (fine[..., :2].index_select(1, corner) for corner in head.faces.unbind(1))
+        subpixels = torch.cat([pixels[..., :2] * SAMPLES + (SAMPLES - 1) / 2, pixels[..., 2:]], -1)
+        a, b, c = (subpixels[..., :2].index_select(1, corner) for corner in head.faces.unbind(1))
         u, v = b - a, c - a
-        towards = u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0] < 0
-        index = visible(fine, head.faces, side, side, self.drawn[clip] & (towards | self.two_sided))
-        shown = (index.flatten() >= 0).nonzero()[:, 0]
-        weights = barycentric(fine, head.faces, index, shown)[:, :, None].unbind(1)
-        frame, triangle = shown // (side * side), index.flatten()[shown]
+        front_facing = u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0] < 0
+        index = visible(subpixels, head.faces, side, side, self.triangle_mask[clip] & (front_facing | self.two_sided))
+        covered = (index.flatten() >= 0).nonzero()[:, 0]
+        weights = barycentric(subpixels, head.faces, index, covered)[:, :, None].unbind(1)
+        frame, triangle = covered // (side * side), index.flatten()[covered]
         owner = clip[frame]
         corners = [corner.index_select(0, triangle) for corner in head.faces.T]
 
@@ -179,15 +179,15 @@ class _Model:
             return total.T.contiguous()
 
         part = head.parts.index_select(0, triangle)
-        albedo, gloss, worn = look.paint_pixels(
-            interpolate(self.painted, owner),
+        albedo, gloss, worn = appearance.paint_pixels(
+            interpolate(self.vertex_paint, owner),
             part,
-            _of(self.paint, owner),
-            _of(self.scene.hair, owner),
+            _select(self.paint, owner),
+            _select(self.scene.hair, owner),
             self.scene.shirt.index_select(0, owner),
             glint.index_select(0, frame),
         )
-        light = interpolate(received, frame)
+        light = interpolate(lighting, frame)
         # Specular light has the lamp's colour, which is close to white.
         colour = albedo * light[:3].T + (0.5 * gloss * light[3])[:, None]
         kind = self.kinds.index_select(0, triangle)
@@ -195,8 +195,8 @@ class _Model:
         kind = torch.where(worn[:, 1] > 0.5, PARTS.index("shirt"), kind)
         picture = torch.zeros(count * side * side, 4, device=self.device)
         kinds = torch.zeros(count * side * side, dtype=torch.uint8, device=self.device)
-        picture.index_copy_(0, shown, F.pad(colour, (0, 1), value=1.0))
-        kinds.index_copy_(0, shown, kind.to(torch.uint8))
+        picture.index_copy_(0, covered, F.pad(colour, (0, 1), value=1.0))
+        kinds.index_copy_(0, covered, kind.to(torch.uint8))
         return picture.reshape(count, side, side, 4), kinds.reshape(count, side, side)
 
     def _glint(self, clip: Tensor, pose: Tensor) -> Tensor:
@@ -206,17 +206,17 @@ class _Model:
         return _GLINT * torch.stack([half[:, 0] - yaw.sin(), half[:, 1] - pitch.sin()], 1)
 
 
-def _softened(colour: Tensor) -> Tensor:
+def _tone_map(colour: Tensor) -> Tensor:
     """Linear light, the brightest part compressed below 1 as film does."""
     return colour.clamp(max=_SHOULDER) + (1 - _SHOULDER) * torch.tanh((colour - _SHOULDER).relu() / (1 - _SHOULDER))
 
 
-def _of(fields: SimpleNamespace, rows: Tensor) -> SimpleNamespace:
+def _select(fields: SimpleNamespace, rows: Tensor) -> SimpleNamespace:
     """The given rows of all tensors."""
     return SimpleNamespace(**{name: value.index_select(0, rows) for name, value in vars(fields).items()})
 
 
-def _places(to_crop: Tensor | None, camera: Tensor, size: int) -> Tensor:
+def _background_coordinates(to_crop: Tensor | None, camera: Tensor, size: int) -> Tensor:
     """(n, size, size, 2) where the pixels look at the background, which moves with the camera, less than the person."""
     x, y = torch.meshgrid(*(torch.arange(size, device=camera.device, dtype=torch.float32),) * 2, indexing="xy")
     pixel = torch.stack([x, y], -1)
@@ -226,7 +226,7 @@ def _places(to_crop: Tensor | None, camera: Tensor, size: int) -> Tensor:
     return (pixel - (size - 1) / 2) / size + 0.6 * drift[:, None, None]
 
 
-def _kinds(head: Head) -> Tensor:
+def _part_labels(head: Head) -> Tensor:
     """(F,) number of the `PARTS` that a triangle shows, hair and shirt aside."""
     masks = head.masks[head.faces].mean(1)
     face, lips, inside = (masks[:, head.mask_names.index(name)] > 0.5 for name in ("face", "lips", "inside-mouth"))
@@ -242,7 +242,7 @@ def _kinds(head: Head) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _neighbours(device: str) -> Tensor:
+def _adjacent_triangles(device: str) -> Tensor:
     """(N, V) triangles about each vertex; the number of triangles where there are fewer than N."""
     faces, vertex_count = load().faces, len(load().template)
     vertices, order = faces.flatten().sort(stable=True)

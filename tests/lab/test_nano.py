@@ -138,7 +138,9 @@ def test_the_face_model_is_the_synthetic_people_s_head():
     wanted = head.vertices(shape, expression)[:, at]
     assert (face.decode(shape, expression) - wanted).abs().max() < 1e-4
     joints = face.joint_regressor[:1] @ face.decode(shape)
-    assert (joints[:, 0] - head.rest(shape)[1][:, -1]).norm(dim=-1).max() < 5e-3  # the joint that the head turns about
+    assert (joints[:, 0] - head.neutral(shape)[1][:, -1]).norm(
+        dim=-1
+    ).max() < 5e-3  # the joint that the head turns about
 
 
 def test_vertices_survive_the_way_down_and_up_the_mesh():

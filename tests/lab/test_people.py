@@ -127,7 +127,7 @@ def test_codes_of_another_size_say_so():
     head = load()
     with pytest.raises(MeshError, match=r"shape has shape \(1, 99\)"):
         head.vertices(torch.zeros(1, 99))
-    with pytest.raises(MeshError, match="turn"):
+    with pytest.raises(MeshError, match="pose"):
         head.vertices(torch.zeros(1, 100), None, torch.zeros(1, 6))
 
 

@@ -21,42 +21,42 @@ _BEARD = ((-0.0445, -0.0345, -0.0045, 0.0205, 0.0455), (-0.0034, -0.0284, -0.060
 _IRIS_X, _IRIS_RADIUS, _PUPIL_RADIUS = 0.0308, 0.0064, 0.0029
 _TONGUE, _TEETH, _MOUTH = (0.46, 0.12, 0.11), (0.80, 0.74, 0.64), (0.12, 0.02, 0.02)
 _SCLERA = (0.80, 0.77, 0.74)
-PAINTED = 12
+PAINT_CHANNELS = 12
 """Columns of `paint_vertices`: colour 3, gloss, hair, shirt, beard, freckles, place on the base mesh 3, side."""
 
 
-def ramp(low: float | Tensor, high: float | Tensor, x: Tensor) -> Tensor:
+def smoothstep(low: float | Tensor, high: float | Tensor, x: Tensor) -> Tensor:
     """Smooth step from 0 at `low` to 1 at `high`."""
     t = ((x - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
 
 
-def dress(head: Head, vertices: Tensor, normals: Tensor, hair: SimpleNamespace, collar: Tensor) -> Tensor:
+def displace(head: Head, vertices: Tensor, normals: Tensor, hair: SimpleNamespace, collar: Tensor) -> Tensor:
     """Neutral vertices (B, V, 3) with hair and shirt upon the skin."""
     x, y, z = head.canonical.T
-    place = _hair_place(head, hair)
+    place = _hairline_distance(head, hair)
     phase = hair.phase[:, None]
-    height = torch.lerp(hair.side[:, None], hair.top[:, None], ramp(0.0, 0.085, y))
-    height = height + hair.front[:, None] * ramp(0.045, 0.085, y) * ramp(-0.05, 0.01, z)
+    height = torch.lerp(hair.side[:, None], hair.top[:, None], smoothstep(0.0, 0.085, y))
+    height = height + hair.front[:, None] * smoothstep(0.045, 0.085, y) * smoothstep(-0.05, 0.01, z)
     waves = torch.sin(x * 210 + phase) * torch.sin(y * 190 + 2 * phase) * torch.sin(z * 200 + 3 * phase)
-    height = height * (1 + 0.3 * hair.curl[:, None] * waves) * ramp(0.0, 0.03, place)
-    shirt = 0.004 * ramp(0.003, -0.003, _below_collar(head, collar))
+    height = height * (1 + 0.3 * hair.curl[:, None] * waves) * smoothstep(0.0, 0.03, place)
+    shirt = 0.004 * smoothstep(0.003, -0.003, _collar_distance(head, collar))
     part = vertex_parts(head)
     offset = torch.where(part == SKIN, height + shirt, 0)
 
     # The curtain: thicker than the head, as long as the hair.
     curtain = part == HAIR
-    offset = torch.where(curtain, 0.5 * hair.side[:, None] + hair.spread[:, None] * ramp(0.06, -0.05, y), offset)
+    offset = torch.where(curtain, 0.5 * hair.side[:, None] + hair.spread[:, None] * smoothstep(0.06, -0.05, y), offset)
     ragged = 0.004 * torch.sin(x * 310 + phase) + 0.004 * torch.sin(z * 270 + 2 * phase)
     lift = torch.where(curtain, (hair.cut[:, None] + ragged - y).clamp(min=0), 0)
     # Chest and shoulders end where the bust was cut: draw the edges down, out of the picture.
-    edge = torch.maximum(ramp(-0.255, -0.275, y), ramp(0.215, 0.24, x.abs())) * (part == SKIN)
+    edge = torch.maximum(smoothstep(-0.255, -0.275, y), smoothstep(0.215, 0.24, x.abs())) * (part == SKIN)
     lift = lift - 0.15 * edge
     vertices = vertices + normals * offset[..., None]
     return torch.stack([vertices[..., 0], vertices[..., 1] + lift, vertices[..., 2]], -1)
 
 
-def drawn_triangles(head: Head, hair: SimpleNamespace) -> Tensor:
+def triangle_mask(head: Head, hair: SimpleNamespace) -> Tensor:
     """(B, F) bool: all, but the curtain only of long hair."""
     return (head.parts != HAIR) | (hair.long[:, None] > 0)
 
@@ -94,22 +94,26 @@ def paint_vertices(head: Head, paint: SimpleNamespace, hair: SimpleNamespace, co
     for number, value in ((TONGUE, _TONGUE), (TEETH, _TEETH), (LEFT_EYE, _SCLERA), (RIGHT_EYE, _SCLERA)):
         colour = torch.where((part == number)[:, None], colour.new_tensor(value), colour)
     lashes = torch.lerp(
-        0.45 * skin, 0.25 * paint.brow[:, None], ramp(-0.004, 0.001, y)[:, None]
+        0.45 * skin, 0.25 * paint.brow[:, None], smoothstep(-0.004, 0.001, y)[:, None]
     )  # the upper are darker
     colour = torch.where((part == LASHES)[:, None], lashes, colour)
 
-    below = ramp(0.006, -0.006, y - _line(_BEARD, z)) * ramp(-0.1282, -0.1162, y - 0.15 * z) * ramp(-0.0545, -0.0465, z)
+    below = (
+        smoothstep(0.006, -0.006, y - _piecewise_linear(_BEARD, z))
+        * smoothstep(-0.1282, -0.1162, y - 0.15 * z)
+        * smoothstep(-0.0545, -0.0465, z)
+    )
     middle = -0.0529 - 0.10 * (side - 0.012).clamp(min=0) - 0.9 * (side - 0.022).clamp(min=0)
-    upper = ramp(1.15, 0.75, (y - middle).abs() / 0.0062) * ramp(0.034, 0.028, side) * (z > -0.0145)
+    upper = smoothstep(1.15, 0.75, (y - middle).abs() / 0.0062) * smoothstep(0.034, 0.028, side) * (z > -0.0145)
     beard = torch.maximum(below * paint.beard[:, None], upper * paint.moustache[:, None])
     beard = beard * (1 - masks["lips"]) * (part == SKIN)
 
     gloss = torch.where(part == SKIN, 0.09 + 0.13 * masks["lips"], 0.0) * (1 - inside)
     gloss = torch.where(part == TEETH, 0.3, gloss)
-    place = torch.where(part == HAIR, 1.0, torch.where(part == SKIN, _hair_place(head, hair), -1.0))
-    shirt = torch.where(part == SKIN, _below_collar(head, collar), 1.0)
+    place = torch.where(part == HAIR, 1.0, torch.where(part == SKIN, _hairline_distance(head, hair), -1.0))
+    shirt = torch.where(part == SKIN, _collar_distance(head, collar), 1.0)
     count = len(colour)
-    rest = [
+    channels = [
         gloss.expand(count, -1),
         place,
         shirt,
@@ -118,7 +122,7 @@ def paint_vertices(head: Head, paint: SimpleNamespace, hair: SimpleNamespace, co
         *(axis.expand(count, -1) for axis in (x, y, z)),
         side.expand(count, -1),
     ]
-    return torch.cat([colour, torch.stack(rest, -1)], -1)
+    return torch.cat([colour, torch.stack(channels, -1)], -1)
 
 
 def paint_pixels(
@@ -138,7 +142,7 @@ def paint_pixels(
     skin = part == SKIN
     speck = torch.sin(x * 1500 + 2 * torch.sin(y * 900 + paint.phase))
     speck = speck * torch.sin(y * 1600 + 2 * torch.sin(x * 1100 + paint.phase))
-    colour = colour * (1 - 0.5 * freckles * ramp(0.35, 0.75, speck))[:, None]
+    colour = colour * (1 - 0.5 * freckles * smoothstep(0.35, 0.75, speck))[:, None]
     dots = 0.88 + 0.12 * torch.sin(x * 2300 + 2 * torch.sin(y * 1900))
     brows = _brows(side, y, paint) * (z > -0.0245)
     dark = torch.maximum(beard * torch.lerp(torch.ones_like(dots), dots, paint.stubble), brows) * skin
@@ -148,15 +152,19 @@ def paint_pixels(
     strand = 0.5 * torch.sin(around * 37 + hair.phase) + 0.35 * torch.sin(around * 71 + y * 140 + 2 * hair.phase)
     strand = strand + 0.4 * torch.sin(around * 23 + y * 60 + 3 * hair.phase)
     curtain = part == HAIR
-    covered = ramp(-0.001, 0.003, place + 0.0025 * strand) * torch.where(curtain, 1.0, hair.cover) * (skin | curtain)
-    colour = _mix(colour, hair.colour * (1 + 0.2 * strand)[:, None], covered[:, None])
-    worn = ramp(0.0015, -0.0015, below) * skin
-    colour = _mix(colour, shirt, worn[:, None])
-    gloss = torch.lerp(torch.lerp(gloss, torch.full_like(gloss, 0.10), covered), torch.zeros_like(gloss), worn)
+    hair_coverage = (
+        smoothstep(-0.001, 0.003, place + 0.0025 * strand) * torch.where(curtain, 1.0, hair.cover) * (skin | curtain)
+    )
+    colour = _mix(colour, hair.colour * (1 + 0.2 * strand)[:, None], hair_coverage[:, None])
+    shirt_coverage = smoothstep(0.0015, -0.0015, below) * skin
+    colour = _mix(colour, shirt, shirt_coverage[:, None])
+    gloss = torch.lerp(
+        torch.lerp(gloss, torch.full_like(gloss, 0.10), hair_coverage), torch.zeros_like(gloss), shirt_coverage
+    )
 
     eye = (part == LEFT_EYE) | (part == RIGHT_EYE)
     colour, gloss = _eyes(colour, gloss, eye, x, y, side, paint.iris, glint)
-    return colour, gloss, torch.stack([covered, worn], 1)
+    return colour, gloss, torch.stack([hair_coverage, shirt_coverage], 1)
 
 
 def _brows(side: Tensor, y: Tensor, paint: SimpleNamespace) -> Tensor:
@@ -169,9 +177,9 @@ def _brows(side: Tensor, y: Tensor, paint: SimpleNamespace) -> Tensor:
     return (
         paint.brow_density
         * hairs
-        * ramp(1.4, 0.6, (y - middle).abs() / thickness)
-        * ramp(-0.06, 0.06, t)
-        * ramp(1.06, 0.9, t)
+        * smoothstep(1.4, 0.6, (y - middle).abs() / thickness)
+        * smoothstep(-0.06, 0.06, t)
+        * smoothstep(1.06, 0.9, t)
     )
 
 
@@ -180,31 +188,33 @@ def _eyes(
 ) -> tuple[Tensor, Tensor]:
     across = side - _IRIS_X
     radius = torch.hypot(across, y)
-    ball = colour * (1 - 0.45 * ramp(0.001, 0.010, y) - 0.25 * ramp(0.006, 0.013, across.abs()))[:, None]
-    rings = 1.35 - 0.85 * ramp(0.0035, _IRIS_RADIUS, radius) - 0.25 * ramp(0.0, 0.006, y)
-    ball = _mix(ball, iris * rings[:, None], ramp(_IRIS_RADIUS + 0.0005, _IRIS_RADIUS - 0.0003, radius)[:, None])
-    ball = ball * (1 - 0.97 * ramp(_PUPIL_RADIUS + 0.0004, _PUPIL_RADIUS - 0.0002, radius))[:, None]
+    ball = colour * (1 - 0.45 * smoothstep(0.001, 0.010, y) - 0.25 * smoothstep(0.006, 0.013, across.abs()))[:, None]
+    rings = 1.35 - 0.85 * smoothstep(0.0035, _IRIS_RADIUS, radius) - 0.25 * smoothstep(0.0, 0.006, y)
+    ball = _mix(ball, iris * rings[:, None], smoothstep(_IRIS_RADIUS + 0.0005, _IRIS_RADIUS - 0.0003, radius)[:, None])
+    ball = ball * (1 - 0.97 * smoothstep(_PUPIL_RADIUS + 0.0004, _PUPIL_RADIUS - 0.0002, radius))[:, None]
     sideways = x.sign() * across - glint[:, 0]
-    light = 0.85 * ramp(0.0019, 0.0009, torch.hypot(sideways, y - glint[:, 1]))
+    light = 0.85 * smoothstep(0.0019, 0.0009, torch.hypot(sideways, y - glint[:, 1]))
     return torch.where(eye[:, None], ball + light[:, None], colour), torch.where(eye, 0.0, gloss)
 
 
-def _hair_place(head: Head, hair: SimpleNamespace) -> Tensor:
+def _hairline_distance(head: Head, hair: SimpleNamespace) -> Tensor:
     """(B, V) metres behind the hairline; negative before it."""
     x, y, z = head.canonical.T
     ears = head.masks[:, head.mask_names.index("ears")]
-    front = ramp(-0.035, -0.015, z)
-    fallen = hair.fringe[:, None] * ramp(0.055, 0.035, (x - hair.parting[:, None]).abs())
-    return y - _line(_HAIRLINE, z) - (hair.line[:, None] - fallen) * front - 0.1 * ramp(0.15, 0.4, ears)
+    front = smoothstep(-0.035, -0.015, z)
+    fallen = hair.fringe[:, None] * smoothstep(0.055, 0.035, (x - hair.parting[:, None]).abs())
+    return (
+        y - _piecewise_linear(_HAIRLINE, z) - (hair.line[:, None] - fallen) * front - 0.1 * smoothstep(0.15, 0.4, ears)
+    )
 
 
-def _below_collar(head: Head, collar: Tensor) -> Tensor:
+def _collar_distance(head: Head, collar: Tensor) -> Tensor:
     """(B, V) metres above the shirt's edge; negative where it covers the skin."""
     x, y, z = head.canonical.T
-    return y - _line(_COLLAR, z) - collar[:, None] - 0.2 * ramp(0.075, 0.13, x.abs()) * (y < -0.1)
+    return y - _piecewise_linear(_COLLAR, z) - collar[:, None] - 0.2 * smoothstep(0.075, 0.13, x.abs()) * (y < -0.1)
 
 
-def _line(knots: tuple[tuple[float, ...], tuple[float, ...]], x: Tensor) -> Tensor:
+def _piecewise_linear(knots: tuple[tuple[float, ...], tuple[float, ...]], x: Tensor) -> Tensor:
     """Piecewise linear function through knots, constant beyond them."""
     xs, ys = knots
     total = torch.full_like(x, ys[0])

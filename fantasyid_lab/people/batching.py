@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 
-def stacked(items: Sequence[Any], device: torch.device | str) -> SimpleNamespace:
+def stack_fields(items: Sequence[Any], device: torch.device | str) -> SimpleNamespace:
     """The fields of alike dataclasses: numbers and arrays (…) become float32 tensors (B, …), dataclasses again such
     descriptions, texts are left out.
     """
@@ -17,7 +17,7 @@ def stacked(items: Sequence[Any], device: torch.device | str) -> SimpleNamespace
     for field in fields(items[0]):
         values = [getattr(item, field.name) for item in items]
         if is_dataclass(values[0]):
-            result[field.name] = stacked(values, device)
+            result[field.name] = stack_fields(values, device)
         elif not isinstance(values[0], str):
             result[field.name] = torch.from_numpy(np.asarray(values, np.float32)).to(device, non_blocking=True)
     return SimpleNamespace(**result)
