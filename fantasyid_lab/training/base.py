@@ -14,7 +14,7 @@ from fantasyid_core.sampling.pipeline import Conditions, Guidance, sample
 from .. import nano
 from . import data, pictures
 from .captions import Captions
-from .diffusion import FIXED_TIMES, Noising, Rotary, on_pictures, stratified_timesteps, weighted_mse
+from .diffusion import FIXED_TIMESTEPS, Noising, Rotary, on_pictures, stratified_timesteps, weighted_mse
 from .landmark_loss import LandmarkLoss
 from .options import BaseOptions
 from .stage import Batch, Context, Stage, evaluating, parameters_of, trainable
@@ -41,31 +41,41 @@ class BaseObjective(nn.Module):
         face: Tensor,
         text: Tensor,
         noise: Tensor,
-        time: Tensor,
+        timestep: Tensor,
         landmarks: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Latents and noise (B, t, 16, h, w), face (B, t, h, w), text as ids (B, L) or embeddings (B, L, D), times
         (B,); landmarks (B, T, 68, 2) in latents, for the landmark loss.
         """
-        noisy, velocity = self.noising(latents, noise, time)
-        words = text if text.is_floating_point() else self.text(input_ids=text).last_hidden_state.float()
-        seen = torch.cat([noisy, torch.zeros_like(noisy)], 2)
-        half_way: list[Tensor] = []
+        noisy, velocity = self.noising(latents, noise, timestep)
+        text_embeddings = text if text.is_floating_point() else self.text(input_ids=text).last_hidden_state.float()
+        model_input = torch.cat([noisy, torch.zeros_like(noisy)], 2)
+        block_outputs: list[Tensor] = []
 
-        def run_block(index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary) -> tuple:
-            visual, words = run_as_is(index, block, visual, words, time, rotary)
+        def run_block(
+            index: int, block: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary
+        ) -> tuple:
+            hidden_states, encoder_hidden_states = run_as_is(
+                index, block, hidden_states, encoder_hidden_states, temb, rotary
+            )
             if index == self.options.landmark_block:
-                half_way.append(visual)
-            return visual, words
+                block_outputs.append(hidden_states)
+            return hidden_states, encoder_hidden_states
 
-        made = self.transformer(seen, words, time, rotary=self.rotary(latents), run_block=run_block)
-        loss = weighted_mse(made - velocity, face, self.options.face_weight)
+        predicted = self.transformer(
+            model_input, text_embeddings, timestep, rotary=self.rotary(latents), run_block=run_block
+        )
+        loss = weighted_mse(predicted - velocity, face, self.options.face_weight)
         if self.landmark_loss is None or landmarks is None:
             return {"loss": loss}
         patch = self.transformer.config.patch_size
         cells = (latents.shape[1], latents.shape[-2] // patch, latents.shape[-1] // patch)
-        located = self.landmark_loss(half_way[0], (landmarks + 0.5) / patch - 0.5, cells)
-        return {"loss": loss + self.options.landmark_weight * located, "velocity": loss, "landmarks": located}
+        landmark_loss = self.landmark_loss(block_outputs[0], (landmarks + 0.5) / patch - 0.5, cells)
+        return {
+            "loss": loss + self.options.landmark_weight * landmark_loss,
+            "velocity": loss,
+            "landmarks": landmark_loss,
+        }
 
 
 class BaseStage(Stage):
@@ -75,33 +85,33 @@ class BaseStage(Stage):
         super().__init__(context)
         model = context.model
         encode_pools(context)
-        self.empty = byte_tokens.encode_batch([""]).to(context.device)
+        self.empty_ids = byte_tokens.encode_batch([""]).to(context.device)
         last = len(model.transformer.transformer_blocks) - 1
         options: BaseOptions = self.settings.options
         self.options = replace(options, landmark_block=min(options.landmark_block, last))
         text = trainable(model.text) if self.options.train_text else model.text.eval().requires_grad_(False)
         self.objective = BaseObjective(trainable(model.transformer), text, self.options, context.device)
         model.transformer.layer_attention.requires_grad_(False)
-        self.captions = None if self.options.train_text else Captions(context.pool, context.words)
-        self.empty_words = None if self.options.train_text else context.words(self.empty)
+        self.captions = None if self.options.train_text else Captions(context.pool, context.embed_text)
+        self.empty_text = None if self.options.train_text else context.embed_text(self.empty_ids)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         pool, count = self.context.pool, self.settings.batch
         if pictures := on_pictures(step, self.options.pictures):
             count *= self.options.pictures_batch
-        drawn = pool.draw(count, generator, pictures)
+        samples = pool.draw(count, generator, pictures)
         dropped = data.rand(generator, count, 1) < self.options.text_dropout
         if self.captions is None:
-            text = torch.where(dropped, self.empty, pool.caption[drawn.captions].long())
+            text = torch.where(dropped, self.empty_ids, pool.caption[samples.captions].long())
         else:
-            text = torch.where(dropped[..., None], self.empty_words, self.captions.of(drawn.captions))
+            text = torch.where(dropped[..., None], self.empty_text, self.captions.of(samples.captions))
         return {
-            "latents": drawn.latents,
-            "face": drawn.face,
+            "latents": samples.latents,
+            "face": samples.face,
             "text": text,
-            "noise": data.randn(generator, *drawn.latents.shape),
-            "time": stratified_timesteps(count, generator),
-            "landmarks": (drawn.landmarks + 0.5) / 8 - 0.5,
+            "noise": data.randn(generator, *samples.latents.shape),
+            "timestep": stratified_timesteps(count, generator),
+            "landmarks": (samples.landmarks + 0.5) / 8 - 0.5,
         }
 
     def muon_parameters(self) -> list[nn.Parameter]:
@@ -113,45 +123,45 @@ class BaseStage(Stage):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         pool = self.context.validation
-        return losses_at_fixed_times(self.context, self._loss, pool.latents[: min(64, pool.clips)])
+        return losses_at_fixed_timesteps(self.context, self._loss, pool.latents[: min(64, pool.clips)])
 
-    def _loss(self, rows: slice, noise: Tensor, time: Tensor) -> Tensor:
+    def _loss(self, rows: slice, noise: Tensor, timestep: Tensor) -> Tensor:
         pool = self.context.validation
         latents = pool.latents[rows].float()
-        return self.objective(latents, pool.face_latent[rows], pool.caption[rows].long(), noise, time)["loss"]
+        return self.objective(latents, pool.face_latent[rows], pool.caption[rows].long(), noise, timestep)["loss"]
 
     @torch.no_grad()
     def sample_grid(self) -> Tensor:
         """Six validation captions: five generated frames, the middle one of the true clip."""
         context, pool = self.context, self.context.validation
         rows = slice(0, min(6, pool.clips))
-        words, empty = (context.words(ids) for ids in (pool.caption[rows].long(), self.empty))
+        text, empty_text = (context.embed_text(ids) for ids in (pool.caption[rows].long(), self.empty_ids))
 
         latents = pool.latents[rows]
-        made = generate(context, Conditions(words, empty, torch.zeros_like(latents, dtype=torch.float32)))
+        generated = generate(context, Conditions(text, empty_text, torch.zeros_like(latents, dtype=torch.float32)))
         truth = pool.frames[rows, pool.frames.shape[1] // 2][:, None].float() / 255
-        return pictures.grid(torch.cat([five_frames(made), truth], 1))
+        return pictures.grid(torch.cat([five_frames(generated), truth], 1))
 
     def export(self) -> None:
         nano.write(self.context.model, self.context.model_folder, ["transformer", "text_encoder"])
 
 
-def losses_at_fixed_times(
+def losses_at_fixed_timesteps(
     context: Context, loss: Callable[[slice, Tensor, Tensor], Tensor], latents: Tensor
 ) -> dict[str, float]:
-    """`loss(rows, noise, time)` of the clips whose latents are given, at `FIXED_TIMES`, always with the same noise."""
-    found, count = {}, len(latents)
+    """`loss(rows, noise, timestep)` of clips with these latents, at `FIXED_TIMESTEPS`, always with the same noise."""
+    losses, count = {}, len(latents)
     with context.autocast():
-        for time in FIXED_TIMES:
+        for timestep in FIXED_TIMESTEPS:
             total = 0.0
             for start in range(0, count, 32):
                 rows = slice(start, min(start + 32, count))
-                like = latents[rows]
-                noise = data.randn(torch.Generator(context.device).manual_seed(start + time), *like.shape)
-                times = torch.full((len(like),), time, device=context.device)
-                total = total + loss(rows, noise, times) * len(like)
-            found[f"loss_at_{time}"] = float(total / count)
-    return found | {"loss": sum(found.values()) / len(found)}
+                chunk = latents[rows]
+                noise = data.randn(torch.Generator(context.device).manual_seed(start + timestep), *chunk.shape)
+                timesteps = torch.full((len(chunk),), timestep, device=context.device)
+                total = total + loss(rows, noise, timesteps) * len(chunk)
+            losses[f"loss_at_{timestep}"] = float(total / count)
+    return losses | {"loss": sum(losses.values()) / len(losses)}
 
 
 @torch.no_grad()

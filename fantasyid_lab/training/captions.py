@@ -15,8 +15,8 @@ class Captions:
         read: ids (B, L) → embeddings (B, L, D).
     """
 
-    def __init__(self, pool: Pool, read: Callable[[Tensor], Tensor]):
-        self.pool, self._read = pool, read
+    def __init__(self, pool: Pool, embed_text: Callable[[Tensor], Tensor]):
+        self.pool, self._embed_text = pool, embed_text
         self._chunks = 0
         self._cache: Tensor | None = None
 
@@ -32,8 +32,8 @@ class Captions:
     @torch.no_grad()
     def _put(self, rows: slice) -> None:
         pool = self.pool
-        words = self._read(pool.caption[rows].long())
+        embeddings = self._embed_text(pool.caption[rows].long())
         if self._cache is None:
             cache_dtype = torch.bfloat16 if pool.device.type == "cuda" else torch.float32
-            self._cache = torch.zeros(len(pool.caption), *words.shape[1:], dtype=cache_dtype, device=pool.device)
-        self._cache[rows] = words.to(self._cache)
+            self._cache = torch.zeros(len(pool.caption), *embeddings.shape[1:], dtype=cache_dtype, device=pool.device)
+        self._cache[rows] = embeddings.to(self._cache)

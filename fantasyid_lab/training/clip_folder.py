@@ -43,7 +43,7 @@ class FolderSource:
         self.context, self.options = context, options
         self.dtype = torch.bfloat16 if context.bf16 else torch.float32
         self.ids = tokenizer(context.model)
-        self._kept: dict[Path, PreparedClip | None] = {}
+        self._prepared: dict[Path, PreparedClip | None] = {}
         self._reasons: list[str] = []
         folder = Path(options.data)
         found = find_clips(folder)
@@ -60,50 +60,50 @@ class FolderSource:
         if not self.held_out:
             log.info("No clip is left for validation; the one that is trained on serves.")
             self.held_out = [self._clip(found[first])]
-        self.empty = self._words("")
+        self.empty_text = self._embed_text("")
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
         """See `identity.Source`."""
-        clips = [self._drawn(row, generator) for row in data.randint(generator, len(self.clips), count).tolist()]
-        which = [int(x * len(c.crops)) for x, c in zip(data.rand(generator, count).tolist(), clips, strict=True)]
+        clips = [self._draw_clip(row, generator) for row in data.randint(generator, len(self.clips), count).tolist()]
+        views = [int(x * len(c.crops)) for x, c in zip(data.rand(generator, count).tolist(), clips, strict=True)]
         dropped = (data.rand(generator, count) < self.options.text_dropout).tolist()
-        words = [self.empty if drop else clip.words for drop, clip in zip(dropped, clips, strict=True)]
-        return self._stacked(clips, which, words)
+        text = [self.empty_text if drop else clip.text for drop, clip in zip(dropped, clips, strict=True)]
+        return self._collate(clips, views, text)
 
     def validation(self) -> Batch:
         """See `identity.Source`: the clips that are held out, each with its first reference."""
         clips, device = self.held_out, self.context.device
         truth = torch.stack([clip.middle for clip in clips]).to(device).float() / 255
-        batch = self._stacked(clips, [0] * len(clips), [clip.words for clip in clips])
-        return batch | {"empty": self.empty[None].to(device), "truth": truth}
+        batch = self._collate(clips, [0] * len(clips), [clip.text for clip in clips])
+        return batch | {"empty_text": self.empty_text[None].to(device), "truth": truth}
 
-    def _stacked(self, clips: Sequence[PreparedClip], which: Sequence[int], words: Sequence[Tensor]) -> Batch:
-        pairs = list(zip(clips, which, strict=True))
+    def _collate(self, clips: Sequence[PreparedClip], views: Sequence[int], text: Sequence[Tensor]) -> Batch:
+        pairs = list(zip(clips, views, strict=True))
         parts = {
             "latents": torch.stack([clip.latents for clip in clips]).float(),
             "face": torch.stack([clip.face for clip in clips]),
-            "words": torch.stack(list(words)),
+            "text": torch.stack(list(text)),
             "crops": torch.stack([clip.crops[i] for clip, i in pairs]).float() / 255,
             "vertices": torch.stack([clip.vertices[i] for clip, i in pairs]),
         }
         return {name: x.to(self.context.device) for name, x in parts.items()}
 
-    def _drawn(self, row: int, generator: torch.Generator) -> PreparedClip:
+    def _draw_clip(self, row: int, generator: torch.Generator) -> PreparedClip:
         """The clip at `row`, or where that cannot be used one that is drawn again: every usable one is as likely."""
         while (clip := self._clip(self.clips[row])) is None:
             row = int(data.randint(generator, len(self.clips), 1))
         return clip
 
     def _clip(self, path: Path) -> PreparedClip | None:
-        if path not in self._kept:
+        if path not in self._prepared:
             try:
-                self._kept[path] = prepare_clip(path, self.context, self.options, self._words, self.dtype)
+                self._prepared[path] = prepare_clip(path, self.context, self.options, self._embed_text, self.dtype)
             except TrainingError as error:
                 log.warning("%s is left out: %s.", path.name, error)
                 self._reasons.append(f"{path.name}: {error}")
-                self._kept[path] = None
-        return self._kept[path]
+                self._prepared[path] = None
+        return self._prepared[path]
 
-    def _words(self, text: str) -> Tensor:
+    def _embed_text(self, text: str) -> Tensor:
         """Embeddings (L, D) of a text."""
-        return self.context.words(self.ids(text).to(self.context.device))[0].to("cpu", self.dtype)
+        return self.context.embed_text(self.ids(text).to(self.context.device))[0].to("cpu", self.dtype)

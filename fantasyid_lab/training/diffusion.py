@@ -9,7 +9,7 @@ from torch import Tensor
 from fantasyid_core.dit.transformer import FantasyIDTransformer
 from fantasyid_core.sampling.schedule import RELEASE_SCHEDULE, TRAIN_STEPS, make_scheduler
 
-FIXED_TIMES = (100, 300, 500, 700, 900)  # that validation looks at
+FIXED_TIMESTEPS = (100, 300, 500, 700, 900)  # that validation looks at
 
 
 class Noising:
@@ -20,10 +20,10 @@ class Noising:
         self.signal = cumulative.sqrt().float().to(device)
         self.noise = (1 - cumulative).sqrt().float().to(device)
 
-    def __call__(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Latents and noise (B, …) at times (B,) → noisy latents, velocity; float32."""
         shape = (-1, *[1] * (clean.ndim - 1))
-        a, b = self.signal[time].view(shape), self.noise[time].view(shape)
+        a, b = self.signal[timestep].view(shape), self.noise[timestep].view(shape)
         return a * clean + b * noise, a * noise - b * clean
 
 
@@ -51,13 +51,13 @@ def weighted_mse(error: Tensor, face: Tensor, face_weight: float, samples: Tenso
 
 
 def loss_weights(losses: Sequence[float], power: float) -> Tensor:
-    """Losses at `FIXED_TIMES` → (1000,) what samples of each time count, mean 1; power 0: all alike, 1: so that all
+    """Losses at `FIXED_TIMESTEPS` → (1000,) what samples of each time count, mean 1; power 0: all alike, 1: so that all
     times have the same part in the loss.
 
     At 0 what is left to learn at high noise, most of which nobody can foresee, drowns the rest (Karras et al. 2024,
     section 2.3 and appendix B.2); at 1 what is decided there, colours, counts little.
     """
-    weight = np.interp(np.arange(TRAIN_STEPS), FIXED_TIMES, losses) ** -power
+    weight = np.interp(np.arange(TRAIN_STEPS), FIXED_TIMESTEPS, losses) ** -power
     return torch.from_numpy(weight / weight.mean()).float()
 
 

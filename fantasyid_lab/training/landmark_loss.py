@@ -1,7 +1,7 @@
-"""Where the face will be, asked half-way through the DiT: a loss that teaches composition long before pixels do.
+"""Landmark auxiliary loss: a block half-way through the DiT predicts where the face will be, long before pixels do.
 
-In the spirit of REPA (Yu et al. 2024), which has a middle layer agree with a pretrained network's features of the clean
-picture; here the truth is known, so that the layer is asked for the 68 landmarks. The head is thrown away.
+In the spirit of REPA (Yu et al. 2024), which aligns a middle layer with a pretrained network's features of the clean
+picture; here the truth is known, so the layer predicts the 68 landmarks. The head is not exported.
 """
 
 import torch
@@ -22,22 +22,22 @@ class LandmarkLoss(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, landmarks)
         )
 
-    def forward(self, visual: Tensor, landmarks: Tensor, cells: tuple[int, int, int]) -> Tensor:
+    def forward(self, hidden_states: Tensor, landmarks: Tensor, cells: tuple[int, int, int]) -> Tensor:
         """Mean cross entropy against the true cells, nats.
 
         Args:
             landmarks: (B, T, 68, 2) in cells of the token grid, integers in the middle of cells; T = 4 t − 3 frames.
             cells: t, h, w of the tokens.
         """
-        predicted = self.layers(visual).float().unflatten(1, cells).flatten(2, 3)  # (B, t, h·w, 68)
-        true = places(pooled_in_time_points(landmarks), *cells[1:])
+        predicted = self.layers(hidden_states).float().unflatten(1, cells).flatten(2, 3)  # (B, t, h·w, 68)
+        true = landmark_heatmaps(pooled_in_time_points(landmarks), *cells[1:])
         return -(true * predicted.log_softmax(2)).sum(2).mean()
 
 
-def places(landmarks: Tensor, height: int, width: int) -> Tensor:
+def landmark_heatmaps(landmarks: Tensor, height: int, width: int) -> Tensor:
     """Landmarks (B, t, L, 2) in cells → (B, t, height·width, L), each a blurred one over the cells."""
     across, down = (torch.arange(n, device=landmarks.device, dtype=torch.float32) for n in (width, height))
     x = (across[:, None] - landmarks[..., None, :, 0]).square()  # (B, t, w, L)
     y = (down[:, None] - landmarks[..., None, :, 1]).square()
-    near = -(y[..., :, None, :] + x[..., None, :, :]) / (2 * SPREAD * SPREAD)
-    return F.softmax(near.flatten(2, 3), 2)
+    log_heatmaps = -(y[..., :, None, :] + x[..., None, :, :]) / (2 * SPREAD * SPREAD)
+    return F.softmax(log_heatmaps.flatten(2, 3), 2)

@@ -29,7 +29,7 @@ class PreparedClip:
 
     Attributes:
         latents: (t, 16, h, w) of its window; face: (t, h, w) 0 or 1, where the face is in them.
-        words: (L, D) text embeddings of the caption.
+        text: (L, D) text embeddings of the caption.
         crops: (R, 512, 512, 3) uint8, R ≤ `REFERENCES` aligned crops; vertices: (R, V, 3), the shapes seen with them.
         frames: which frames of the clip the R pictures are.
         window: which frames of the clip the latents are.
@@ -38,7 +38,7 @@ class PreparedClip:
 
     latents: Tensor
     face: Tensor
-    words: Tensor
+    text: Tensor
     crops: Tensor
     vertices: Tensor
     frames: tuple[int, ...]
@@ -57,13 +57,13 @@ class _View:
 
 @torch.no_grad()
 def prepare_clip(
-    path: Path, context: Context, options: IdentityOptions, words: Callable[[str], Tensor], dtype: torch.dtype
+    path: Path, context: Context, options: IdentityOptions, embed_text: Callable[[str], Tensor], dtype: torch.dtype
 ) -> PreparedClip:
     """Read a clip. Latents and vertices are of the model's own autoencoder, regressor and face model.
 
     Args:
         options: of which `fps` and `multi_view` are read.
-        words: a caption's embeddings (L, D).
+        embed_text: a caption's embeddings (L, D).
         dtype: of the latents that are kept.
 
     Raises:
@@ -99,7 +99,7 @@ def prepare_clip(
     return PreparedClip(
         latents=latents.to("cpu", dtype),
         face=torch.stack([_ellipse(_nearest(boxes, i), shift, latents.shape[-2:]) for i in window[::TIME_SCALE]]),
-        words=words(caption),
+        text=embed_text(caption),
         crops=torch.stack([views[i].crop for i in chosen]),
         vertices=model.face.decode(code[:, :100]).cpu(),
         frames=tuple(chosen),

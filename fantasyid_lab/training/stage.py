@@ -52,7 +52,7 @@ class Context:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @torch.no_grad()
-    def words(self, ids: Tensor) -> Tensor:
+    def embed_text(self, ids: Tensor) -> Tensor:
         """Ids (B, L) → the text encoder's embeddings (B, L, D) float32, without gradients."""
         with self.autocast():
             return self.model.text(input_ids=ids).last_hidden_state.float()

@@ -194,7 +194,7 @@ def test_all_times_can_count_alike():
     counts = diffusion.loss_weights(losses, 1.0)
     assert counts.shape == (1000,)
     assert counts.mean() == pytest.approx(1)
-    weighed = [counts[t].item() * loss for t, loss in zip(diffusion.FIXED_TIMES, losses, strict=True)]
+    weighed = [counts[t].item() * loss for t, loss in zip(diffusion.FIXED_TIMESTEPS, losses, strict=True)]
     assert weighed == pytest.approx([weighed[0]] * 5)
     assert counts[0] == counts[100]
     assert counts[999] == counts[900]

@@ -137,7 +137,7 @@ def test_the_command_trains_the_identity_modules_on_clips(release: Path, clips: 
 def test_references_come_from_outside_the_window(clips: Path, model: nano.Nano):
     read = source(clips, model)
     assert [path.stem for path in read.clips] == ["0", "1", "1b nobody"]
-    assert read.clips[1] not in read._kept  # clips are read when they are needed
+    assert read.clips[1] not in read._prepared  # clips are read when they are needed
     for path in read.clips[:2]:
         kept = read._clip(path)
         assert len(kept.window) == model.transformer.config.sample_frames
@@ -159,20 +159,20 @@ def test_batches_have_the_documented_shapes_and_follow_the_generator(clips: Path
     assert {name: tuple(x.shape) for name, x in first.items()} == {
         "latents": (4, 3, 16, 8, 12),
         "face": (4, 3, 8, 12),
-        "words": (4, 226, model.text.config.d_model),
+        "text": (4, 226, model.text.config.d_model),
         "crops": (4, 512, 512, 3),
         "vertices": (4, vertices, 3),
     }
     assert 0.02 < first["face"].mean() < 0.7
     seen = read.validation()
     assert seen["truth"].shape == (2, 1, 64, 96, 3)
-    assert seen["empty"].shape == (1, 226, model.text.config.d_model)
+    assert seen["empty_text"].shape == (1, 226, model.text.config.d_model)
 
 
 def test_what_cannot_be_used_leaves_the_draw(clips: Path, model: nano.Nano, monkeypatch: pytest.MonkeyPatch):
     """Of three clips that are drawn from, the last shows nobody: the other two share the draws evenly."""
     read = source(clips, model)
-    monkeypatch.setattr(read, "_stacked", lambda clips, which, words: clips)
+    monkeypatch.setattr(read, "_collate", lambda clips, views, text: clips)
     drawn = read.batch(0, 2000, torch.Generator().manual_seed(0))
     shares = [sum(clip is read._clip(path) for clip in drawn) / len(drawn) for path in read.clips]
     assert shares[2] == 0

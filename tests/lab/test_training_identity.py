@@ -38,10 +38,10 @@ def fixed_loss(stage: IdentityStage) -> float:
 def velocity(stage: IdentityStage, batch: dict) -> torch.Tensor:
     """(B, t, 16, h, w)"""
     objective = stage.objective
-    tokens = objective.tokens(batch["hidden"], batch["vertices"])
-    latents, image, words, time = (batch[name] for name in ("latents", "image", "words", "time"))
+    tokens = objective.encode_tokens(batch["hidden_states"], batch["vertices"])
+    latents, image, text, timestep = (batch[name] for name in ("latents", "image", "text", "timestep"))
     with torch.no_grad():
-        return objective.velocity(latents, image, words, time, tokens, batch.get("present"))
+        return objective.velocity(latents, image, text, timestep, tokens, batch.get("present"))
 
 
 def test_what_is_kept_of_photos_is_what_is_seen_in_them(stage: Callable[..., IdentityStage], monkeypatch):
@@ -52,8 +52,8 @@ def test_what_is_kept_of_photos_is_what_is_seen_in_them(stage: Callable[..., Ide
     pool, generator = made.context.pool, torch.Generator()
     with torch.no_grad():
         kept = made.source.references.of(people, photos)
-        seen = made.source.seen(pool.stills[people, photos], pool.still_landmarks[people, photos], generator)
-    assert kept.keys() == {"hidden", "vertices", "first"}
+        seen = made.source.encode_pictures(pool.stills[people, photos], pool.still_landmarks[people, photos], generator)
+    assert kept.keys() == {"hidden_states", "vertices", "first_frame"}
     for name, x in seen.items():
         torch.testing.assert_close(kept[name], x, atol=1e-5, rtol=1e-4)
 
@@ -65,7 +65,7 @@ def test_the_first_frame_is_the_one_that_the_sampler_makes_of_the_crop(stage: Ca
     blobs = torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     crops = torch.nn.functional.interpolate(blobs, (512, 512), mode="bilinear").movedim(1, -1)
     with torch.no_grad():
-        batch = made._seen(
+        batch = made._condition(
             {
                 "latents": torch.zeros(4, 3, 16, 4, 4),
                 "crops": crops,
@@ -82,7 +82,9 @@ def test_the_first_frame_is_the_one_that_the_sampler_makes_of_the_crop(stage: Ca
 def test_a_sample_without_its_identity_depends_on_nobody(stage: Callable[..., IdentityStage]):
     made = stage(first_frame=True, identity_dropout=0.5)
     batch = made.batch(0, made.context.generator(0)) | {"present": torch.tensor([0.0, 1, 0, 1])}
-    other = batch | {name: batch[name] + torch.randn_like(batch[name]) for name in ("hidden", "vertices", "image")}
+    other = batch | {
+        name: batch[name] + torch.randn_like(batch[name]) for name in ("hidden_states", "vertices", "image")
+    }
     same = (velocity(made, batch) == velocity(made, other)).flatten(1).all(1)
     assert same.tolist() == [True, False, True, False]
     everybody = velocity(made, {name: x for name, x in batch.items() if name != "present"})
@@ -99,14 +101,14 @@ def test_that_share_of_samples_has_no_identity(stage: Callable[..., IdentityStag
 def test_photos_are_looked_at_anew_in_few_of_the_batches(stage: Callable[..., IdentityStage]):
     source = stage().source
     references, people = source.references, torch.tensor([1, 2])
-    seen, looked = source.seen, []
+    seen, looked = source.encode_pictures, []
 
     def see(*arguments) -> dict[str, torch.Tensor]:
         looked.append(len(arguments[0]))
         return seen(*arguments)
 
-    source.seen = see
-    batches = [references.of(people, people - 1)["hidden"] for _ in range(RENEWAL + 1)]
+    source.encode_pictures = see
+    batches = [references.of(people, people - 1)["hidden_states"] for _ in range(RENEWAL + 1)]
     first_sight, renewals = looked[:-2], looked[-2:]
     assert sum(first_sight) == source.context.pool.people * source.context.pool.settings.stills
     assert renewals == [2, 2]
@@ -122,7 +124,9 @@ def test_the_depth_of_a_face_survives_bfloat16(stage: Callable[..., IdentityStag
     moved = []
     for enabled in (False, True):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            tokens = [made.objective.tokens(batch["hidden"], x).float() for x in (batch["vertices"], deeper)]
+            tokens = [
+                made.objective.encode_tokens(batch["hidden_states"], x).float() for x in (batch["vertices"], deeper)
+            ]
         moved.append((tokens[1] - tokens[0]).flatten())
     assert moved[0].any()
     assert torch.cosine_similarity(*moved, dim=0) > 0.9
@@ -244,10 +248,10 @@ def test_tokens_of_a_single_frame_lie_in_memory_like_those_of_a_video(stage: Cal
 def test_where_the_encoder_is_not_trained_its_tokens_are_kept(stage: Callable[..., IdentityStage]):
     still, learning = stage(encoder_lr_mult=0.0, mesh_lr_mult=0.0), stage(encoder_lr_mult=0.1, mesh_lr_mult=0.0)
     batches = [made.batch(0, made.context.generator(0)) for made in (still, learning)]
-    assert "hidden" not in batches[0]
+    assert "hidden_states" not in batches[0]
     assert "tokens" not in batches[1]
     with torch.no_grad():
-        tokens = learning.objective.tokens(batches[1]["hidden"], batches[1]["vertices"])
+        tokens = learning.objective.encode_tokens(batches[1]["hidden_states"], batches[1]["vertices"])
         torch.testing.assert_close(batches[0]["tokens"], tokens, atol=1e-5, rtol=1e-4)
         losses = [made.objective(**batch)["loss"] for made, batch in zip((still, learning), batches, strict=True)]
     torch.testing.assert_close(*losses)
@@ -257,7 +261,7 @@ def test_balanced_times_change_what_is_trained_not_what_is_measured(stage: Calla
     plain, balanced = (stage(loss_weighting=power, face_weight=1.0) for power in (0.0, 0.5))
     assert plain.validate() == balanced.validate()
     batch = balanced.batch(0, balanced.context.generator(0))
-    counts = balanced.objective.loss_weights[batch["time"]]
+    counts = balanced.objective.loss_weights[batch["timestep"]]
     samples = [{name: x[[i]] for name, x in batch.items()} for i in range(len(counts))]
     with torch.no_grad():
         alone = torch.stack([plain.objective(**sample)["loss"] for sample in samples])
