@@ -13,8 +13,8 @@ from .scene import Scene, draw_scene
 OTHER_HAIR = 0.35
 """Share of clips in which a person wears other hair than usual."""
 MAX_STILL_YAW = 40.0
-CLOSER = 0.75
-"""What a clip shows of a person, by what a photo does: a face is some 70 of 160 px wide, enough to be told apart."""
+CLIP_ZOOM = 0.75
+"""Height that a clip shows, by what a photo does: a face is then some 70 of 160 px wide, enough to be recognised."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ def clip(person: Person, seed: int, frames: int = 25) -> Clip:
     scene = _scene(rng, person)
     labels = draw_labels(rng, scene.shirt_name, scene.background_name)
     motion = draw_motion(rng, labels, frames)
-    camera = _camera(rng, frames, CLOSER)
+    camera = _camera(rng, frames, CLIP_ZOOM)
     return Clip(
         person, seed, motion.pose, motion.expression, camera, scene, caption(rng, person, scene, labels), labels
     )

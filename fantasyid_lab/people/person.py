@@ -68,14 +68,14 @@ class Paint:
     phase: float
 
     @property
-    def numbers(self) -> np.ndarray:
-        """(P,) all of it, one after the other."""
+    def vector(self) -> np.ndarray:
+        """(P,) every field, one after the other."""
         return np.concatenate([np.atleast_1d(value) for value in vars(self).values()])
 
-    def of(self, numbers: np.ndarray) -> "Paint":
-        """Paint with other numbers (P,)."""
+    def from_vector(self, vector: np.ndarray) -> "Paint":
+        """Paint of another `vector` (P,)."""
         sizes = [np.size(value) for value in vars(self).values()]
-        parts = np.split(numbers, np.cumsum(sizes)[:-1])
+        parts = np.split(vector, np.cumsum(sizes)[:-1])
         values = (part if size > 1 else float(part[0]) for part, size in zip(parts, sizes, strict=True))
         return Paint(*values)
 

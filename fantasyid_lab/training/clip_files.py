@@ -52,7 +52,7 @@ def read_caption(clip: Path) -> str:
 def measure(clip: Path) -> tuple[int, float]:
     """How many frames a clip shows, and how many of them a second on average. Raises TrainingError."""
     timing = _read_timing(clip)
-    return len(timing.positions), timing.rate
+    return len(timing.positions), timing.fps
 
 
 def read_frames(clip: Path, numbers: Collection[int]) -> Iterator[tuple[int, Tensor]]:
@@ -92,7 +92,7 @@ class _Timing:
     """
 
     positions: list[int]
-    rate: float
+    fps: float
 
 
 def _read_timing(clip: Path) -> _Timing:
@@ -100,15 +100,15 @@ def _read_timing(clip: Path) -> _Timing:
     with _opened(clip) as stream:
         # What an edit list cuts away is still in the file, for the frames that are predicted from it.
         shown = [packet for packet in stream.container.demux(stream) if packet.size and not packet.is_discard]
-        rate = float(stream.average_rate or 0)
+        fps = float(stream.average_rate or 0)
         if len(shown) < 2 or any(packet.pts is None for packet in shown):
-            return _Timing(list(range(len(shown))), rate)
+            return _Timing(list(range(len(shown))), fps)
         times = torch.tensor(sorted(packet.pts for packet in shown), dtype=torch.float64) * float(stream.time_base)
     grid = torch.linspace(float(times[0]), float(times[-1]), len(times), dtype=torch.float64)
     after = torch.searchsorted(times, grid).clamp(1, len(times) - 1)
     nearest = torch.where(grid - times[after - 1] <= times[after] - grid, after - 1, after)
     length = float(times[-1] - times[0])
-    return _Timing(nearest.tolist(), (len(times) - 1) / length if length else rate)
+    return _Timing(nearest.tolist(), (len(times) - 1) / length if length else fps)
 
 
 def _as_shown(frame: "VideoFrame", stream_aspect: Fraction | None) -> Tensor:

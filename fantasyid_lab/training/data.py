@@ -24,24 +24,24 @@ def randint(generator: torch.Generator, high: int, *shape: int) -> Tensor:
     return torch.randint(high, shape, generator=generator, device=generator.device)
 
 
-def aligned(pictures: Tensor, landmarks: Tensor, size: int, shifts: Tensor) -> Tensor:
+def align(pictures: Tensor, landmarks: Tensor, size: int, shifts: Tensor) -> Tensor:
     """Pictures (B, H, W, 3) uint8 and landmarks (B, ≥ 5, 2) px → FFHQ crops (B, size, size, 3) float 0…1.
 
     Args:
         shifts: (B, 4) as `people.camera.face_crop` takes them.
     """
-    return sampled(pictures, crop_places(landmarks, size, shifts))
+    return sample(pictures, crop_grid(landmarks, size, shifts))
 
 
-def crop_places(landmarks: Tensor, size: int, shifts: Tensor) -> Tensor:
+def crop_grid(landmarks: Tensor, size: int, shifts: Tensor) -> Tensor:
     """Where the pixels of such crops lie in the pictures: (B, size, size, 2) px."""
     matrix = face_crop(landmarks[:, :5], shifts, size)
     inverse = torch.linalg.inv_ex(matrix[..., :2])[0]  # does not wait for the device
     grid = torch.arange(size, device=landmarks.device, dtype=torch.float32)
     y, x = torch.meshgrid(grid, grid, indexing="ij")
-    places = torch.stack([x, y], -1).flatten(0, 1)  # crop px
-    places = (places - matrix[:, None, :, 2]) @ inverse.mT
-    return places.unflatten(1, (size, size))
+    grid = torch.stack([x, y], -1).flatten(0, 1)  # crop px
+    grid = (grid - matrix[:, None, :, 2]) @ inverse.mT
+    return grid.unflatten(1, (size, size))
 
 
 def jitter(generator: torch.Generator, count: int, amount: float = 1.0) -> Tensor:
@@ -49,7 +49,7 @@ def jitter(generator: torch.Generator, count: int, amount: float = 1.0) -> Tenso
     return amount * randn(generator, count, 4) * torch.tensor([0.012, 0.012, 0.04, 2.0], device=generator.device)
 
 
-def framed(pictures: Tensor, landmarks: Tensor, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
+def reframe(pictures: Tensor, landmarks: Tensor, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
     """Pictures (B, H, W, 3) uint8 as photos of other framings squeezed to a square.
 
     Returns:
@@ -64,15 +64,15 @@ def framed(pictures: Tensor, landmarks: Tensor, generator: torch.Generator, size
     focus = focus + 0.06 * side * randn(generator, count, 2)
     grid = torch.arange(size, device=pictures.device, dtype=torch.float32) - (size - 1) / 2
     y, x = torch.meshgrid(grid, grid, indexing="ij")
-    places = torch.stack([x, y], -1) / scale[:, None, None] + focus[:, None, None]
-    moved = (landmarks - focus[:, None]) * scale[:, None] + (size - 1) / 2
-    return sampled(pictures, places), moved
+    grid = torch.stack([x, y], -1) / scale[:, None, None] + focus[:, None, None]
+    framed_landmarks = (landmarks - focus[:, None]) * scale[:, None] + (size - 1) / 2
+    return sample(pictures, grid), framed_landmarks
 
 
-def sampled(pictures: Tensor, places: Tensor) -> Tensor:
+def sample(pictures: Tensor, grid: Tensor) -> Tensor:
     """Bilinear samples of (B, H, W, 3) in 0…255 at px (B, h, w, 2), grey beyond the border; (B, h, w, 3) float 0…1."""
     height, width = pictures.shape[1:3]
     grey = torch.tensor(BORDER_GREY, device=pictures.device)
     x = (pictures.float() / 255 - grey).movedim(-1, 1)
-    grid = (2 * places + 1) / places.new_tensor([width, height]) - 1
+    grid = (2 * grid + 1) / grid.new_tensor([width, height]) - 1
     return F.grid_sample(x, grid, mode="bilinear", align_corners=False).movedim(1, -1) + grey

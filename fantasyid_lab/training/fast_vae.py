@@ -78,22 +78,22 @@ def _causal(module: nn.Module, x: Tensor, cache: Cache) -> Tensor:
         return _conv2d(x, weight.sum(2), bias, padding=weight.shape[-1] // 2)
     before = before if before is not None else x[:, :1].expand(-1, reach - 1, -1, -1, -1)
     cache[module] = torch.cat([before, x[:, -(reach - 1) :]], 1)[:, -(reach - 1) :]
-    late = [torch.cat([before[:, i:], x[:, : frames + i - reach + 1]], 1) for i in range(reach - 1)]
-    stacked = torch.cat([*late, x], -1)
+    delayed = [torch.cat([before[:, i:], x[:, : frames + i - reach + 1]], 1) for i in range(reach - 1)]
+    stacked = torch.cat([*delayed, x], -1)
     return _conv2d(stacked, weight.transpose(1, 2).flatten(1, 2), bias, padding=weight.shape[-1] // 2)
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, padding: int, stride: int = 1) -> Tensor:
     """Frames (B, T, H, W, C) each through a convolution; tensor cores want channels in eights."""
-    extra, made = -weight.shape[1] % 8, len(weight)
+    extra, channels_out = -weight.shape[1] % 8, len(weight)
     if extra:
         x, weight = F.pad(x, (0, extra)), F.pad(weight, (0, 0, 0, 0, 0, extra))
-    if made % 8:
-        weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -made % 8))
-        bias = F.pad(bias, (0, -made % 8))
+    if channels_out % 8:
+        weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -channels_out % 8))
+        bias = F.pad(bias, (0, -channels_out % 8))
     flat = x.flatten(0, 1).movedim(-1, 1)
     y = F.conv2d(flat, weight, bias, stride, padding).movedim(1, -1).unflatten(0, x.shape[:2])
-    return y[..., :made]
+    return y[..., :channels_out]
 
 
 def _norm(norm: nn.Module, x: Tensor, latents: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from . import data, pictures
 from .base import five_frames, generate, losses_at_fixed_timesteps
 from .captions import Captions
 from .diffusion import FIXED_TIMESTEPS, Noising, Rotary, loss_weights, on_pictures, stratified_timesteps, weighted_mse
-from .face import CROP, aligned_crops, as_photos
+from .face import CROP, as_photos, reference_crops
 from .options import IdentityOptions
 from .references import References
 from .stage import Batch, Context, Stage, evaluating, parameters_of, trainable
@@ -166,13 +166,13 @@ class PoolSource:
     def encode_pictures(self, pictures: Tensor, landmarks: Tensor, generator: torch.Generator) -> Batch:
         """Pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → `IDENTITY_INPUTS`, and `first_frame` if on."""
         cache_dtype = torch.bfloat16 if pictures.is_cuda else torch.float32
-        crops = aligned_crops(pictures, landmarks, generator)
+        crops = reference_crops(pictures, landmarks, generator)
         inputs = self._encode_reference(crops, self.vertices(pictures))
         # Vertices stay in float32: millimetres count.
         inputs = {name: x if name == "vertices" else x.to(cache_dtype) for name, x in inputs.items()}
         if self.options.first_frame:  # undamaged, as the video's first frame is at inference
             size = self.context.pool.latents.shape[-2:]
-            sharp = data.aligned(pictures, landmarks, 8 * max(size), data.jitter(generator, len(pictures)))
+            sharp = data.align(pictures, landmarks, 8 * max(size), data.jitter(generator, len(pictures)))
             inputs["first_frame"] = self._encode_first_frame(sharp, size).to(cache_dtype)
         return inputs
 
@@ -194,7 +194,7 @@ class PoolSource:
             "face": pool.face_latent[rows],
             "text": self.context.embed_text(pool.caption[rows].long()),
             "empty_text": self.empty_text,
-            "crops": data.aligned(pictures, landmarks, CROP, exact),
+            "crops": data.align(pictures, landmarks, CROP, exact),
             "vertices": self.vertices(pictures),
             "truth": pool.frames[rows].float() / 255,
         }

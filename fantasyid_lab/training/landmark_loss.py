@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .pool import pooled_in_time_points
+from .pool import pool_points_in_time
 
 SPREAD = 0.6  # cells, how blurred a landmark's place is
 
@@ -30,7 +30,7 @@ class LandmarkLoss(nn.Module):
             cells: t, h, w of the tokens.
         """
         predicted = self.layers(hidden_states).float().unflatten(1, cells).flatten(2, 3)  # (B, t, h·w, 68)
-        true = landmark_heatmaps(pooled_in_time_points(landmarks), *cells[1:])
+        true = landmark_heatmaps(pool_points_in_time(landmarks), *cells[1:])
         return -(true * predicted.log_softmax(2)).sum(2).mean()
 
 

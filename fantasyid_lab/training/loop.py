@@ -42,13 +42,13 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
     ema = stepper.ema
     checkpoint = Checkpoint(context.out / "checkpoints" / settings.stage, accelerator, stage.objective, ema)
     progress = (checkpoint.load() if resume else None) or {"step": 0, "elapsed": 0.0, "chunks": 0}
-    began = context.started - progress["elapsed"]
+    start_time = context.started - progress["elapsed"]
     pool = context.pool
     if pool is not None:
         pool.restore(max(progress["chunks"], pool.count))
         pool.prefill(settings.pool.prefill)
     writer = _Writer(context.out, settings.stage, accelerator.is_main_process)
-    ranks = RankSync(accelerator, began)
+    ranks = RankSync(accelerator, start_time)
     rendered_before = pool.seconds if pool is not None else 0.0
     step = progress["step"]
 

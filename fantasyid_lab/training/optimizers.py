@@ -12,7 +12,7 @@ SMALLEST = 32  # rows and columns of a matrix that is worth orthogonalising
 
 
 def optimizers(
-    trained: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter],
     muon_parameters: Iterable[nn.Parameter],
     settings: Settings,
     lr_mults: Mapping[nn.Module, float] | None = None,
@@ -21,29 +21,26 @@ def optimizers(
     group of parameters has a `factor` on it.
 
     Args:
-        trained: all parameters that shall step.
+        parameters: all that shall step.
         muon_parameters: those whose matrices Muon takes where `settings.muon` asks for it.
         lr_mults: factors on the learning rate of some modules' parameters; 1 for what is not among them. A later one
             counts where modules lie in each other.
     """
-    trained = list(trained)
-    wanted = {id(p) for p in muon_parameters if p.ndim == 2 and min(p.shape) >= SMALLEST}
-    matrices = [p for p in trained if settings.muon and id(p) in wanted]
-    taken = {id(p) for p in matrices}
-    rest = [p for p in trained if id(p) not in taken]
+    parameters = list(parameters)
+    muon_ids = {id(p) for p in muon_parameters if p.ndim == 2 and min(p.shape) >= SMALLEST}
+    matrices = [p for p in parameters if settings.muon and id(p) in muon_ids]
+    matrix_ids = {id(p) for p in matrices}
+    others = [p for p in parameters if id(p) not in matrix_ids]
     lr, decay = settings.learning_rate, settings.weight_decay
     factors = {id(p): factor for module, factor in (lr_mults or {}).items() for p in module.parameters()}
-    fused = bool(rest) and rest[0].device.type == "cuda"
-    adamw = torch.optim.AdamW(_groups(rest, factors), lr=lr, betas=settings.betas, weight_decay=decay, fused=fused)
-    made: list = [adamw]
-    if matrices:
-        made.append(Muon(_groups(matrices, factors), lr, decay))
-    return made
+    fused = bool(others) and others[0].device.type == "cuda"
+    adamw = torch.optim.AdamW(_groups(others, factors), lr=lr, betas=settings.betas, weight_decay=decay, fused=fused)
+    return [adamw, Muon(_groups(matrices, factors), lr, decay)] if matrices else [adamw]
 
 
 def _groups(parameters: Iterable[nn.Parameter], factors: Mapping[int, float]) -> list[dict]:
     """Parameters of one factor (by `id`) each in a group."""
-    alike: dict[float, list[nn.Parameter]] = {}
+    by_factor: dict[float, list[nn.Parameter]] = {}
     for p in parameters:
-        alike.setdefault(factors.get(id(p), 1.0), []).append(p)
-    return [{"params": members, "factor": factor} for factor, members in alike.items()]
+        by_factor.setdefault(factors.get(id(p), 1.0), []).append(p)
+    return [{"params": members, "factor": factor} for factor, members in by_factor.items()]

@@ -32,7 +32,7 @@ from ..people.person import TRAIN, Person, person
 from ..people.render import render
 from . import data
 from .face import CROP, as_photos
-from .face_truth import moves, variance_explained
+from .face_truth import variance_explained, vertex_gram
 from .vae import decode, encode
 
 FIRST = len(TRAIN) * 7 // 10  # whom no pool reaches that begins with a seed below 7
@@ -59,13 +59,13 @@ class OracleBound:
 
 def described(people: Sequence[Person]) -> Described:
     """What is true of people."""
-    paint = torch.from_numpy(np.stack([one.paint.numbers for one in people])).float()
+    paint = torch.from_numpy(np.stack([one.paint.vector for one in people])).float()
     return Described(torch.stack([one.shape_code for one in people]), paint)
 
 
 def redrawn_as(one: Person, shape: Tensor, paint: Tensor) -> Person:
     """The person with another shape code (100,) and paint (P,)."""
-    return replace(one, shape_code=shape, paint=one.paint.of(paint.numpy()))
+    return replace(one, shape_code=shape, paint=one.paint.from_vector(paint.numpy()))
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def tokens_of(model: nano.Nano, photos: Sequence[Clip], device: torch.device) ->
     for start in range(0, len(photos), AT_ONCE):
         drawn = render(photos[start : start + AT_ONCE], cases.SIZE, device)
         pictures = cases.as_bytes(drawn.frames[:, 0])
-        crops = data.aligned(pictures, drawn.landmarks[:, 0], CROP, torch.zeros(len(pictures), 4, device=device))
+        crops = data.align(pictures, drawn.landmarks[:, 0], CROP, torch.zeros(len(pictures), 4, device=device))
         face = encoder.face_tokens(crops)
         code = deca.split(model.regressor(as_photos(pictures))).shape
         mesh = encoder.vertex_tokens(model.face.decode(code), face)
@@ -164,9 +164,9 @@ def measure(
             bound("true clips through the autoencoder", embedded(_decoded(model, targets, device))),
             bound("drawn as the tokens tell, through the autoencoder", embedded(_decoded(model, again, device))),
         ]
-    moved = moves(model.face.shape_basis[..., : own.shape.shape[1]]).cpu()
+    gram = vertex_gram(model.face.shape_basis[..., : own.shape.shape[1]]).cpu()
     codes_by_source = {"tokens": shape, "regressor": codes}
-    return found, {name: variance_explained(code, own.shape, moved) for name, code in codes_by_source.items()}
+    return found, {name: variance_explained(code, own.shape, gram) for name, code in codes_by_source.items()}
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fantasyid_core.dit import byte_tokens
 
-from ..people.clip import CLOSER, Clip, clip, still
+from ..people.clip import CLIP_ZOOM, Clip, clip, still
 from ..people.colours import COLOURS
 from ..people.person import Person, person
 from ..people.render import PARTS, render
@@ -40,7 +40,7 @@ class Pool:
         shirt, background: (N,) int64 into `COLOURS`; owner: (N,) int64, whose clip it is.
         caption: (N + P · S, 226) int16, of the clips, then of the photos, person by person.
         stills: (P, S, still_size, still_size, 3) uint8; still_landmarks, still_pose, still_expression: of each.
-        shape: (P, 100) shape codes; look: (P, L) paint, sex, age …, each about standard normal.
+        shape: (P, 100) shape codes; appearance: (P, L) paint, sex, age …, each about standard normal.
         latents: (N, t, 16, h, w) bfloat16 (float32 off a GPU) after `encode_with`; face_latent: (N, t, h, w) 0…1.
         picture_latents (P, S, 16, h, w), picture_face (P, S, h, w): likewise of the photos, framed as clips are;
         picture_landmarks: (P, S, 68, 2) px of such a picture.
@@ -71,7 +71,7 @@ class Pool:
         self.still_expression = zeros(p, s.stills, 50)
         self.picture_mask = zeros(p, s.stills, mask, mask, dtype=torch.uint8)
         self.picture_landmarks = zeros(p, s.stills, 68, 2)
-        self.shape, self.look = zeros(p, 100), zeros(p, len(look(person(split[0]))))
+        self.shape, self.appearance = zeros(p, 100), zeros(p, len(appearance(person(split[0]))))
         self.latents: Tensor | None = None
         self.face_latent: Tensor | None = None
         self.picture_latents: Tensor | None = None
@@ -108,11 +108,11 @@ class Pool:
         """Render a chunk between two steps; what it takes is added to `seconds`."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # else the time would be that of the steps in the queue
-        began = time.perf_counter()
+        start = time.perf_counter()
         self.add()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.perf_counter() - start
 
     @torch.no_grad()
     def add(self) -> None:
@@ -132,17 +132,19 @@ class Pool:
             self._put_latents(slot)
         self.count += 1
 
-    def draw(self, count: int, generator: torch.Generator, pictures: bool) -> "Drawn":
+    def draw(self, count: int, generator: torch.Generator, pictures: bool) -> "PoolSamples":
         """Random clips, or random photos as pictures."""
         if pictures:
             people = randint(generator, self.people, count)
             return self.pictures(people, randint(generator, self.settings.stills, count))
         rows = randint(generator, self.clips, count)
-        return Drawn(self.latents[rows].float(), self.face_latent[rows], self.landmarks[rows], rows, self.owner[rows])
+        return PoolSamples(
+            self.latents[rows].float(), self.face_latent[rows], self.landmarks[rows], rows, self.owner[rows]
+        )
 
-    def pictures(self, people: Tensor, photos: Tensor) -> "Drawn":
+    def pictures(self, people: Tensor, photos: Tensor) -> "PoolSamples":
         """Which photos (B,) of which people (B,), as pictures; t = T = 1."""
-        return Drawn(
+        return PoolSamples(
             self.picture_latents[people, photos, None].float(),
             self.picture_face[people, photos, None],
             self.picture_landmarks[people, photos, None],
@@ -153,8 +155,8 @@ class Pool:
 
     def captions_of(self, slot: int) -> list[slice]:
         """Where the captions of a chunk's clips and photos lie."""
-        each, first = self.settings.people * self.settings.stills, len(self.frames)
-        return [self._clips_of(slot), slice(first + slot * each, first + (slot + 1) * each)]
+        each, first_row = self.settings.people * self.settings.stills, len(self.frames)
+        return [self._clips_of(slot), slice(first_row + slot * each, first_row + (slot + 1) * each)]
 
     def encode_with(self, encode: Callable[[Tensor], Tensor], key: object) -> None:
         """Keep latents of all clips from now on: `encode` takes frames (B, T, H, W, 3) uint8 → (B, t, 16, h, w).
@@ -176,19 +178,19 @@ class Pool:
 
     def _put_people(self, members: Sequence[Person], slot: int) -> None:
         s, rows = self.settings, self._people_of(slot)
-        taken = [still(p, k) for p in members for k in range(s.stills)]
-        photos = render(taken, s.still_size, self.device)
+        photo_clips = [still(p, k) for p in members for k in range(s.stills)]
+        photos = render(photo_clips, s.still_size, self.device)
         shape = (len(members), s.stills)
         self.stills[rows] = _bytes(photos.frames[:, 0]).unflatten(0, shape)
         self.still_landmarks[rows] = photos.landmarks[:, 0].unflatten(0, shape)
         self.still_pose[rows] = photos.pose[:, 0].unflatten(0, shape)
         self.still_expression[rows] = photos.expression[:, 0].unflatten(0, shape)
         self.shape[rows] = torch.stack([p.shape_code for p in members]).to(self.device)
-        mean, scale = _look_scale()
-        looks = np.stack([(look(p) - mean) / scale for p in members]).astype(np.float32)
-        self.look[rows] = torch.from_numpy(looks).to(self.device)
-        self.caption[self.captions_of(slot)[1]] = self._ids(taken)
-        left, top, side = closer(s.still_size)
+        mean, scale = _appearance_scale()
+        appearances = np.stack([(appearance(p) - mean) / scale for p in members]).astype(np.float32)
+        self.appearance[rows] = torch.from_numpy(appearances).to(self.device)
+        self.caption[self.captions_of(slot)[1]] = self._ids(photo_clips)
+        left, top, side = clip_framing(s.still_size)
         face = self._is_face(photos.parts[:, 0])[:, None, top : top + side, left : left + side]
         mask = F.interpolate(face, self.picture_mask.shape[2:], mode="area")[:, 0]
         self.picture_mask[rows] = _bytes(mask).unflatten(0, shape)
@@ -196,20 +198,24 @@ class Pool:
         self.picture_landmarks[rows] = (self.still_landmarks[rows] - corner + 0.5) * (s.size / side) - 0.5
 
     def _put_clips(self, clips: Sequence[Clip], rows: slice) -> None:
-        drawn = render(clips, self.settings.size, self.device)
-        self.frames[rows] = _bytes(drawn.frames)
-        face = F.avg_pool2d(self._is_face(drawn.parts).flatten(0, 1)[:, None], MASK_SCALE)
-        self.face[rows] = _bytes(face[:, 0]).unflatten(0, drawn.parts.shape[:2])
-        self.landmarks[rows], self.pose[rows], self.expression[rows] = drawn.landmarks, drawn.pose, drawn.expression
+        rendered = render(clips, self.settings.size, self.device)
+        self.frames[rows] = _bytes(rendered.frames)
+        face = F.avg_pool2d(self._is_face(rendered.parts).flatten(0, 1)[:, None], MASK_SCALE)
+        self.face[rows] = _bytes(face[:, 0]).unflatten(0, rendered.parts.shape[:2])
+        self.landmarks[rows], self.pose[rows], self.expression[rows] = (
+            rendered.landmarks,
+            rendered.pose,
+            rendered.expression,
+        )
         names = list(COLOURS)
         for target, field in ((self.shirt, "shirt"), (self.background, "background")):
-            numbers = [names.index(getattr(c.labels, field)) for c in clips]
-            target[rows] = torch.tensor(numbers, device=self.device)
+            colour_ids = [names.index(getattr(c.labels, field)) for c in clips]
+            target[rows] = torch.tensor(colour_ids, device=self.device)
         self.caption[rows] = self._ids(clips)
 
     def _is_face(self, parts: Tensor) -> Tensor:
-        kinds = torch.tensor([name in FACE for name in PARTS], device=self.device)
-        return kinds[parts.long()].float()
+        is_face_part = torch.tensor([name in FACE for name in PARTS], device=self.device)
+        return is_face_part[parts.long()].float()
 
     def _ids(self, clips: Sequence[Clip]) -> Tensor:
         return byte_tokens.encode_batch(c.caption for c in clips).to(self.device, torch.int16)
@@ -232,24 +238,24 @@ class Pool:
         self.picture_face[people] = F.adaptive_avg_pool2d(self.picture_mask[people].float() / 255, size)
         if self.chunk_clips:
             self.latents[rows] = self._encode(self.frames[rows]).to(self.latents)
-            self.face_latent[rows] = pooled_in_time(self.face[rows].float() / 255, size)
+            self.face_latent[rows] = pool_masks_in_time(self.face[rows].float() / 255, size)
 
     def _as_pictures(self, photos: Tensor) -> Tensor:
         """Photos (B, H, W, 3) uint8 → clips (B, 1, size, size, 3) uint8 of one frame, framed like other clips."""
-        left, top, side = closer(photos.shape[1])
+        left, top, side = clip_framing(photos.shape[1])
         near = photos[:, top : top + side, left : left + side].movedim(-1, 1).float()
         size = self.settings.size
         return _bytes(F.interpolate(near / 255, (size, size), mode="bilinear").movedim(1, -1))[:, None]
 
 
-def closer(size: int) -> tuple[int, int, int]:
+def clip_framing(size: int) -> tuple[int, int, int]:
     """Left, top and side, px, of what a clip would show of a photo of this size."""
-    side = round(CLOSER * size)
+    side = round(CLIP_ZOOM * size)
     return (size - side) // 2, round((size - side) / 2 - LIFT * size), side
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class PoolSamples:
     """What a batch is made of.
 
     Attributes:
@@ -266,34 +272,34 @@ class Drawn:
     photos: Tensor | None = None
 
 
-def pooled_in_time(masks: Tensor, size: Sequence[int]) -> Tensor:
+def pool_masks_in_time(masks: Tensor, size: Sequence[int]) -> Tensor:
     """Masks (B, 4 k + 1, H, W) of frames → of latents (B, k + 1, h, w): the first frame alone, then four at a time."""
     masks = F.adaptive_avg_pool2d(masks, tuple(size))
-    rest = masks[:, 1:].unflatten(1, (-1, 4)).mean(2)
-    return torch.cat([masks[:, :1], rest], 1)
+    later = masks[:, 1:].unflatten(1, (-1, 4)).mean(2)
+    return torch.cat([masks[:, :1], later], 1)
 
 
-def pooled_in_time_points(points: Tensor) -> Tensor:
+def pool_points_in_time(points: Tensor) -> Tensor:
     """Points (B, 4 k + 1, N, 2) of frames → of latents (B, k + 1, N, 2), likewise."""
     if points.shape[1] == 1:
         return points
     return torch.cat([points[:, :1], points[:, 1:].unflatten(1, (-1, 4)).mean(2)], 1)
 
 
-def look(member: Person) -> np.ndarray:
+def appearance(member: Person) -> np.ndarray:
     """(L,) what a person looks like beside the shape of the head: paint, sex, age, ethnicity, build. Not the hair."""
-    rest = [float(member.sex == "male"), member.age, *member.ethnicity, member.weight, member.muscle]
-    return np.concatenate([member.paint.numbers, np.array(rest)])
+    attributes = [float(member.sex == "male"), member.age, *member.ethnicity, member.weight, member.muscle]
+    return np.concatenate([member.paint.vector, np.array(attributes)])
 
 
 _SCALE: list[tuple[np.ndarray, np.ndarray]] = []
 
 
-def _look_scale() -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of `look` over 300 people."""
+def _appearance_scale() -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of `appearance` over 300 people."""
     if not _SCALE:
-        looks = np.stack([look(person(seed)) for seed in range(300)])
-        _SCALE.append((looks.mean(0), looks.std(0).clip(min=1e-6)))
+        appearances = np.stack([appearance(person(seed)) for seed in range(300)])
+        _SCALE.append((appearances.mean(0), appearances.std(0).clip(min=1e-6)))
     return _SCALE[0]
 
 

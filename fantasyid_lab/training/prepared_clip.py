@@ -73,8 +73,8 @@ def prepare_clip(
     config = model.transformer.config
     size = (config.sample_height * SPACE_SCALE, config.sample_width * SPACE_SCALE)
     caption = read_caption(path)
-    count, rate = measure(path)
-    window = choose_window(count, config.sample_frames, rate / options.fps, f"{context.settings.seed} {path.name}")
+    count, fps = measure(path)
+    window = choose_window(count, config.sample_frames, fps / options.fps, f"{context.settings.seed} {path.name}")
     outside = [i for i in range(count) if not window[0] <= i <= window[-1]]
     searched = {*window[::TIME_SCALE], *(_spread(outside) if options.multi_view else ())}
     pictures, views = {}, {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-EVERY = 20  # steps between two agreements: each waits for the queue of kernels
+AGREE_EVERY = 20  # steps between two agreements: each waits for the queue of kernels
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,22 @@ class RankSync:
     """What the processes of a run agree on; with one process always its own view.
 
     Args:
-        began: what `time.perf_counter` said when the stage began.
+        start_time: what `time.perf_counter` said when the stage began.
     """
 
-    def __init__(self, accelerator: Accelerator, began: float):
-        self.accelerator, self.began = accelerator, began
+    def __init__(self, accelerator: Accelerator, start_time: float):
+        self.accelerator, self.start_time = accelerator, start_time
         self._agreed: Progress | None = None
 
     def agree(self, step: int, rendered: float, stop: bool) -> Progress:
         """The progress at a step, for which every process gives its own view: means of the times, and whether any was
         asked to stop. Between agreements it stays as it was.
         """
-        mine = Progress(time.perf_counter() - self.began, rendered, stop)
+        mine = Progress(time.perf_counter() - self.start_time, rendered, stop)
         if self.accelerator.num_processes == 1:
             return mine
-        if self._agreed is None or step % EVERY == 0:
-            own_view = torch.tensor([mine.elapsed, rendered, float(stop)], device=self.accelerator.device)
-            elapsed, rendered, stopping = self.accelerator.reduce(own_view, "mean").tolist()
+        if self._agreed is None or step % AGREE_EVERY == 0:
+            values = torch.tensor([mine.elapsed, rendered, float(stop)], device=self.accelerator.device)
+            elapsed, rendered, stopping = self.accelerator.reduce(values, "mean").tolist()
             self._agreed = Progress(elapsed, rendered, stopping > 0)
         return self._agreed

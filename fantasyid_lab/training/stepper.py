@@ -26,8 +26,9 @@ class Stepper:
         self._trained = [p for p in objective.parameters() if p.requires_grad]
         if settings.compile and stage.context.device.type == "cuda":
             _compile_parts(stage)
-        made = optimizers(self._trained, stage.muon_parameters(), settings, stage.lr_mults())
-        self._module, *self._optimizers = accelerator.prepare(objective, *made)
+        self._module, *self._optimizers = accelerator.prepare(
+            objective, *optimizers(self._trained, stage.muon_parameters(), settings, stage.lr_mults())
+        )
         self.ema = Ema(objective, settings.ema)
 
     def losses(self, batch: Batch) -> Batch:
@@ -65,12 +66,12 @@ def _compile_parts(stage: Stage) -> None:
         module.compile()
     if stage.context.pool is not None:
         stage.context.pool.prefill(1)  # a stage that is the run's first has none yet
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     try:
         with stage.context.autocast():
             batch = stage.batch(0, stage.context.generator(0))
             stage.objective(**batch)["loss"].backward()
-        log.info("Compiled %d modules in %.0f s.", len(modules), time.perf_counter() - began)
+        log.info("Compiled %d modules in %.0f s.", len(modules), time.perf_counter() - start_time)
     except Exception as error:
         log.warning("The modules do not compile (%s: %s); they run as they are.", type(error).__name__, error)
         for module in modules:

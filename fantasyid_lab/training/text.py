@@ -1,6 +1,6 @@
-"""Stage text: captions → what they say, so that the byte encoder knows words before the DiT asks it for pictures.
+"""Stage text: the byte encoder learns to classify what captions say, before the DiT needs its embeddings.
 
-The heads that it learns with are thrown away.
+The probe that it learns with is not exported.
 """
 
 import torch
@@ -20,7 +20,7 @@ from .options import TextOptions
 from .stage import Batch, Context, Stage, evaluating, trainable
 
 SIDES = ("left", "right")
-QUESTIONS: dict[str, tuple[str, ...]] = {
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "turn": SIDES,
     "tilt": SIDES,
     "gaze": (*SIDES, "up", "down"),
@@ -31,30 +31,30 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "age": ("young", "middle-aged", "old"),
     "hair": tuple(HAIR_COLOURS),
 }
-"""What a caption is asked → what it may answer; answer 0 is that it does not say."""
+"""Attributes of a caption → their classes from 1; class 0 is that the caption leaves it open."""
 AGES = {"young": "young", "middle-aged": "middle-aged", "old": "old", "elderly": "old", "older": "old"}
 PER_PERSON = 4  # captions
 
 
-def answers(made: Clip) -> list[int]:
-    """What a clip's caption says to each of `QUESTIONS`: 0, or the number of the answer from 1."""
-    text, labels = made.caption.lower(), made.labels
+def attribute_targets(one: Clip) -> list[int]:
+    """Classes (one for each of `ATTRIBUTES`) that a clip's caption states; 0 where it leaves one open."""
+    text, labels = one.caption.lower(), one.labels
     words = text.replace(",", " ").replace(".", " ").replace(":", " ").split()
-    said = {name: getattr(labels, name) for name in stated_labels(text, labels)}
-    said = {name: "yes" if value is True else value for name, value in said.items()}
+    stated = {name: getattr(labels, name) for name in stated_labels(text, labels)}
+    stated = {name: "yes" if value is True else value for name, value in stated.items()}
     if {"she", "her", "woman"} & set(words):
-        said["sex"] = "female"
+        stated["sex"] = "female"
     elif {"he", "his", "man"} & set(words):
-        said["sex"] = "male"
-    said |= dict([("age", AGES[word]) for word in words if word in AGES][:1])
+        stated["sex"] = "male"
+    stated |= dict([("age", AGES[word]) for word in words if word in AGES][:1])
     # "brown hair" is in "dark brown hair" as well: the longest name is the right one
     names = [name for name in HAIR_COLOURS if f"{name} hair" in text]
-    said |= {"hair": max(names, key=len)} if names else {}
-    return [1 + options.index(said[name]) if name in said else 0 for name, options in QUESTIONS.items()]
+    stated |= {"hair": max(names, key=len)} if names else {}
+    return [1 + options.index(stated[name]) if name in stated else 0 for name, options in ATTRIBUTES.items()]
 
 
 class Corpus:
-    """A ring of captions: ids (N, 226) int64 and answers (N, questions) int64, drawn by number.
+    """A ring of captions: ids (N, 226) int64 and targets (N, attributes) int64, drawn by number.
 
     Args:
         size: N; split: seeds of the people; start: which comes first.
@@ -63,54 +63,56 @@ class Corpus:
     def __init__(self, size: int, split: range, start: int, device: torch.device):
         self.split, self.start, self.count = split, start, 0
         self.ids = torch.zeros(size, byte_tokens.TOKENS, dtype=torch.int64, device=device)
-        self.answers = torch.zeros(size, len(QUESTIONS), dtype=torch.int64, device=device)
+        self.targets = torch.zeros(size, len(ATTRIBUTES), dtype=torch.int64, device=device)
 
     @property
     def filled(self) -> int:
         """Rows that hold a caption."""
         return min(self.count, len(self.ids))
 
-    def reach(self, count: int) -> None:
+    def draw_until(self, count: int) -> None:
         """Draw captions until `count` were drawn in all, into the places of the oldest."""
         size = len(self.ids)
         numbers = range(max(self.count, count - size), count)
         if not numbers:
             return
-        drawn = [self._clip(number) for number in numbers]
+        clips = [self._clip(number) for number in numbers]
         rows = torch.tensor([number % size for number in numbers], device=self.ids.device)
-        self.ids[rows] = byte_tokens.encode_batch(c.caption for c in drawn).to(self.ids.device)
-        self.answers[rows] = torch.tensor([answers(c) for c in drawn], device=self.ids.device)
+        self.ids[rows] = byte_tokens.encode_batch(c.caption for c in clips).to(self.ids.device)
+        self.targets[rows] = torch.tensor([attribute_targets(c) for c in clips], device=self.ids.device)
         self.count = count
 
     def _clip(self, number: int) -> Clip:
-        who, which = divmod(number, PER_PERSON)
-        return clip(person(self.split[(self.start + who) % len(self.split)]), 1000 + which, 2)
+        person_index, clip_index = divmod(number, PER_PERSON)
+        return clip(person(self.split[(self.start + person_index) % len(self.split)]), 1000 + clip_index, 2)
 
 
-class Reader(nn.Module):
-    """Embeddings (B, L, D) → for every question the logits of its answers; each looks at tokens of its own."""
+class AttentionProbe(nn.Module):
+    """Embeddings (B, L, D) → the logits of every attribute's classes; attention pooling with one query each."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.looks = nn.Linear(width, len(QUESTIONS))
-        self.heads = nn.ModuleList(nn.Linear(width, 1 + len(options)) for options in QUESTIONS.values())
+        self.attention = nn.Linear(width, len(ATTRIBUTES))
+        self.heads = nn.ModuleList(nn.Linear(width, 1 + len(options)) for options in ATTRIBUTES.values())
 
-    def forward(self, words: Tensor) -> list[Tensor]:
-        seen = self.looks(words).float().softmax(1).mT.to(words.dtype) @ words  # (B, questions, D)
-        return [head(seen[:, i]).float() for i, head in enumerate(self.heads)]
+    def forward(self, embeddings: Tensor) -> list[Tensor]:
+        pooled = (
+            self.attention(embeddings).float().softmax(1).mT.to(embeddings.dtype) @ embeddings
+        )  # (B, attributes, D)
+        return [head(pooled[:, i]).float() for i, head in enumerate(self.heads)]
 
 
 class TextObjective(nn.Module):
-    """Mean cross entropy over the questions."""
+    """Mean cross entropy over the attributes."""
 
-    def __init__(self, text: nn.Module, reader: Reader):
+    def __init__(self, text: nn.Module, probe: AttentionProbe):
         super().__init__()
-        self.text, self.reader = text, reader
+        self.text, self.probe = text, probe
 
-    def forward(self, ids: Tensor, answers: Tensor) -> dict[str, Tensor]:
-        """ids (B, L), answers (B, questions)."""
-        logits = self.reader(self.text(input_ids=ids).last_hidden_state)
-        losses = [F.cross_entropy(x, answers[:, i]) for i, x in enumerate(logits)]
+    def forward(self, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """ids (B, L), targets (B, attributes)."""
+        logits = self.probe(self.text(input_ids=ids).last_hidden_state)
+        losses = [F.cross_entropy(x, targets[:, i]) for i, x in enumerate(logits)]
         return {"loss": torch.stack(losses).mean()}
 
 
@@ -125,21 +127,21 @@ class TextStage(Stage):
         self.corpus = Corpus(size, TRAIN, (500_009 + seed * 100_003) % len(TRAIN), context.device)
         self.validation = Corpus(min(1000, size), VALIDATION, 0, context.device)
         text = trainable(context.model.text)
-        self.objective = TextObjective(text, Reader(text.config.d_model).to(context.device))
+        self.objective = TextObjective(text, AttentionProbe(text.config.d_model).to(context.device))
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
-        self.corpus.reach(self.options.prefill + self.options.new_per_step * step)
+        self.corpus.draw_until(self.options.prefill + self.options.new_per_step * step)
         rows = data.randint(generator, self.corpus.filled, self.settings.batch)
-        return {"ids": self.corpus.ids[rows], "answers": self.corpus.answers[rows]}
+        return {"ids": self.corpus.ids[rows], "targets": self.corpus.targets[rows]}
 
     def validate(self) -> dict[str, float]:
-        """For every question the share of captions of other people that are read rightly."""
-        held = self.validation
-        held.reach(len(held.ids))
+        """Accuracy of every attribute on captions of validation people."""
+        validation = self.validation
+        validation.draw_until(len(validation.ids))
         with evaluating(self.objective), self.context.autocast():
-            logits = self.objective.reader(self.objective.text(input_ids=held.ids).last_hidden_state)
-        right = [(x.argmax(1) == held.answers[:, i]).float().mean().item() for i, x in enumerate(logits)]
-        return dict(zip(QUESTIONS, right, strict=True))
+            logits = self.objective.probe(self.objective.text(input_ids=validation.ids).last_hidden_state)
+        accuracy = [(x.argmax(1) == validation.targets[:, i]).float().mean().item() for i, x in enumerate(logits)]
+        return dict(zip(ATTRIBUTES, accuracy, strict=True))
 
     def export(self) -> None:
         nano.write(self.context.model, self.context.model_folder, ["text_encoder"])

@@ -12,9 +12,9 @@ from .pool import MASK_SCALE, Pool
 from .stage import Batch, Context, Stage, evaluating, trainable
 from .whitening import fold, whitening
 
-ELSEWHERE = 0.2  # share of crops that may lie anywhere
-REACH = 3.5  # px, how far a landmark makes pixels count
-OUTLINE = 17  # landmarks of the jaw, which come first
+RANDOM_CROP_SHARE = 0.2  # share of crops that may lie anywhere
+LANDMARK_RADIUS = 3.5  # px, how far a landmark makes pixels count
+JAW_LANDMARKS = 17  # landmarks of the jaw, which come first
 ENCODED_FRAMES = 400  # together: one part starts some 330 kernels, however few the frames
 
 
@@ -30,8 +30,8 @@ def to_frames(pixels: Tensor) -> Tensor:
 
 def encode(vae: nn.Module, frames: Tensor) -> Tensor:
     """Frames (B, T, H, W, 3) uint8 → scaled latents (B, t, 16, h, w), the posterior's mean."""
-    at_once = max(1, ENCODED_FRAMES // frames.shape[1])
-    parts = [fast_vae.encode(vae, to_model(part))[0] for part in frames.split(at_once)]
+    batch = max(1, ENCODED_FRAMES // frames.shape[1])
+    parts = [fast_vae.encode(vae, to_model(part))[0] for part in frames.split(batch)]
     return torch.cat(parts).float().movedim(-1, 2) * vae.config.scaling_factor
 
 
@@ -42,11 +42,10 @@ def decode(vae: nn.Module, latents: Tensor) -> Tensor:
 
 
 class Reconstruction(nn.Module):
-    """L1 of pixels and of their differences to neighbours, what the tower sees otherwise in faces, and the latents'
-    divergence from a normal.
+    """L1 of pixels and of their gradients, perceptual distance of faces (tower), KL of the latents.
 
     Args:
-        tower: the image tower, frozen; `None` where it is not asked.
+        tower: the image tower, frozen; `None` without a perceptual loss.
     """
 
     def __init__(self, vae: nn.Module, tower: nn.Module | None, options: VaeOptions):
@@ -54,31 +53,40 @@ class Reconstruction(nn.Module):
         self.vae, self.tower, self.options = vae, tower, options
 
     def forward(
-        self, frames: Tensor, weight: Tensor, noise: Tensor, which: Tensor | None = None, places: Tensor | None = None
+        self,
+        frames: Tensor,
+        weight: Tensor,
+        noise: Tensor,
+        frame_index: Tensor | None = None,
+        crop_grid: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Frames (B, T, H, W, 3) uint8, what their pixels count (B, T, H / 4, W / 4), noise (B, t, h, w, 16); the
-        frame (B,) whose face the tower looks at, and where its crop's pixels lie in it (B, S, S, 2) px.
+        """Frames (B, T, H, W, 3) uint8, pixel weights (B, T, H / 4, W / 4), noise (B, t, h, w, 16); the
+        frame (B,) whose face the tower reads, and its crop's sampling grid (B, S, S, 2) px.
         """
         pixels = to_model(frames)
-        mean, spread = fast_vae.encode(self.vae, pixels)
-        made = fast_vae.decode(self.vae, mean + spread * noise)
+        mean, std = fast_vae.encode(self.vae, pixels)
+        reconstructed = fast_vae.decode(self.vae, mean + std * noise)
         weight = F.interpolate(weight, scale_factor=MASK_SCALE, mode="bilinear")[..., None]
         weight = weight / weight.mean()
-        error = made.float() - pixels
+        error = reconstructed.float() - pixels
         l1 = (error.abs() * weight).mean()
         gradient = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (2, 3))
-        kl = 0.5 * (mean.square() + spread.square() - 1 - 2 * spread.clamp(min=1e-12).log()).mean()
+        kl = 0.5 * (mean.square() + std.square() - 1 - 2 * std.clamp(min=1e-12).log()).mean()
         loss = l1 + self.options.gradient_weight * gradient + self.options.kl_weight * kl
-        found = {"l1": l1, "gradient": gradient, "kl": kl}
+        terms = {"l1": l1, "gradient": gradient, "kl": kl}
         if self.tower is not None:
             rows = torch.arange(len(frames), device=frames.device)
-            perceptual = self._perceptual_distance(made[rows, which], frames[rows, which], places)
-            loss, found = loss + self.options.likeness_weight * perceptual, found | {"perceptual": perceptual}
-        return {"loss": loss} | found
+            perceptual = self._perceptual_distance(
+                reconstructed[rows, frame_index], frames[rows, frame_index], crop_grid
+            )
+            loss, terms = loss + self.options.likeness_weight * perceptual, terms | {"perceptual": perceptual}
+        return {"loss": loss} | terms
 
-    def _perceptual_distance(self, made: Tensor, true: Tensor, places: Tensor) -> Tensor:
+    def _perceptual_distance(self, reconstructed: Tensor, true: Tensor, crop_grid: Tensor) -> Tensor:
         """One less the cosine of the tower's hidden states, mean over states and tokens; made in −1…1, true uint8."""
-        crops = data.sampled(torch.cat([made.float() * 127.5 + 127.5, true.float()]), places.repeat(2, 1, 1, 1))
+        crops = data.sample(
+            torch.cat([reconstructed.float() * 127.5 + 127.5, true.float()]), crop_grid.repeat(2, 1, 1, 1)
+        )
         hidden, _ = self.tower(self.tower.preprocess(crops))
         return torch.stack([1 - F.cosine_similarity(*x.float().chunk(2), dim=-1).mean() for x in hidden]).mean()
 
@@ -104,25 +112,28 @@ class VaeStage(Stage):
         times = data.randint(generator, length - window + 1, count, 1) + torch.arange(window, device=rows.device)
         landmarks = pool.landmarks[rows[:, None], times]  # (B, T, 68, 2)
         corner = self._corner(landmarks, size - crop, crop, generator)  # (B, 2) in pixels of the masks: x, y
-        frames = _cut(pool.frames, rows, times, corner * MASK_SCALE, crop)
-        face = _cut(pool.face, rows, times, corner, crop // MASK_SCALE)
+        frames = _crop_video(pool.frames, rows, times, corner * MASK_SCALE, crop)
+        face = _crop_video(pool.face, rows, times, corner, crop // MASK_SCALE)
         weight = 1 + (options.face_weight - 1) * face.float() / 255
         landmarks = landmarks - corner[:, None, None] * MASK_SCALE
-        weight = weight + options.detail_weight * near(landmarks, crop)
+        weight = weight + options.detail_weight * landmark_proximity(landmarks, crop)
         noise = data.randn(generator, count, (window - 1) // 4 + 1, crop // 8, crop // 8, 16)
         batch = {"frames": frames, "weight": weight, "noise": noise}
         if self.objective.tower is None:
             return batch
-        which = data.randint(generator, window, count)
-        shown = landmarks[torch.arange(count, device=which.device), which]
-        return batch | {"which": which, "places": data.crop_places(shown, CROP, data.jitter(generator, count))}
+        frame_index = data.randint(generator, window, count)
+        shown = landmarks[torch.arange(count, device=frame_index.device), frame_index]
+        return batch | {
+            "frame_index": frame_index,
+            "crop_grid": data.crop_grid(shown, CROP, data.jitter(generator, count)),
+        }
 
     def _corner(self, landmarks: Tensor, room: int, crop: int, generator: torch.Generator) -> Tensor:
         """Where crops begin: (B, 2), in units of `MASK_SCALE`, most with the face in the middle."""
         count, device = len(landmarks), landmarks.device
         focus = landmarks.mean((1, 2)) - crop / 2 + 0.1 * crop * data.randn(generator, count, 2)
         anywhere = data.rand(generator, count, 2) * room
-        corner = torch.where(data.rand(generator, count, 1) < ELSEWHERE, anywhere, focus)
+        corner = torch.where(data.rand(generator, count, 1) < RANDOM_CROP_SHARE, anywhere, focus)
         limit = torch.tensor(room // MASK_SCALE, device=device)
         return (corner / MASK_SCALE).round().long().clamp(min=0).minimum(limit)
 
@@ -130,8 +141,8 @@ class VaeStage(Stage):
         pool, vae = self.context.validation, self.context.model.vae
         frames, face = pool.frames[: min(16, pool.clips)], pool.face[: min(16, pool.clips)]
         with evaluating(vae), self.context.autocast():
-            made = decode(vae, encode(vae, frames))
-        square = (made - frames.float() / 255).square().mean(-1)  # (B, T, H, W)
+            reconstructed = decode(vae, encode(vae, frames))
+        square = (reconstructed - frames.float() / 255).square().mean(-1)  # (B, T, H, W)
         inside = F.interpolate(face.float() / 255, scale_factor=MASK_SCALE)
         in_face = (square * inside).sum() / inside.sum().clamp(min=1)
         return {"psnr": _decibel(square.mean()), "psnr_face": _decibel(in_face)}
@@ -140,9 +151,9 @@ class VaeStage(Stage):
         pool, vae = self.context.validation, self.context.model.vae
         frames = pool.frames[: min(6, pool.clips)]
         with evaluating(vae), self.context.autocast():
-            made = decode(vae, encode(vae, frames))
+            reconstructed = decode(vae, encode(vae, frames))
         columns = torch.linspace(0, frames.shape[1] - 1, 4).round().long().tolist()
-        pairs = [x[:, i] for i in columns for x in (frames.float() / 255, made)]
+        pairs = [x[:, i] for i in columns for x in (frames.float() / 255, reconstructed)]
         return pictures.grid(torch.stack(pairs, 1))
 
     def export(self) -> None:
@@ -157,8 +168,8 @@ class VaeStage(Stage):
         vae.register_to_config(scaling_factor=1.0)
         with evaluating(vae), torch.no_grad(), self.context.autocast():
             pairs = [fast_vae.encode(vae, to_model(part)) for part in pool.frames[: min(256, pool.clips)].split(16)]
-        mean, spread = (torch.cat(x).float().movedim(-1, 2) for x in zip(*pairs, strict=True))
-        fold(vae, *whitening(mean), spread.mean((0, 1, 3, 4)))
+        mean, std = (torch.cat(x).float().movedim(-1, 2) for x in zip(*pairs, strict=True))
+        fold(vae, *whitening(mean), std.mean((0, 1, 3, 4)))
         nano.write(model, self.context.model_folder, ["vae"])
 
 
@@ -183,18 +194,18 @@ def encode_pools(context: Context) -> None:
             pool.encode_with(encoder_of(context), key)
 
 
-def near(landmarks: Tensor, size: int) -> Tensor:
+def landmark_proximity(landmarks: Tensor, size: int) -> Tensor:
     """Landmarks (B, T, 68, 2) px of pictures of `size` → how near pixels are to eyes, brows, nose and mouth, 0…1, for
     every `MASK_SCALE`-th pixel: (B, T, size / 4, size / 4).
     """
-    places = (torch.arange(size // MASK_SCALE, device=landmarks.device) + 0.5) * MASK_SCALE - 0.5
-    inner = landmarks[..., OUTLINE:, :] if landmarks.shape[-2] > OUTLINE else landmarks
-    across, down = ((places - inner[..., i, None]).square() for i in (0, 1))  # (B, T, 51, size / 4)
-    reach = REACH + MASK_SCALE / 2
-    return (-(across[..., None, :] + down[..., :, None]) / (2 * reach * reach)).exp().amax(2)
+    grid = (torch.arange(size // MASK_SCALE, device=landmarks.device) + 0.5) * MASK_SCALE - 0.5
+    inner = landmarks[..., JAW_LANDMARKS:, :] if landmarks.shape[-2] > JAW_LANDMARKS else landmarks
+    across, down = ((grid - inner[..., i, None]).square() for i in (0, 1))  # (B, T, 51, size / 4)
+    sigma = LANDMARK_RADIUS + MASK_SCALE / 2
+    return (-(across[..., None, :] + down[..., :, None]) / (2 * sigma * sigma)).exp().amax(2)
 
 
-def _cut(video: Tensor, rows: Tensor, times: Tensor, corner: Tensor, size: int) -> Tensor:
+def _crop_video(video: Tensor, rows: Tensor, times: Tensor, corner: Tensor, size: int) -> Tensor:
     """(N, T, H, W, …) → clips `rows` (B,), their frames `times` (B, t), squares from `corner` (B, 2)."""
     across, down = (corner[:, i, None] + torch.arange(size, device=rows.device) for i in (0, 1))
     return video[rows[:, None, None, None], times[:, :, None, None], down[:, None, :, None], across[:, None, None]]

@@ -28,12 +28,12 @@ def tokenizer(model: Nano) -> Callable[[str], Tensor]:
             f"{folder} is not there: the text encoder reads words of a vocabulary (spiece.model). Download it too."
         )
     require("sentencepiece", PURPOSE, names=["SentencePieceProcessor"])
-    kind = require("transformers", PURPOSE, names=["AutoTokenizer"]).AutoTokenizer
+    tokenizer_class = require("transformers", PURPOSE, names=["AutoTokenizer"]).AutoTokenizer
     try:
-        words = kind.from_pretrained(str(folder), local_files_only=True)
+        pretrained = tokenizer_class.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # a damaged vocabulary fails in any way
         raise WeightsMissingError(
             f"{folder} holds no vocabulary that can be read ({type(error).__name__}: {error}). Download it again."
         ) from error
     padded = {"padding": "max_length", "max_length": byte_tokens.TOKENS, "truncation": True, "return_tensors": "pt"}
-    return lambda text: words([text], **padded).input_ids
+    return lambda text: pretrained([text], **padded).input_ids

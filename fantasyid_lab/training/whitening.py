@@ -24,7 +24,7 @@ def whitening(latents: Tensor, power: float = POWER) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def fold(vae: nn.Module, mean: Tensor, matrix: Tensor, spread: Tensor) -> None:
+def fold(vae: nn.Module, mean: Tensor, matrix: Tensor, std: Tensor) -> None:
     """Change an autoencoder's weights so that its latents z are `matrix` · (z − `mean`), and its decoder takes such.
 
     It then reconstructs as before but for 1 / 500 at the picture's border, where convolutions see zeros beyond it.
@@ -38,7 +38,7 @@ def fold(vae: nn.Module, mean: Tensor, matrix: Tensor, spread: Tensor) -> None:
     out.weight[:count] = torch.einsum("ij,jcthw->icthw", matrix, out.weight[:count])
     out.bias[:count] = matrix @ (out.bias[:count] - mean)
     out.weight[count:] = 0
-    out.bias[count:] = (matrix.square() @ spread.square()).log()
+    out.bias[count:] = (matrix.square() @ std.square()).log()
     for name, conv in vae.decoder.named_modules():
         if name == "conv_in.conv" or name.endswith((".conv_y.conv", ".conv_b.conv")):
             conv.bias += torch.einsum("oithw,i->o", conv.weight, mean)

@@ -252,11 +252,11 @@ def test_stages_share_a_pool_where_they_ask_for_the_same_people(tmp_path: Path, 
 def test_the_mean_tells_nothing_of_shapes_and_the_truth_all():
     draw = torch.Generator().manual_seed(0)
     true, basis = torch.randn(20, 100, generator=draw), torch.randn(7, 3, 100, generator=draw)
-    moved = face_truth.moves(basis)
-    assert face_truth.variance_explained(true, true, moved) == 1
-    assert face_truth.variance_explained(true.mean(0).expand_as(true), true, moved) == pytest.approx(0, abs=1e-5)
+    gram = face_truth.vertex_gram(basis)
+    assert face_truth.variance_explained(true, true, gram) == 1
+    assert face_truth.variance_explained(true.mean(0).expand_as(true), true, gram) == pytest.approx(0, abs=1e-5)
     half = (true + true.mean(0)) / 2
-    assert face_truth.variance_explained(half, true, moved) == pytest.approx(0.75, abs=1e-5)
+    assert face_truth.variance_explained(half, true, gram) == pytest.approx(0.75, abs=1e-5)
 
 
 def test_axis_angle_is_the_rotation_of_the_pose():
@@ -419,7 +419,7 @@ def test_the_text_encoder_is_trained_with_the_dit_or_left_as_it_is(trained: bool
 def test_a_frozen_text_encoder_has_read_the_captions_before(dropped: float, context: Callable[..., Context]):
     stage = STAGES["base"](context("base", options={"train_text": False, "text_dropout": dropped}))
     text = stage.batch(0, stage.context.generator(0))["text"]
-    ids = stage.empty if dropped else stage.context.pool.caption.long()
+    ids = stage.empty_ids if dropped else stage.context.pool.caption.long()
     with torch.no_grad():
         known = stage.context.model.text(input_ids=ids).last_hidden_state
     assert (text[:, None] - known).abs().amax((2, 3)).amin(1).max() < 1e-5

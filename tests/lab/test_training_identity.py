@@ -15,7 +15,7 @@ from fantasyid_lab.training import data, loop
 from fantasyid_lab.training.captions import Captions
 from fantasyid_lab.training.identity import IdentityStage
 from fantasyid_lab.training.pool import Pool
-from fantasyid_lab.training.references import RENEWAL
+from fantasyid_lab.training.references import REFRESH_EVERY
 from fantasyid_lab.training.stage import Context
 
 
@@ -108,12 +108,12 @@ def test_photos_are_looked_at_anew_in_few_of_the_batches(stage: Callable[..., Id
         return seen(*arguments)
 
     source.encode_pictures = see
-    batches = [references.of(people, people - 1)["hidden_states"] for _ in range(RENEWAL + 1)]
+    batches = [references.of(people, people - 1)["hidden_states"] for _ in range(REFRESH_EVERY + 1)]
     first_sight, renewals = looked[:-2], looked[-2:]
     assert sum(first_sight) == source.context.pool.people * source.context.pool.settings.stills
     assert renewals == [2, 2]
-    assert all(torch.equal(batches[0], x) for x in batches[1:RENEWAL])
-    assert not torch.equal(batches[0], batches[RENEWAL])
+    assert all(torch.equal(batches[0], x) for x in batches[1:REFRESH_EVERY])
+    assert not torch.equal(batches[0], batches[REFRESH_EVERY])
 
 
 def test_the_depth_of_a_face_survives_bfloat16(stage: Callable[..., IdentityStage]):

@@ -48,7 +48,7 @@ def test_pixels_count_by_their_distance_to_eyes_brows_nose_and_mouth():
     landmarks = torch.full((1, 1, 68, 2), 200.0)  # outside, but for one of the outline and one of an eye
     landmarks[0, 0, 3] = torch.tensor([9.5, 9.5])
     landmarks[0, 0, 40] = torch.tensor([21.5, 13.5])
-    weight = stage.near(landmarks, 32)[0, 0]
+    weight = stage.landmark_proximity(landmarks, 32)[0, 0]
     assert weight.shape == (8, 8)
     assert weight[3, 5] == weight.max() == pytest.approx(1.0)
     assert weight[2, 2] < 0.1
