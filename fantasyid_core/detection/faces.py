@@ -32,6 +32,8 @@ class DetectedFace:
         sharpness: 0…1, see `quality.sharpness`.
         occlusion: 0…1, share of the face that the edge of the photo cuts off. What lies over the face is not in it:
             see `views.suitability`.
+        dense_landmarks: (478, 3) px, as `dense_landmarks.read` finds them; `None` where nobody asked for them.
+        dense_confidence: 0…1, how certainly those are on a face.
     """
 
     image: Tensor
@@ -43,6 +45,8 @@ class DetectedFace:
     pose: HeadPose = FRONTAL
     sharpness: float = 1.0
     occlusion: float = 0.0
+    dense_landmarks: Tensor | None = None
+    dense_confidence: float = 0.0
 
     @property
     def quality(self) -> float:

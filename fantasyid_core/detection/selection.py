@@ -194,6 +194,8 @@ def numbered(
         colour = (80, 255, 80) if face is chosen else (255, 210, 60)
         x0, y0, x1, y1 = (face.box * scale).tolist()
         draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=line)
+        if face.dense_landmarks is not None:
+            draw.point([tuple(place) for place in (face.dense_landmarks[:, :2] * scale).tolist()], fill=colour)
         for x, y in (face.landmarks * scale).tolist():
             draw.ellipse((x - line, y - line, x + line, y + line), fill=colour)
         label(draw, (x0, y0), f"{i}  {face.score:.2f}" + (f"  {word}" if word and face is chosen else ""), colour)

@@ -1,0 +1,112 @@
+"""Faces → 478 points in 3D each, with their confidence: the crops that the network expects, and the way back.
+
+The network looks twice: at a square by the detector's five landmarks, then at the square by the points that it found
+there, which is how it was trained and no longer depends on the detector. In a video the frame before gives the square.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .alignment import FFHQ_TEMPLATE, similarity
+from .faces import DetectedFace
+from .landmark_network import POINTS, SIZE, load
+
+_AROUND = 1.5  # side of the square in terms of the points' larger extent
+_CORNERS = (33, 263)  # outer corners of the eyes, the person's right first; they lie level in the square
+_MAX_SAMPLES = 8  # per pixel and direction, of very large faces
+_BATCH = 32  # faces that the network reads at a time, which bounds its memory
+# Middle and side of the square in a 512 px FFHQ crop: medians over the labelled photos, see docs/detection.md.
+_FIRST_MIDDLE, _FIRST_SIDE = (256.0, 293.0), 475.0
+
+
+def with_dense_landmarks(
+    faces: Sequence[DetectedFace], *, device: torch.device | str | None = None
+) -> list[DetectedFace]:
+    """The faces of one photo with their `dense_landmarks` and `dense_confidence`; see `read`."""
+    if not faces:
+        return []
+    points, confidence = read(faces[0].image, torch.stack([face.landmarks for face in faces]), device=device)
+    return [
+        replace(face, dense_landmarks=own, dense_confidence=certain)
+        for face, own, certain in zip(faces, points, confidence.tolist(), strict=True)
+    ]
+
+
+def read(photo: Tensor, landmarks: Tensor, *, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """478 points of every face of a photo.
+
+    Args:
+        photo: (H, W, 3) float 0…1.
+        landmarks: (N, 5, 2) px, as `DetectedFace.landmarks`.
+        device: where the network runs (default: where the photo is).
+
+    Returns:
+        points (N, 478, 3): x and y in px of the photo, integers are pixel centres, z in px, growing away from the
+        viewer, about 0 in the middle of the face; and (N,) 0…1, how certainly each is a face. Where the photo is.
+    """
+    if not len(landmarks):
+        return landmarks.new_zeros(0, POINTS, 3), landmarks.new_zeros(0)
+    points, _ = look(photo, first_squares(landmarks), device)
+    return look(photo, squares(points), device)
+
+
+def first_squares(landmarks: Tensor) -> Tensor:
+    """Five landmarks (N, 5, 2) px → (N, 2, 3), photo px → px of the network's input."""
+    scale = SIZE / _FIRST_SIDE
+    template = (landmarks.new_tensor(FFHQ_TEMPLATE) - landmarks.new_tensor(_FIRST_MIDDLE)) * scale + (SIZE - 1) / 2
+    return torch.stack([similarity(own, template) for own in landmarks])
+
+
+def squares(points: Tensor) -> Tensor:
+    """Points (N, 478, ≥ 2) px → (N, 2, 3), photo px → px of the network's input: 1.5 times around them, eyes level."""
+    flat = points[..., :2]
+    right, left = (flat[:, corner] for corner in _CORNERS)
+    x, y = F.normalize(left - right, dim=-1).unbind(-1)
+    turn = torch.stack([torch.stack([x, y], -1), torch.stack([-y, x], -1)], 1)  # photo → level
+    level = flat @ turn.mT
+    low, high = level.amin(1), level.amax(1)
+    scale = SIZE / ((high - low).amax(-1) * _AROUND).clamp(min=1e-3)
+    shift = (SIZE - 1) / 2 - scale[:, None] * (low + high) / 2
+    return torch.cat([scale[:, None, None] * turn, shift[..., None]], -1)
+
+
+def look(photo: Tensor, to_crop: Tensor, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """One look at squares (N, 2, 3) of a photo; see `read`."""
+    crops = torch.stack([cut(photo, own) for own in to_crop]).to(device or photo.device)
+    found = [load(crops.device)(part) for part in crops.split(_BATCH)]
+    points, confidence = (torch.cat(parts).to(photo.device) for parts in zip(*found, strict=True))
+    # The network counts from the edge of its first pixel, the photo from the middle of its own.
+    flat = _back(points[..., :2] - 0.5, to_crop)
+    return torch.cat([flat, points[..., 2:] / _scale(to_crop)], -1), confidence
+
+
+def cut(photo: Tensor, to_crop: Tensor) -> Tensor:
+    """(3, 192, 192) of a photo (H, W, 3) by a similarity (2, 3), bilinear; where the photo ends its edge goes on.
+
+    A pixel is the mean of as many samples as it covers pixels of the photo.
+    """
+    samples = min(_MAX_SAMPLES, max(1, math.ceil(1 / float(_scale(to_crop)))))
+    steps = (torch.arange(SIZE * samples, device=photo.device) + 0.5) / samples - 0.5
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    places = _back(torch.stack([x, y], -1).flatten(0, 1)[None], to_crop[None])
+    grid = (2 * places + 1) / places.new_tensor([photo.shape[1], photo.shape[0]]) - 1
+    grid = grid.unflatten(1, (SIZE * samples, -1))
+    picture = photo.float().movedim(-1, 0)[None]
+    sampled = F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.avg_pool2d(sampled, samples)[0]
+
+
+def _scale(to_crop: Tensor) -> Tensor:
+    """(…, 1, 1), px of the square per px of the photo."""
+    return to_crop[..., :1, :2].norm(dim=-1, keepdim=True)
+
+
+def _back(points: Tensor, to_crop: Tensor) -> Tensor:
+    """Points (N, K, 2) in squares → px of the photo."""
+    linear, shift = to_crop[..., :2], to_crop[:, None, :, 2]
+    return (points - shift) @ (linear / _scale(to_crop).square())
