@@ -3,16 +3,16 @@
 from collections.abc import Callable
 
 import torch
-from diffusers import CogVideoXTransformer3DModel, ConsisIDTransformer3DModel
+from diffusers import ConsisIDTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
-from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import Tensor, nn
 
 from fantasyid_core.dit.injection import LayerAttention
-from fantasyid_core.dit.transformer import diffusers_arguments, from_published
+from fantasyid_core.dit.transformer import from_published
 from fantasyid_core.fusion.checkpoint import Published
 from fantasyid_core.fusion.face_abstractor import FaceAbstractor
 from fantasyid_core.fusion.spiral_net import VertexReducer, VertexSpiralNet
+from fantasyid_lab import reference
 
 from .workload import Inputs, Workload, random_topology
 
@@ -22,7 +22,7 @@ Step = Callable[[], Tensor]
 def plain(work: Workload, published: Published, inputs: Inputs, device: str, compiled: bool = False) -> Step:
     """diffusers' CogVideoX without identity, with or without every block compiled."""
     with torch.device("meta"):
-        model = CogVideoXTransformer3DModel(**diffusers_arguments(work.config))
+        model = reference.transformer(work.config)
     model.load_state_dict(published.dit, assign=True)
     model = model.to(device).eval()
     if compiled:
@@ -35,7 +35,7 @@ def plain(work: Workload, published: Published, inputs: Inputs, device: str, com
 def consisid(work: Workload, published: Published, inputs: Inputs, device: str) -> Step:
     """diffusers' ConsisID at its own defaults of the face modules."""
     with torch.device(device):
-        model = ConsisIDTransformer3DModel(**diffusers_arguments(work.config), is_train_face=True)
+        model = ConsisIDTransformer3DModel(**reference.arguments(work.config), is_train_face=True)
     model = model.to(work.dtype).eval()
     rotary = _rotary(work, device)
     hidden = [torch.randn(1, 577, 1024, device=device, dtype=work.dtype) for _ in range(5)]
@@ -58,8 +58,10 @@ def consisid(work: Workload, published: Published, inputs: Inputs, device: str) 
 def as_released(work: Workload, published: Published, inputs: Inputs, device: str) -> Step:
     """A step with the release's costs: the face branch, all keys and values and a float32 softmax, every time anew."""
     model = from_published(work.config, published).to(device)
-    for block in model.transformer_blocks:
-        block.__class__ = CogVideoXBlock  # diffusers' own, as in the release
+    with torch.device("meta"):
+        blocks = reference.transformer(work.config).transformer_blocks  # as in the release
+    blocks.load_state_dict(model.transformer_blocks.state_dict(), assign=True)
+    model.transformer_blocks = blocks.eval()
     branch = ReleasedFaceBranch(work).to(device).eval()
     rotary = _rotary(work, device)
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fantasyid_core.dit.transformer import FantasyIDTransformer, diffusers_arguments
+from fantasyid_core.dit.config import InjectionSizes, TransformerConfig
+from fantasyid_core.dit.transformer import FantasyIDTransformer
 from fantasyid_core.fusion.checkpoint import Published
 from fantasyid_core.fusion.image_tower import TowerSizes
 from fantasyid_core.fusion.mesh_hierarchy import Topology
@@ -154,13 +155,8 @@ def fitting(free: int) -> Workload:
 
 def transformer(work: Workload) -> FantasyIDTransformer:
     """The DiT with its injection layers, on the current default device."""
-    return FantasyIDTransformer(
-        **diffusers_arguments(work.config),
-        injections=work.config["num_layers"],
-        token_dim=work.tokens[1],
-        layer_attention_dim=work.tokens[1],
-        layer_attention_head_dim=work.config["layer_attention_head_dim"],
-    )
+    config, token_dim = TransformerConfig.of(work.config), work.tokens[1]
+    return FantasyIDTransformer(config, InjectionSizes(config.num_layers, token_dim, token_dim))
 
 
 def random_published(work: Workload) -> Published:

@@ -16,6 +16,7 @@ from fantasyid_core.fusion.mesh_hierarchy import Topology
 from fantasyid_core.io.layout import save_part, write_json
 from fantasyid_core.sampling.schedule import RELEASE_SCHEDULE
 
+from . import reference
 from .dummy_head import head
 
 NOTICE = "Random stand-in weights: for trying the nodes out only. The videos are noise, whoever is in the photo."
@@ -112,17 +113,12 @@ def _shapes(module: torch.nn.Module, prefix: str = "") -> dict[str, tuple[int, .
 
 def _transformer(mesh: Topology, generator: torch.Generator) -> dict[str, Tensor]:
     """DiT, injection layers and identity encoder under the published names, dead abstractor layers included."""
-    from fantasyid_core.dit.transformer import FantasyIDTransformer, diffusers_arguments
+    from fantasyid_core.dit.config import InjectionSizes, TransformerConfig
+    from fantasyid_core.dit.transformer import FantasyIDTransformer
     from fantasyid_core.fusion import face_abstractor
     from fantasyid_core.fusion.spiral_net import VertexReducer, VertexSpiralNet
 
-    model = FantasyIDTransformer(
-        **diffusers_arguments(TRANSFORMER),
-        injections=2,
-        token_dim=TOKENS,
-        layer_attention_dim=32,
-        layer_attention_head_dim=TRANSFORMER["layer_attention_head_dim"],
-    )
+    model = FantasyIDTransformer(TransformerConfig.of(TRANSFORMER), InjectionSizes(2, TOKENS, 32))
     abstractor = face_abstractor.FaceAbstractor(
         dim=TOWER["width"], width=16, depth=2, patches=TOWER["grid"] ** 2, queries=4, output_dim=TOKENS
     )
@@ -133,7 +129,7 @@ def _transformer(mesh: Topology, generator: torch.Generator) -> dict[str, Tensor
     shapes |= _shapes(VertexSpiralNet(mesh, [TOKENS, 32, 16], depth=2), "vertex_spiral_net.")
     shapes |= _shapes(VertexReducer([(16, 32, 5), (32, TOKENS, 3)]), "vertex_reducer.")
     tensors = _fill(shapes, generator)
-    tensors["patch_embed.pos_embedding"] = model.patch_embed.pos_embedding
+    tensors["patch_embed.pos_embedding"] = reference.positions(TRANSFORMER)
     return tensors
 
 

@@ -200,20 +200,17 @@ def build(face_folder: Path = SHIPPED / "face_model", sizes: Sizes = NANO, seed:
     from diffusers import AutoencoderKLCogVideoX
     from transformers import T5Config, T5EncoderModel
 
-    from fantasyid_core.dit.transformer import FantasyIDTransformer, diffusers_arguments
+    from fantasyid_core.dit.config import InjectionSizes, TransformerConfig
+    from fantasyid_core.dit.transformer import FantasyIDTransformer
 
     mesh = mesh_hierarchy.load(face_folder / "topology.safetensors")
     face = flame.load(face_folder / "generic_model.safetensors")
     config, token_dim, tower = dict(sizes.transformer), sizes.token_widths[0], sizes.tower
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
+        injections = len(range(0, config["num_layers"], config["cross_attn_interval"]))
         transformer = FantasyIDTransformer(
-            **diffusers_arguments(config),
-            injections=len(range(0, config["num_layers"], config["cross_attn_interval"])),
-            token_dim=token_dim,
-            layer_attention_dim=sizes.injection_width,
-            layer_attention_head_dim=config["layer_attention_head_dim"],
-            cross_attn_interval=config["cross_attn_interval"],
+            TransformerConfig.of(config), InjectionSizes(injections, token_dim, sizes.injection_width)
         )
         encoder = IdentityEncoder(
             _tower(tower),
@@ -304,7 +301,7 @@ def write(model: Nano, folder: Path, parts: Collection[str] = PARTS) -> Path:
         kept = {name: getattr(config, name) for name in _text_config(8, 8, 1, 1) if hasattr(config, name)}
         save_part(folder / "text_encoder", tensors, kept, "model", shards=shards, dtype=half)
     if "transformer" in parts:
-        kept = torch.bfloat16 if model.transformer.dtype == torch.bfloat16 else half
+        kept = torch.bfloat16 if model.transformer.proj_out.weight.dtype == torch.bfloat16 else half
         tensors = published_tensors(model)
         save_part(folder / "transformer", tensors, model.config, "diffusion_pytorch_model", shards=shards, dtype=kept)
     if "face_encoder" in parts:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fantasyid_core.dit.config import RELEASE_GRID
 from fantasyid_core.dit.injection import Injection, InjectionRun
-from fantasyid_core.dit.transformer import RELEASE_GRID, FantasyIDTransformer, from_published
+from fantasyid_core.dit.transformer import FantasyIDTransformer, from_published
 from fantasyid_core.errors import FantasyIDError
 from fantasyid_core.fusion.checkpoint import Published, split_published
 from fantasyid_core.fusion.face_abstractor import FaceAbstractor
@@ -32,6 +33,7 @@ from fantasyid_core.reconstruction.deca import Regressor
 from fantasyid_core.reconstruction.flame import load as load_flame
 from fantasyid_core.reconstruction.mesh_files import read_ply
 from fantasyid_core.sampling.pipeline import Conditions, Guidance, encode_first_frame, sample
+from fantasyid_lab import reference
 
 LIMIT = 1e-4
 MESH = "transform.pkl"  # FLAME's, so it may be missing: the release's own vertex tokens are then an input, no output
@@ -86,7 +88,7 @@ class Fixtures:
         published = self.published
         layers = config["num_layers"] // interval
         attention = {k: v for k, v in published.layer_attention.items() if int(k.split(".")[0]) < layers}
-        positions = {"patch_embed.pos_embedding": _constructed_positions(config)}
+        positions = {"patch_embed.pos_embedding": reference.positions(config)}
         return from_published(config, _replace(published, dit=published.dit | positions, layer_attention=attention))
 
     @cached_property
@@ -176,7 +178,7 @@ def pipeline_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
             steps=meta["steps"],
             generator=generator,
             schedule=fixtures.json("scheduler_config.json"),
-            rotary=model.rotary_embedding_on(RELEASE_GRID, 3, 8, 12, "cpu"),
+            rotary=model.rotary_embedding(3, 8, 12, "cpu", grid=RELEASE_GRID),
         ),
     )
 
@@ -280,17 +282,6 @@ def _import(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _constructed_positions(config: dict) -> Tensor:
-    """The position embedding as diffusers constructs it: the recipe leaves it undrawn."""
-    from diffusers import CogVideoXTransformer3DModel
-
-    small = {k: v for k, v in config.items() if k in ("sample_width", "sample_height", "sample_frames")}
-    heads = {k: config[k] for k in ("num_attention_heads", "attention_head_dim", "max_text_seq_length")}
-    flags = {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True}
-    model = CogVideoXTransformer3DModel(**small, **heads, **flags, num_layers=0, in_channels=2, text_embed_dim=8)
-    return model.patch_embed.pos_embedding
 
 
 def _replace(published: Published, **parts: dict[str, Tensor]) -> Published:

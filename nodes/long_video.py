@@ -74,8 +74,8 @@ class FantasyIDLongVideo(FantasyIDNode):
         transformer = transformer_of(model)
         anchored = FIRST_FRAME[first_frame]
         if anchored is None:
-            anchored = transformer.first_frame_condition
-        frames = window_frames or transformer.config["sample_frames"]
+            anchored = transformer.config.first_frame_condition
+        frames = window_frames or transformer.config.sample_frames
         return io.NodeOutput(set_windows(model, windows(frames, overlap, anchored)))
 
 

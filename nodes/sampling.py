@@ -134,7 +134,7 @@ class FantasyIDSampler(FantasyIDNode):
             model = add_injection(model, Injection(identity.tokens, guided=guide_identity))
         generator = torch.Generator().manual_seed(seed)
         given = any("concat_latent_image" in values for _, values in [*positive, *negative])
-        if transformer.first_frame_condition and not given:
+        if transformer.config.first_frame_condition and not given:
             first = {
                 "concat_latent_image": encode_sample(vae, squeeze_to_frame(identity.image, height, width), generator)
             }

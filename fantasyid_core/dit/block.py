@@ -1,13 +1,14 @@
-"""One DiT block on diffusers' modules and weights, with its small operations fused."""
+"""One DiT block of CogVideoX, with its small operations fused."""
 
 from collections.abc import Callable
 
 import torch
-from diffusers.models.activations import GELU
-from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..operations import TORCH, Operations
 from .attention import Attend, scaled_dot_product
+from .config import TransformerConfig
 from .fp8 import dequantised, product, weight8
 from .kernels import (
     Modulation,
@@ -26,24 +27,69 @@ from .kernels import (
 )
 
 Compute = Callable[[Tensor, Tensor | None], Tensor]
-Borrow = Callable[[nn.Module, torch.device, torch.dtype, bool, Compute], Tensor]
+WithWeights = Callable[[nn.Linear, torch.device, torch.dtype, bool, Compute], Tensor]
 
 
-def with_own_weights(layer: nn.Module, device: torch.device, dtype: torch.dtype, fp8: bool, compute: Compute) -> Tensor:
+def with_own_weights(layer: nn.Linear, device: torch.device, dtype: torch.dtype, fp8: bool, compute: Compute) -> Tensor:
     """`compute` on weight and bias of a linear layer, on `device` and in `dtype`; fp8: or as they are stored, if so."""
     return compute(layer.weight, layer.bias)
 
 
-class FusedBlock(CogVideoXBlock):
-    """The same computation as diffusers' block.
+class AdaLayerNormZero(nn.Module):
+    """The layers of a norm that the time embedding modulates and gates; the block computes with them."""
 
-    A host may replace `attend` by its attention, and `weights_of` (of a layer norm) and `borrow` (of a linear layer)
-    where it holds weights elsewhere or patches them.
-    """
+    def __init__(self, config: TransformerConfig, operations: Operations = TORCH):
+        super().__init__()
+        self.linear = operations.Linear(config.time_embed_dim, 6 * config.dim)
+        self.norm = operations.LayerNorm(config.dim, eps=config.norm_eps)
 
-    attend: Attend = staticmethod(scaled_dot_product)
-    weights_of: WeightsOf = staticmethod(own_weights)
-    borrow: Borrow = staticmethod(with_own_weights)
+
+class SelfAttention(nn.Module):
+    """The layers of the attention over text and video; the block computes with them."""
+
+    def __init__(self, config: TransformerConfig, operations: Operations = TORCH):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.norm_q = operations.LayerNorm(config.attention_head_dim, eps=1e-6)
+        self.norm_k = operations.LayerNorm(config.attention_head_dim, eps=1e-6)
+        self.to_q = operations.Linear(config.dim, config.dim, bias=config.attention_bias)
+        self.to_k = operations.Linear(config.dim, config.dim, bias=config.attention_bias)
+        self.to_v = operations.Linear(config.dim, config.dim, bias=config.attention_bias)
+        self.to_out = nn.ModuleList([operations.Linear(config.dim, config.dim)])  # names are diffusers': to_out.0
+
+
+class LinearGELU(nn.Module):
+    """A linear layer, then GELU in its tanh form."""
+
+    def __init__(self, channels_in: int, channels_out: int, operations: Operations = TORCH):
+        super().__init__()
+        self.proj = operations.Linear(channels_in, channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Up to four times the width and down again."""
+
+    def __init__(self, dim: int, operations: Operations = TORCH):
+        super().__init__()
+        up, down = LinearGELU(dim, 4 * dim, operations), operations.Linear(4 * dim, dim)
+        self.net = nn.Sequential(up, nn.Identity(), down)  # names are diffusers', which has a dropout between: net.2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Block(nn.Module):
+    """A block under diffusers' names: the same computation as its `CogVideoXBlock`."""
+
+    def __init__(self, config: TransformerConfig, operations: Operations = TORCH):
+        super().__init__()
+        self.norm1 = AdaLayerNormZero(config, operations)
+        self.attn1 = SelfAttention(config, operations)
+        self.norm2 = AdaLayerNormZero(config, operations)
+        self.ff = FeedForward(config.dim, operations)
 
     def forward(
         self,
@@ -51,68 +97,79 @@ class FusedBlock(CogVideoXBlock):
         encoder_hidden_states: Tensor,
         temb: Tensor,
         image_rotary_emb: Rotary | None = None,
+        *,
         fp8: bool = False,
-        attend: Attend | None = None,
-        weights_of: WeightsOf | None = None,
+        attend: Attend = scaled_dot_product,
+        weights_of: WeightsOf = own_weights,
+        with_weights: WithWeights = with_own_weights,
     ) -> tuple[Tensor, Tensor]:
-        """Visual tokens (B, L, dim), text tokens (B, N, dim), time embedding (B, T) → visual and text tokens.
+        """Video tokens (B, L, dim), text tokens (B, N, dim), time embedding (B, T) → video and text tokens.
 
         Args:
             fp8: the large products with 8-bit operands.
-            attend, weights_of: for this call, in place of the block's own.
+            attend: the attention to compute with.
+            weights_of, with_weights: weight and bias of a layer norm, and a computation on those of a linear layer,
+                where a host holds them elsewhere or patches them: what is fused does not go through the layer.
         """
-        attend, weights_of = attend or self.attend, weights_of or self.weights_of
-        visual, words = hidden_states, encoder_hidden_states
-        joint, gates = self._modulated(self.norm1, visual, words, temb, fp8, weights_of)
-        update = self._attention(joint, visual.dtype, words.shape[1], image_rotary_emb, attend, weights_of)
-        visual, words = _updated(visual, words, update, gates)
-        joint, gates = self._modulated(self.norm2, visual, words, temb, fp8, weights_of)
-        return _updated(visual, words, self._feed_forward(joint, visual.dtype), gates)
+        n = encoder_hidden_states.shape[1]
+        joint, gates = self._modulated(self.norm1, hidden_states, encoder_hidden_states, temb, fp8, weights_of)
+        update = self._attention(joint, hidden_states.dtype, n, image_rotary_emb, attend, weights_of, with_weights)
+        hidden_states, encoder_hidden_states = _updated(hidden_states, encoder_hidden_states, update, gates)
+        joint, gates = self._modulated(self.norm2, hidden_states, encoder_hidden_states, temb, fp8, weights_of)
+        update = self._feed_forward(joint, hidden_states.dtype, with_weights)
+        return _updated(hidden_states, encoder_hidden_states, update, gates)
 
     def _attention(
         self,
         joint: Tensor | Rows8,
         dtype: torch.dtype,
-        words: int,
-        rotary: Rotary | None,
+        text_tokens: int,
+        image_rotary_emb: Rotary | None,
         attend: Attend,
         weights_of: WeightsOf,
+        with_weights: WithWeights,
     ) -> Tensor:
         attn = self.attn1
         q, k, v = (
-            self._product(layer, joint, dtype).unflatten(2, (attn.heads, -1))
+            _product(layer, joint, dtype, with_weights).unflatten(2, (attn.heads, -1))
             for layer in (attn.to_q, attn.to_k, attn.to_v)
         )
-        q = norm_rotate(q, Norm(*weights_of(attn.norm_q, q), attn.norm_q.eps), rotary, words)
-        k = norm_rotate(k, Norm(*weights_of(attn.norm_k, k), attn.norm_k.eps), rotary, words)
+        q = norm_rotate(q, Norm(*weights_of(attn.norm_q, q), attn.norm_q.eps), image_rotary_emb, text_tokens)
+        k = norm_rotate(k, Norm(*weights_of(attn.norm_k, k), attn.norm_k.eps), image_rotary_emb, text_tokens)
         out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self._product(attn.to_out[0], rows8(out) if isinstance(joint, Rows8) else out, dtype)
+        return _product(attn.to_out[0], rows8(out) if isinstance(joint, Rows8) else out, dtype, with_weights)
 
-    def _feed_forward(self, joint: Tensor | Rows8, dtype: torch.dtype) -> Tensor:
+    def _feed_forward(self, joint: Tensor | Rows8, dtype: torch.dtype, with_weights: WithWeights) -> Tensor:
         up, down = self.ff.net[0], self.ff.net[2]
         if isinstance(joint, Rows8):
-            return self._product(down, gelu8(self._product(up.proj, joint, dtype)), dtype)
-        if self.training or not isinstance(up, GELU) or up.approximate != "tanh" or not _is_linear(up.proj):
+            return _product(down, gelu8(_product(up.proj, joint, dtype, with_weights)), dtype, with_weights)
+        if self.training or not _is_linear(up.proj):
             return self.ff(joint)
-        return down(self.borrow(up.proj, joint.device, dtype, False, lambda w, b: linear_gelu(joint, w, b)))
-
-    def _product(self, layer: nn.Module, x: Tensor | Rows8, dtype: torch.dtype) -> Tensor:
-        if not isinstance(x, Rows8):
-            return layer(x)
-        if not _is_linear(layer):
-            return layer(dequantised(x, dtype))
-        return self.borrow(layer, x.values.device, dtype, True, lambda w, b: product(x, weight8(w), b, dtype))
+        return down(with_weights(up.proj, joint.device, dtype, False, lambda w, b: linear_gelu(joint, w, b)))
 
     def _modulated(
-        self, zero: nn.Module, visual: Tensor, words: Tensor, time: Tensor, fp8: bool, weights_of: WeightsOf
+        self,
+        zero: AdaLayerNormZero,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        fp8: bool,
+        weights_of: WeightsOf,
     ) -> tuple[Tensor | Rows8, tuple[Tensor, Tensor]]:
-        """diffusers' `CogVideoXLayerNormZero` → text and visual tokens in one tensor, the gates of both."""
-        shift, scale, gate, words_shift, words_scale, words_gate = zero.linear(zero.silu(time)).chunk(6, dim=1)
-        norm = Norm(*weights_of(zero.norm, visual), zero.norm.eps)
-        joint = (modulate8 if fp8 else modulate)(
-            visual, words, norm, Modulation(scale, shift, words_scale, words_shift)
-        )
-        return joint, (gate, words_gate)
+        """Text and video tokens, normed and modulated, in one tensor, and the gates of video and text."""
+        shift, scale, gate, text_shift, text_scale, text_gate = zero.linear(F.silu(temb)).chunk(6, dim=1)
+        norm = Norm(*weights_of(zero.norm, hidden_states), zero.norm.eps)
+        modulation = Modulation(scale, shift, text_scale, text_shift)
+        joint = (modulate8 if fp8 else modulate)(hidden_states, encoder_hidden_states, norm, modulation)
+        return joint, (gate, text_gate)
+
+
+def _product(layer: nn.Module, x: Tensor | Rows8, dtype: torch.dtype, with_weights: WithWeights) -> Tensor:
+    if not isinstance(x, Rows8):
+        return layer(x)
+    if not _is_linear(layer):
+        return layer(dequantised(x, dtype))
+    return with_weights(layer, x.values.device, dtype, True, lambda w, b: product(x, weight8(w), b, dtype))
 
 
 def _is_linear(layer: nn.Module) -> bool:
@@ -121,6 +178,9 @@ def _is_linear(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) and "forward" not in layer.__dict__ and not hooked
 
 
-def _updated(visual: Tensor, words: Tensor, update: Tensor, gates: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    n = words.shape[1]
-    return gated_add(visual, update[:, n:], gates[0]), gated_add(words, update[:, :n], gates[1])
+def _updated(
+    hidden_states: Tensor, encoder_hidden_states: Tensor, update: Tensor, gates: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    n = encoder_hidden_states.shape[1]
+    hidden_states = gated_add(hidden_states, update[:, n:], gates[0])
+    return hidden_states, gated_add(encoder_hidden_states, update[:, :n], gates[1])

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import IdentityError
+from ..operations import TORCH, Operations
 from .attention import Attend, scaled_dot_product
 from .kernels import Norm, WeightsOf, layer_norm, own_weights
 
@@ -25,20 +26,17 @@ class LayerAttention(nn.Module):
         token_dim: K, width of the identity tokens (2048).
         inner_dim: heads × head_dim (2048).
         head_dim: 128 in the release.
-
-    A host may replace `weights_of` (of a layer norm) where it holds weights elsewhere or patches them.
+        operations: the layers that it is built from.
     """
 
-    weights_of: WeightsOf = staticmethod(own_weights)
-
-    def __init__(self, dim: int, token_dim: int, inner_dim: int, head_dim: int = 128):
+    def __init__(self, dim: int, token_dim: int, inner_dim: int, head_dim: int = 128, operations: Operations = TORCH):
         super().__init__()
         self.head_dim = head_dim
-        self.norm1 = nn.LayerNorm(token_dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.to_q = nn.Linear(dim, inner_dim, bias=False)
-        self.to_kv = nn.Linear(token_dim, 2 * inner_dim, bias=False)
-        self.to_out = nn.Linear(inner_dim, dim, bias=False)
+        self.norm1 = operations.LayerNorm(token_dim)
+        self.norm2 = operations.LayerNorm(dim)
+        self.to_q = operations.Linear(dim, inner_dim, bias=False)
+        self.to_kv = operations.Linear(token_dim, 2 * inner_dim, bias=False)
+        self.to_out = operations.Linear(inner_dim, dim, bias=False)
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Identity tokens (B, N, K) → keys and values, each (B, heads, N, head_dim)."""
@@ -50,16 +48,15 @@ class LayerAttention(nn.Module):
         hidden: Tensor,
         identity: tuple[Tensor, Tensor] | Tensor,
         attend: Attend = scaled_dot_product,
-        weights_of: WeightsOf | None = None,
+        weights_of: WeightsOf = own_weights,
     ) -> Tensor:
         """Visual tokens (B, L, dim) → what the identity adds to them, (B, L, dim).
 
         Args:
             identity: its keys and values, or its tokens (B, N, K) where these are not used twice.
             attend: the attention to compute with.
-            weights_of: for this call, in place of the layer's own.
+            weights_of: weight and bias of a layer norm, where a host holds them elsewhere or patches them.
         """
-        weights_of = weights_of or self.weights_of
         keys_values = self.keys_values(identity) if isinstance(identity, Tensor) else identity
         normed = layer_norm(hidden, Norm(*weights_of(self.norm2, hidden), self.norm2.eps))
         q = self.to_q(normed).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
@@ -145,7 +142,7 @@ class InjectionRun:
         *,
         unconditional: Sequence[bool] = (),
         attend: Attend = scaled_dot_product,
-        weights_of: WeightsOf | None = None,
+        weights_of: WeightsOf = own_weights,
     ) -> Tensor:
         """Visual tokens (B, L, dim) after one block → the same with every identity added by injection layer `layer`.
 
@@ -191,7 +188,7 @@ class BatchInjector:
     run: InjectionRun
     unconditional: tuple[bool, ...] = ()
     attend: Attend = scaled_dot_product
-    weights_of: WeightsOf | None = None
+    weights_of: WeightsOf = own_weights
 
     def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
         """See `Injector`."""

@@ -33,6 +33,11 @@ class Published:
     """Full name → tensor; mapped but never read, so never in memory."""
 
     @property
+    def transformer(self) -> dict[str, Tensor]:
+        """DiT and injection layers under the names that the transformer has them by."""
+        return self.dit | {f"layer_attention.{name}": tensor for name, tensor in self.layer_attention.items()}
+
+    @property
     def has_identity(self) -> bool:
         """Whether identities can be injected."""
         return bool(self.layer_attention)

@@ -19,8 +19,8 @@ from ...fantasyid_core.errors import SamplingError
 from ...fantasyid_core.sampling.defaults import AS_RELEASED, SamplingDefaults
 from ...fantasyid_core.sampling.schedule import TRAIN_STEPS
 from .attention import Attention, PatchedAttention, attention_for
-from .compat import cast_weights
 from .guidance import MARK
+from .operators import with_weights
 from .run import Options, Run
 
 
@@ -28,7 +28,6 @@ class NativeTransformer(FantasyIDTransformer):
     """The DiT in the host's calling convention, (B, C, T, H, W), taking part in its wrappers and block patches."""
 
     defaults: SamplingDefaults = AS_RELEASED
-    norm_weights = staticmethod(cast_weights)
 
     @torch.compiler.disable(recursive=False)
     def forward(
@@ -94,26 +93,39 @@ class _BlockPatches:
 
     @torch.compiler.disable(recursive=False)
     def __call__(
-        self, index: int, block: nn.Module, visual: Tensor, words: Tensor, time: Tensor, rotary: Rotary | None
+        self,
+        index: int,
+        block: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        rotary: Rotary | None,
     ) -> tuple[Tensor, Tensor]:
         self.options["block_index"] = index
         if index == 0:
             for patch in self.before:
-                out = patch({"img": visual, "txt": words, "transformer_options": self.options})
-                visual, words = out["img"], out["txt"]
-        args = {"img": visual, "txt": words, "vec": time, "pe": rotary, "transformer_options": self.options}
+                given = {"img": hidden_states, "txt": encoder_hidden_states, "transformer_options": self.options}
+                out = patch(given)
+                hidden_states, encoder_hidden_states = out["img"], out["txt"]
+        args = {
+            "img": hidden_states,
+            "txt": encoder_hidden_states,
+            "vec": temb,
+            "pe": rotary,
+            "transformer_options": self.options,
+        }
         replace = self.replace.get(("double_block", index))
         original = functools.partial(self._original, block)
         out = original(args) if replace is None else replace(args, {"original_block": original})
         for patch in self.after:
-            out = patch({**out, "x": self.x, "vec": time, "block_index": index, "transformer_options": self.options})
+            out = patch({**out, "x": self.x, "vec": temb, "block_index": index, "transformer_options": self.options})
         return out["img"], out["txt"]
 
     @torch.compiler.disable(recursive=False)
     def _original(self, block: nn.Module, args: Mapping) -> dict[str, Tensor]:
         run = functools.partial(_run_eagerly, block) if _is_streamed(block, args["img"].device) else block
-        words = args["txt"].shape[1]
-        options = {**args["transformer_options"], "img_slice": [words, words + args["img"].shape[1]]}
+        text_tokens = args["txt"].shape[1]
+        options = {**args["transformer_options"], "img_slice": [text_tokens, text_tokens + args["img"].shape[1]]}
         patched = PatchedAttention(self.attention.blocks, options)
         attend = patched if patched.has_patches else self.attention.blocks
         with asking_for(self.attention.backend):
@@ -125,6 +137,7 @@ class _BlockPatches:
                 fp8=self.fp8,
                 attend=attend,
                 weights_of=self.run.norm_weights,
+                with_weights=with_weights,
             )
         return {"img": img, "txt": txt}
 

@@ -12,20 +12,20 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
 
-from ...fantasyid_core.dit.transformer import from_published, infer_config
+from ...fantasyid_core.dit.config import infer_config
+from ...fantasyid_core.dit.transformer import build
 from ...fantasyid_core.errors import IdentityError, SamplingError, WeightsError
 from ...fantasyid_core.fusion.checkpoint import Published, split_published
 from ...fantasyid_core.io.mmap import store_as
-from ...fantasyid_core.io.weights import configured, embedded_config, read_config, take_config, with_config
+from ...fantasyid_core.io.weights import configured, embedded_config, load_into, read_config, take_config, with_config
 from ...fantasyid_core.sampling.defaults import defaults_of
 from ...fantasyid_core.sampling.schedule import RELEASE_SCHEDULE, TRAIN_STEPS
 from ...fantasyid_core.video.latents import first_frame_condition
-from .attention import host_attention
 from .compat import make_patcher, read_weights, remember_loader
 from .dit import NativeTransformer, window_of
 from .guidance import marked
 from .lora import know_spellings, refuse_misfits
-from .operators import borrow, to_host_operators
+from .operators import Operators
 from .options import OUTER_SAMPLE, around_run
 from .run import KEY
 
@@ -126,7 +126,7 @@ class FantasyIDModel(comfy.model_base.QwenImage):
         channels = self.diffusion_model.config.in_channels - noise.shape[1]
         if channels <= 0:
             return None
-        if image is None or not self.diffusion_model.first_frame_condition:
+        if image is None or not self.diffusion_model.config.first_frame_condition:
             return noise.new_zeros(noise.shape[0], channels, *noise.shape[2:])
         if image.shape[-2:] != noise.shape[-2:]:
             raise IdentityError(
@@ -178,19 +178,11 @@ def load_model(
     """
     if weight_dtype not in DTYPES:
         raise WeightsError(f"There is no weight_dtype '{weight_dtype}'; choose one of: {', '.join(DTYPES)}.")
-    transformer = from_published(config, published, NativeTransformer)
+    transformer = build(config, published, NativeTransformer, Operators)
+    load_into(transformer, published.transformer, what="video transformer")
+    transformer.eval().requires_grad_(False)
     with configured("FantasyID transformer"):
         transformer.defaults = defaults_of(config)
-    for block in transformer.transformer_blocks:
-        block.attend, block.weights_of, block.borrow = host_attention, transformer.norm_weights, borrow
-    for attention in transformer.layer_attention:
-        attention.weights_of = transformer.norm_weights
-    left = to_host_operators(transformer)
-    if left:
-        raise WeightsError(
-            f"These layers of the transformer cannot be managed by ComfyUI: {', '.join(map(str, left[:5]))}. "
-            "Use the transformer of CogVideoX or FantasyID as published."
-        )
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     compute = _cast(transformer, DTYPES[weight_dtype], load_device)

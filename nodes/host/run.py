@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -63,9 +62,7 @@ class Run:
         size = (*x.shape[2:], x.device)
         key = (size, scale, shift)
         if key not in self._rotary:
-            moved = scale != (1.0,) * 3 or shift != (0.0,) * 3
-            embed = partial(transformer.rotary_embedding_moved, scale, shift) if moved else transformer.rotary_embedding
-            self._rotary[key] = embed(*size)
+            self._rotary[key] = transformer.rotary_embedding(*size, scale=scale, shift=shift)
         return self._rotary[key]
 
 

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from fantasyid_core.dit.config import infer_config
 from fantasyid_core.dit.injection import Injection, InjectionRun
-from fantasyid_core.dit.transformer import FantasyIDTransformer, diffusers_arguments, from_published, infer_config
+from fantasyid_core.dit.transformer import FantasyIDTransformer, from_published
 from fantasyid_core.errors import SamplingError, WeightsError
 from fantasyid_core.fusion.checkpoint import split_published
 from fantasyid_core.io.weights import read, read_config
 from fantasyid_lab import dummy_model as standin_weights
+from fantasyid_lab import reference
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +37,34 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def test_without_identity_it_is_diffusers_cogvideox(model, published, config, inputs):
-    from diffusers import CogVideoXTransformer3DModel
-
-    reference = CogVideoXTransformer3DModel(**diffusers_arguments(config)).eval()
-    reference.load_state_dict(published.dit)
+    theirs = reference.transformer(config).eval()
+    theirs.load_state_dict(published.dit)
     latents, text, timestep = inputs
     rotary = model.rotary_embedding(7, 16, 24, "cpu")
-    theirs = reference(latents, text, timestep, image_rotary_emb=rotary, return_dict=False)[0]
-    torch.testing.assert_close(model(latents, text, timestep, rotary=rotary), theirs)
+    expected = theirs(latents, text, timestep, image_rotary_emb=rotary, return_dict=False)[0]
+    torch.testing.assert_close(model(latents, text, timestep, rotary=rotary), expected)
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 16, 24), (7, 16, 24), (13, 60, 90), (25, 20, 46)])
+def test_positions_are_diffusers(model, frames, height, width):
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+    from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
+
+    grid, head_dim = (height // 2, width // 2), model.config.attention_head_dim
+    crop = get_resize_crop_region_for_grid(grid, 12, 8)
+    theirs = get_3d_rotary_pos_embed(head_dim, crop, grid, frames, device="cpu")
+    assert torch.equal(torch.stack(model.rotary_embedding(frames, height, width, "cpu")), torch.stack(theirs))
 
 
 def moved(model, scale: tuple = (1, 1, 1), shift: tuple = (0, 0, 0), frames: int = 7) -> torch.Tensor:
     """Cosines and sines (2, frames, rows, columns, D) of moved positions."""
-    return torch.stack(model.rotary_embedding_moved(scale, shift, frames, 16, 24, "cpu")).unflatten(1, (frames, 8, 12))
+    return torch.stack(model.rotary_embedding(frames, 16, 24, "cpu", scale=scale, shift=shift)).unflatten(
+        1, (frames, 8, 12)
+    )
 
 
 def test_positions_may_be_scaled_and_shifted(model):
     same, longer = moved(model), moved(model, frames=13)
-    torch.testing.assert_close(same.flatten(1, 3), torch.stack(model.rotary_embedding(7, 16, 24, "cpu")))
     torch.testing.assert_close(moved(model, scale=(2, 1, 1)), longer[:, ::2])
     torch.testing.assert_close(moved(model, shift=(5, 0, 0)), longer[:, 5:12])
     torch.testing.assert_close(moved(model, scale=(1, 0, 1)), same[:, :, :1].expand_as(same))

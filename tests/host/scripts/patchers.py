@@ -95,7 +95,7 @@ linear.weight.data = linear.weight.data.to(torch.float8_e4m3fn)
 asked.clear()
 for patch in (None, lambda weight: weight):
     linear.weight_lowvram_function = patch
-    operators.borrow(linear, torch.device("cpu"), torch.bfloat16, True, lambda weight, bias: weight)
+    operators.with_weights(linear, torch.device("cpu"), torch.bfloat16, True, lambda weight, bias: weight)
 found["8 bits unless patched"] = [str(dtype) for dtype in asked]
 comfy.ops.cast_bias_weight, comfy.ops.uncast_bias_weight = cast, uncast
 host.report(**found)

@@ -103,7 +103,7 @@ for name, more in {
     again, its_vae, its_encoder = load(f"{name.split()[0]}.safetensors", **more)
     found[name] = {
         "difference": difference(prediction(again), expected),
-        "configuration": dict(transformer_of(again).config) == dict(transformer_of(model).config)
+        "configuration": transformer_of(again).config == transformer_of(model).config
         and again.model.latent_format.scale_factor == model.model.latent_format.scale_factor,
         "vae": difference(its_vae.encode(pixels), encoded),
         "encoder": outcome(lambda encoder=its_encoder: encoder.loaded()),
