@@ -1,4 +1,4 @@
-"""How well a crop shows its face: sharpness and occlusion, 0…1, to rank views by."""
+"""How well a crop shows its face: sharpness and occlusion, 0…1, to rank views by; and whether the eyes are dark."""
 
 from functools import lru_cache
 
@@ -12,6 +12,9 @@ _BLURRED, _IN_FOCUS = 0.8, 0.5  # blur effects, measured on real faces
 _GREY = (0.2125, 0.7154, 0.0721)
 # The face in the FFHQ crop, as shares of its side: centre and half axes of an ellipse from brows to chin.
 _OVAL = (0.5, 0.62, 0.2, 0.27)
+# Likewise, boxes around each eye with its lids, and skin under the eyes and on the nose: centre and half sides.
+_EYES = ((0.377, 0.469, 0.074, 0.039), (0.623, 0.469, 0.074, 0.039))
+_SKIN = ((0.361, 0.596, 0.055, 0.043), (0.639, 0.596, 0.055, 0.043), (0.5, 0.586, 0.035, 0.039))
 
 
 def sharpness(crops: Tensor) -> Tensor:
@@ -27,6 +30,23 @@ def sharpness(crops: Tensor) -> Tensor:
     grey = grey[:, :, y - half_height : y + half_height, x - half_width : x + half_width]
     blur = torch.maximum(_blur(grey), _blur(grey.mT))
     return ((_BLURRED - blur) / (_BLURRED - _IN_FOCUS)).clamp(0, 1)
+
+
+def eye_brightness(crops: Tensor) -> Tensor:
+    """Median grey around the brighter eye over that of the skin below: (N, S, S, 3) 0…1 → (N,).
+
+    About 0.4 to 1.5 for eyes that are seen, below 0.33 behind dark glasses (docs/detection.md).
+    """
+    grey = crops.float() @ crops.new_tensor(_GREY, dtype=torch.float32)
+    eyes = torch.stack([_box(grey, eye).median(1).values for eye in _EYES]).amax(0)
+    skin = torch.cat([_box(grey, part) for part in _SKIN], 1).median(1).values
+    return eyes / skin.clamp(min=1 / 255)
+
+
+def _box(grey: Tensor, box: tuple[float, float, float, float]) -> Tensor:
+    """The pixels (N, P) of (N, S, S) in a box given as shares of the side: centre and half sides."""
+    x, y, half_width, half_height = (round(grey.shape[-1] * part) for part in box)
+    return grey[:, y - half_height : y + half_height, x - half_width : x + half_width].flatten(1)
 
 
 def _blur(grey: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from fantasyid_core.detection.by_hand import face_in_box
 from fantasyid_core.detection.faces import DetectedFace, detect
 from fantasyid_core.detection.head_pose import HeadPose
+from fantasyid_core.detection.quality import eye_brightness
 from fantasyid_core.detection.selection import numbered, select
 from fantasyid_core.images import load_photo
 from fantasyid_core.views.suitability import GOOD, NO_FACE, UNUSABLE, USABLE, assess, openness
@@ -35,12 +36,29 @@ def test_an_open_face_that_looks_ahead_is_good(face: DetectedFace):
         ({"sharpness": 0.1}, UNUSABLE, "blurred"),
         ({"occlusion": 0.3}, UNUSABLE, "cuts off 30%"),
         ({"score": 0.7}, UNUSABLE, "hardly looks like an open face"),
+        ({"score": 0.89}, USABLE, "does not plainly look like an open face"),
     ],
 )
 def test_what_stands_against_a_face_is_said(face: DetectedFace, change: dict, word: str, reason: str):
     found = assess(replace(face, **change))
     assert found.word == word
     assert reason in str(found)
+
+
+@pytest.mark.parametrize("grey", [0.02, 0.1])
+def test_dark_glasses_are_seen(face: DetectedFace, grey: float):
+    crop = face.crop.clone()
+    crop[210:275, 145:365] = grey
+    found = assess(replace(face, crop=crop))
+    assert found.word == UNUSABLE
+    assert "dark glasses" in str(found)
+
+
+@pytest.mark.parametrize("light", [0.3, 1.3])
+def test_how_dark_eyes_are_is_measured_by_the_skin(face: DetectedFace, light: float):
+    """A dark photo, or dark skin, is no glasses."""
+    crops = torch.stack([face.crop, (face.crop * light).clamp(0, 1)])
+    assert eye_brightness(crops).tolist() == pytest.approx([0.8, 0.8], abs=0.1)
 
 
 def test_the_worst_comes_first(face: DetectedFace):
