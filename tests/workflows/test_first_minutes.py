@@ -1,6 +1,7 @@
 """A new user: ComfyUI as installed, nothing in its folders, the first workflow dropped on the page."""
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,24 +87,72 @@ def test_a_missing_model_is_said_where_the_artist_looks(fresh: ComfyServer, page
     assert "FantasyID Download Model" in words
 
 
+def template(*names: str) -> Path:
+    """The first of these pictures that ComfyUI's workflow templates have here: each release brings others."""
+    packages = (f"comfyui_workflow_templates_media_{part}" for part in ("api", "image", "other", "video", "assets_01"))
+    specs = [spec for package in packages if (spec := importlib.util.find_spec(package))]
+    folders = [Path(folder) for spec in specs for folder in spec.submodule_search_locations]
+    found = (file for name in names for folder in folders for file in folder.rglob(name))
+    if (file := next(found, None)) is None:
+        pytest.skip(f"none of ComfyUI's workflow templates that are installed has {' or '.join(names)}")
+    return file
+
+
+def landscape() -> Image.Image:
+    """Hills under a sky."""
+    sky = Image.linear_gradient("L").resize((640, 480))
+    return Image.merge("RGB", [sky.point(lambda v, c=c: v * c // 4) for c in (1, 2, 3)])
+
+
+def dog() -> Image.Image:
+    """A puppy's photo; in older releases toy animals."""
+    return Image.open(template("video_ltx2_i2v_lora-1.webp", "api_bfl_flux_1_kontext_max_image-2.webp"))
+
+
+def sunglasses() -> Image.Image:
+    """A man with black glasses."""
+    return Image.open(template("gsl_creator_2-1.webp", "api_nano_banana_pro-1.webp"))
+
+
 @pytest.fixture
-def landscape(fresh: ComfyServer, tmp_path: Path) -> Iterator[str]:
-    """A picture of hills under a sky, in the input folder for as long as the test takes."""
-    file = tmp_path / "hills.png"
-    picture = Image.linear_gradient("L").resize((640, 480))
-    Image.merge("RGB", [picture.point(lambda v, c=c: v * c // 4) for c in (1, 2, 3)]).save(file)
-    name = fresh.upload_image(file)
-    yield name
-    (fresh.base / "input" / name).unlink()
+def own_photo(fresh: ComfyServer, page: ComfyPage, tmp_path: Path) -> Iterator[Callable[[Image.Image], None]]:
+    """Function that puts a picture of the user's own into the first workflow on the page."""
+    names = []
+
+    def put(picture: Image.Image) -> None:
+        picture.convert("RGB").save(tmp_path / "own.png")
+        names.append(fresh.upload_image(tmp_path / "own.png"))
+        page.drop(FIRST)
+        page.replace("FantasyIDExamplePhoto", "LoadImage")
+        page.set_widgets(SMALL | {"image": names[-1]})
+
+    yield put
+    for name in names:
+        (fresh.base / "input" / name).unlink(missing_ok=True)
 
 
-def test_a_landscape_is_said_to_have_no_face(fresh: ComfyServer, page: ComfyPage, landscape: str):
-    page.drop(FIRST)
-    page.replace("FantasyIDExamplePhoto", "LoadImage")
-    page.set_widgets(SMALL | {"image": landscape})
+def test_a_landscape_is_said_to_have_no_face(fresh: ComfyServer, page: ComfyPage, own_photo: Callable):
+    own_photo(landscape())
     run = fresh.wait(page.run(), timeout=120)
     assert run.error.node_type == "FantasyIDDetectFace"
     page.wait_for_words("No face was found in the photo")
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (dog, "like an open face of a person"),  # hardly, or not plainly
+        (sunglasses, "will not work: dark glasses or deep shadow hide the eyes"),
+    ],
+    ids=["dog", "sunglasses"],
+)
+def test_what_will_not_do_is_said_under_the_node(
+    fresh: ComfyServer, page: ComfyPage, own_photo: Callable, picture: Callable, words: str
+):
+    own_photo(picture())
+    assert fresh.wait(page.run(), timeout=120).status == "success"
+    page.look_at("FantasyIDDetectFace")
+    page.wait_for_words(words)
 
 
 def test_help_is_beside_the_node(page: ComfyPage):
