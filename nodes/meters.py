@@ -87,7 +87,7 @@ class FantasyIDLikenessMeter(FantasyIDNode):
         bar = comfy.utils.ProgressBar(len(frames))
         device = comfy.model_management.get_torch_device()
         others = () if gallery is None else list(gallery)
-        found = meters.likeness_of(frames, photo, landmarks, chosen, device, lambda: bar.update(1), others)
+        found = meters.measure_likeness(frames, photo, landmarks, chosen, device, lambda: bar.update(1), others)
         notes.show(found.report.partition("\n")[0])
         return io.NodeOutput(found.mean, found.between_frames, found.plot[None], found.report)
 
@@ -126,7 +126,7 @@ class FantasyIDMotionMeter(FantasyIDNode):
         device = comfy.model_management.get_torch_device()
         [regressor] = on_device([(attribute_network, paths.resolve(REGRESSOR_MODEL) / "judge")])
         bar = comfy.utils.ProgressBar(len(frames))
-        found = meters.motion_of(frames, regressor, device, lambda: bar.update(1))
+        found = meters.measure_motion(frames, regressor, device, lambda: bar.update(1))
         report, plot = meters.motion_report(found), meters.motion_plot(found)
         return io.NodeOutput(found.face, found.head, plot[None], report)
 

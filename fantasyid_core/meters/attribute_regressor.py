@@ -4,6 +4,7 @@ It is trained on rendered frames of `fantasyid_lab.people` with their true label
 it can say what a generated video shows. It says nothing about who is in it: that is `embedding`'s.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
@@ -85,7 +86,7 @@ class AttributeRegressor(nn.Module):
     """Frames (B, 3, 160, 160) in 0…1 → `AttributeReading`.
 
     Landmarks are the centres of gravity of heat maps at a quarter of the frame. Pose and expression are read from the
-    features around the landmarks, their layout and the whole picture; colours from a map of where to look.
+    features around the landmarks, their layout and the whole picture; colours by attention over the frame.
 
     Args:
         colours: number of colour names.
@@ -127,12 +128,12 @@ class AttributeRegressor(nn.Module):
         self.merge_quarter = Block(fine, fine)
         self.heat = nn.Conv2d(fine, landmarks, 1)
         self.local = nn.Conv2d(fine, _LOCAL, 1)
-        features = landmarks * (_LOCAL + 2) + 5 + sixteenth
-        self.face = nn.Sequential(nn.Linear(features, 128), nn.SiLU(), nn.Linear(128, 3 + expressions))
-        self.look = nn.Conv2d(fine + 2, 2, 1)
-        nn.init.zeros_(self.look.weight)
+        face_inputs = landmarks * (_LOCAL + 2) + 5 + sixteenth
+        self.face = nn.Sequential(nn.Linear(face_inputs, 128), nn.SiLU(), nn.Linear(128, 3 + expressions))
+        self.colour_attention = nn.Conv2d(fine + 2, 2, 1)
+        nn.init.zeros_(self.colour_attention.weight)
         with torch.no_grad():  # begin with shirts below and background above
-            self.look.weight[:, -1, 0, 0] = torch.tensor([3.0, -3.0])
+            self.colour_attention.weight[:, -1, 0, 0] = torch.tensor([3.0, -3.0])
         self.colour = nn.ModuleList(
             nn.Sequential(nn.Linear(fine + 3, 64), nn.SiLU(), nn.Linear(64, colours)) for _ in range(2)
         )
@@ -152,18 +153,18 @@ class AttributeRegressor(nn.Module):
         heat = log_heat.exp()
         # Not a matrix product: autocast would round it to bfloat16, which is half a pixel.
         landmarks = torch.stack([(heat * axis).sum(-1) for axis in _grid(fine).unbind(1)], -1)
-        around = heat.to(fine.dtype) @ self.local(fine).flatten(2).transpose(1, 2)  # (B, 68, _LOCAL)
-        layout, whereabouts = _normalised(landmarks)
-        seen = torch.cat([around.flatten(1), layout.flatten(1), whereabouts, sixteenth.mean((2, 3))], 1)
-        pose, expression = self.face(seen).float().split((3, self.config["expressions"]), 1)
+        local_features = heat.to(fine.dtype) @ self.local(fine).flatten(2).transpose(1, 2)  # (B, 68, _LOCAL)
+        layout, placement = _normalised(landmarks)
+        features = torch.cat([local_features.flatten(1), layout.flatten(1), placement, sixteenth.mean((2, 3))], 1)
+        pose, expression = self.face(features).float().split((3, self.config["expressions"]), 1)
 
-        place = (2 * _grid(fine) - 1).T.unflatten(1, fine.shape[2:]).to(fine.dtype).expand(len(fine), -1, -1, -1)
-        look = self.look(torch.cat([fine, place], 1)).flatten(2).float().softmax(-1)  # (B, 2, h·w)
+        positions = (2 * _grid(fine) - 1).T.unflatten(1, fine.shape[2:]).to(fine.dtype).expand(len(fine), -1, -1, -1)
+        attention = self.colour_attention(torch.cat([fine, positions], 1)).flatten(2).float().softmax(-1)  # (B, 2, h·w)
         colours = F.interpolate(frames, fine.shape[2:], mode="area").to(fine.dtype)
-        shown = look.to(fine.dtype) @ torch.cat([fine, colours * 4 - 2], 1).flatten(2).transpose(1, 2)
-        shirt, background = (head(shown[:, i]).float() for i, head in enumerate(self.colour))
-        shown_in_training = log_heat.unflatten(2, fine.shape[2:]) if self.training else None
-        return AttributeReading(landmarks, pose * 45, expression, shirt, background, shown_in_training)
+        pooled = attention.to(fine.dtype) @ torch.cat([fine, colours * 4 - 2], 1).flatten(2).transpose(1, 2)
+        shirt, background = (head(pooled[:, i]).float() for i, head in enumerate(self.colour))
+        heatmaps = log_heat.unflatten(2, fine.shape[2:]) if self.training else None
+        return AttributeReading(landmarks, pose * 45, expression, shirt, background, heatmaps)
 
     def save(self, folder: Path) -> None:
         """Write `judge.safetensors` (float16) and `config.json` into `folder`, made if missing. Raises SaveError."""
@@ -180,12 +181,14 @@ def load(folder: Path, device: torch.device | str = "cpu") -> AttributeRegressor
     """
     with configured("attribute regressor"), torch.device("meta"):
         regressor = AttributeRegressor(**read_config(folder))
-    load_into(regressor, {name: x.float() for name, x in read(folder / _FILE).items()}, what="attribute regressor")
+    # Files of before 28 November 2026 call the attention over the frame `look`.
+    tensors = {re.sub(r"^look\.", "colour_attention.", name): x.float() for name, x in read(folder / _FILE).items()}
+    load_into(regressor, tensors, what="attribute regressor")
     return regressor.eval().requires_grad_(False).to(device)
 
 
 @torch.no_grad()
-def look(regressor: AttributeRegressor, frames: Tensor, batch: int = 64) -> AttributeReading:
+def read_attributes(regressor: AttributeRegressor, frames: Tensor, batch: int = 64) -> AttributeReading:
     """Frames (N, H, W, 3) in 0…1, of any size, squeezed to a square → what the regressor reads, on its device."""
     device = next(regressor.parameters()).device
     readings = []
@@ -201,11 +204,11 @@ def look(regressor: AttributeRegressor, frames: Tensor, batch: int = 64) -> Attr
 def losses(reading: AttributeReading, targets: AttributeTargets) -> dict[str, Tensor]:
     """Scalars by name, weighted so that their sum is to be minimised. Landmarks outside of the frame do not count."""
     inside = ((targets.landmarks > 0) & (targets.landmarks < 1)).all(-1, keepdim=True)
-    off = F.smooth_l1_loss(reading.landmarks, targets.landmarks, beta=0.01, reduction="none")
-    counted = inside.sum().clamp(min=1)
+    error = F.smooth_l1_loss(reading.landmarks, targets.landmarks, beta=0.01, reduction="none")
+    count = inside.sum().clamp(min=1)
     found = {} if reading.heat is None else {"heat": 0.3 * _heat_loss(reading.heat, targets.landmarks, inside)}
     return found | {
-        "landmarks": 25 * torch.where(inside, off, 0).sum() / counted,
+        "landmarks": 25 * torch.where(inside, error, 0).sum() / count,
         "pose": 0.3 * F.smooth_l1_loss(reading.pose, targets.pose, beta=2.0),
         # Squared: actions are rare, so that what is least wrong in absolute terms of a faint one is "never".
         "expression": 40 * F.mse_loss(reading.expression, targets.expression),

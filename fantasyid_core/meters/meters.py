@@ -12,13 +12,13 @@ from ..detection.faces import detect
 from ..errors import FaceNotFoundError, ImageError
 from ..views.suitability import NO_FACE, openness
 from . import likeness, motion
-from .attribute_regressor import SIZE, AttributeRegressor, look
+from .attribute_regressor import SIZE, AttributeRegressor, read_attributes
 from .embedding import DISTANCE, Embedding, embed, locate, warp
 from .motion import Motion
 from .plot import chart
 
 # Of the window's side: a face that wanders further from its usual place is followed frame by frame.
-_WANDERS = 0.15
+_WANDER_LIMIT = 0.15
 
 Progress = Callable[[], None]
 
@@ -85,7 +85,7 @@ class Likeness:
             str(self.gallery or "For a stronger statement give a gallery of other people."),
             f"To compare settings: similarity (cosine) {self.mean:.3f}, of neighbouring frames "
             + (f"{self.between_frames:.3f}." if shown.sum() > 1 else "not measured, as one frame counts."),
-            _skipped(shown | self.covered),
+            _report_skipped(shown | self.covered),
             f"{int(self.covered.sum())} of {len(shown)} frames show what hardly looks like an open face of a person "
             "(turned away, covered, or an animal) and were left out."
             if self.covered.any()
@@ -106,7 +106,7 @@ class Likeness:
         return chart(title, {network.measure: self.measured.tolist()}, 0.0, 1.0, marks)
 
 
-def likeness_of(
+def measure_likeness(
     frames: Tensor,
     reference: Tensor,
     reference_landmarks: Tensor | None,
@@ -139,27 +139,29 @@ def likeness_of(
     if not own.found.any():
         raise FaceNotFoundError("The reference shows no face to compare with. Use a photo with an upright, lit face.")
     landmarks, covered = clear_faces(frames, device, progress)
-    seen = embed(embedding, frames, landmarks, unit=False)
-    if not seen.found.any():
+    faces = embed(embedding, frames, landmarks, unit=False)
+    if not faces.found.any():
         clear = " clear" if covered.any() else ""
         raise FaceNotFoundError(
             f"None of the {len(frames)} frames shows a{clear} face, so there is nothing to compare. "
             "Use a video in which the face is seen."
         )
-    unit = F.normalize(seen.vectors, dim=1)
+    unit = F.normalize(faces.vectors, dim=1)
     similarity = likeness.reference_similarity(unit, F.normalize(own.vectors[0], dim=0))
     return Likeness(
         similarity,
-        embedding.compare(seen.vectors, own.vectors[0]),
+        embedding.compare(faces.vectors, own.vectors[0]),
         float(similarity.nanmean()),
-        likeness.inter_frame_similarity(unit[seen.found]) if seen.found.sum() > 1 else 1.0,
+        likeness.inter_frame_similarity(unit[faces.found]) if faces.found.sum() > 1 else 1.0,
         covered,
         embedding,
-        _nearest(embedding, seen.vectors[seen.found], own.vectors[0], gallery, device) if len(gallery) else None,
+        _compare_gallery(embedding, faces.vectors[faces.found], own.vectors[0], gallery, device)
+        if len(gallery)
+        else None,
     )
 
 
-def _nearest(
+def _compare_gallery(
     embedding: Embedding, faces: Tensor, own: Tensor, gallery: Sequence[Tensor], device: torch.device | str | None
 ) -> Gallery:
     """Faces (T, D) against the reference (D,) and a gallery of others."""
@@ -201,7 +203,7 @@ def clear_faces(
     return landmarks, covered
 
 
-def motion_of(
+def measure_motion(
     frames: Tensor,
     regressor: AttributeRegressor,
     device: torch.device | str | None = None,
@@ -225,66 +227,67 @@ def motion_of(
             "One frame cannot show motion; expected a video of at least 2 frames. Connect all frames of the video."
         )
     frames = frames[..., :3].float()
-    window = windows(locate(frames, device=device, progress=progress), *regressor.framing)
-    seen = window.isfinite().all(1)
-    if seen.sum() < 2:
+    window = face_windows(locate(frames, device=device, progress=progress), *regressor.framing)
+    has_face = window.isfinite().all(1)
+    if has_face.sum() < 2:
         raise FaceNotFoundError(
-            f"Only {int(seen.sum())} of the {len(frames)} frames show a face; expected at least 2. "
+            f"Only {int(has_face.sum())} of the {len(frames)} frames show a face; expected at least 2. "
             "Use a video in which the face is seen."
         )
-    window = window[seen]
+    window = window[has_face]
     scale = SIZE / window[:, 2]
     corner = window[:, :2] - window[:, 2:] / 2
     to_crop = torch.cat([torch.diag_embed(scale[:, None].expand(-1, 2)), (-corner * scale[:, None])[..., None]], 2)
     crops = torch.cat(
-        [warp(frame[None], one[None].to(frame), SIZE) for frame, one in zip(frames[seen], to_crop, strict=True)]
+        [warp(frame[None], one[None].to(frame), SIZE) for frame, one in zip(frames[has_face], to_crop, strict=True)]
     )
-    reading = look(regressor, crops)
+    reading = read_attributes(regressor, crops)
     unit, strengths = reading.landmarks.cpu(), reading.expression.cpu()
     landmarks = frames.new_full((len(frames), *unit.shape[1:]), float("nan"), device="cpu")
-    landmarks[seen] = (unit * SIZE - 0.5) / scale[:, None, None] + corner[:, None]
+    landmarks[has_face] = (unit * SIZE - 0.5) / scale[:, None, None] + corner[:, None]
     expression = strengths.new_zeros(len(frames), strengths.shape[1])
-    expression[seen] = strengths
+    expression[has_face] = strengths
     return motion.measure(landmarks, motion.head_template(), expression)
 
 
-def motion_report(found: Motion) -> str:
+def motion_report(motion: Motion) -> str:
     """The numbers in words."""
     lines = [
-        f"Face motion {found.face:.2f} % of the distance between the eyes (root mean square, head motion removed), "
-        f"{found.lasting:.2f} % of what lasts to the next frame.",
-        f"Head motion {found.head:.1f}° of rotation, {found.shift:.1f} % of the eyes' distance of shift.",
-        _skipped(found.face_per_frame.isfinite()),
+        f"Face motion {motion.face:.2f} % of the distance between the eyes (root mean square, head motion removed), "
+        f"{motion.lasting:.2f} % of what lasts to the next frame.",
+        f"Head motion {motion.head:.1f}° of rotation, {motion.shift:.1f} % of the eyes' distance of shift.",
+        _report_skipped(motion.face_per_frame.isfinite()),
     ]
     return "\n".join(line for line in lines if line)
 
 
-def motion_plot(found: Motion) -> Tensor:
+def motion_plot(motion: Motion) -> Tensor:
     """(640, 640, 3) float 0…1: face motion above, the head's pose below, over the frames."""
     face = chart(
-        f"Face motion, % of the eyes' distance (rms {found.face:.2f})", {"face": found.face_per_frame.tolist()}, 0, 5
+        f"Face motion, % of the eyes' distance (rms {motion.face:.2f})", {"face": motion.face_per_frame.tolist()}, 0, 5
     )
-    curves: dict[str, list[float]] = dict(zip(("yaw", "pitch", "roll"), found.pose.T.tolist(), strict=True))
-    head = chart(f"Head pose, degrees (rms {found.head:.1f} about its mean)", curves, -30, 30)
+    curves: dict[str, list[float]] = dict(zip(("yaw", "pitch", "roll"), motion.pose.T.tolist(), strict=True))
+    head = chart(f"Head pose, degrees (rms {motion.head:.1f} about its mean)", curves, -30, 30)
     return torch.cat([face, head])
 
 
-def windows(landmarks: Tensor, wide: float, below: float) -> Tensor:
+def face_windows(landmarks: Tensor, width: float, offset: float) -> Tensor:
     """Five landmarks per frame (T, 5, 2) px → centre x, y and side (T, 3) of the square that the regressor reads.
 
     One window for the whole clip, as a cut would be, unless the face wanders; NaN where there is no face.
 
     Args:
-        wide, below: `AttributeRegressor.framing`.
+        width, offset: `AttributeRegressor.framing`.
     """
-    seen = landmarks.isfinite().flatten(1).all(1)
+    has_face = landmarks.isfinite().flatten(1).all(1)
     eyes, unit = _eyes(landmarks)
-    side = wide * unit
-    offset = torch.stack([torch.zeros_like(unit), below * unit], 1)
-    own = torch.cat([eyes + offset, side[:, None]], 1)
-    usual = own[seen].median(0).values if seen.any() else own[0]
-    wanders = (own[seen, :2] - usual[:2]).norm(dim=1).max() > _WANDERS * usual[2] if seen.any() else False
-    return own if wanders else torch.where(seen[:, None], usual, own)
+    below = torch.stack([torch.zeros_like(unit), offset * unit], 1)
+    per_frame = torch.cat([eyes + below, width * unit[:, None]], 1)
+    if not has_face.any():
+        return per_frame
+    median = per_frame[has_face].median(0).values
+    wander = (per_frame[has_face, :2] - median[:2]).norm(dim=1).max()
+    return per_frame if wander > _WANDER_LIMIT * median[2] else torch.where(has_face[:, None], median, per_frame)
 
 
 def framing(landmarks: Tensor, size: int) -> tuple[float, float]:
@@ -312,6 +315,6 @@ def _check_frames(frames: Tensor) -> None:
         )
 
 
-def _skipped(shown: Tensor) -> str:
+def _report_skipped(shown: Tensor) -> str:
     missing = int((~shown).sum())
     return f"{missing} of {len(shown)} frames show no face and were left out." if missing else ""

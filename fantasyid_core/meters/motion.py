@@ -32,12 +32,12 @@ class LandmarkTemplate:
     Attributes:
         points: (N, 3) metres, y up, z out of the face.
         stable: (N,) bool: no expression moves it, so that it shows how the head lies.
-        moves: (N, 3, K) metres by which a full strength of each of K expressions moves it; None where not known.
+        expression_basis: (N, 3, K) metres by which a full strength of each of K expressions moves it; None if unknown.
     """
 
     points: Tensor
     stable: Tensor
-    moves: Tensor | None = None
+    expression_basis: Tensor | None = None
 
     @property
     def eyes(self) -> Tensor:
@@ -88,40 +88,40 @@ def measure(landmarks: Tensor, template: LandmarkTemplate, expression: Tensor | 
         expression: (T, K) strengths where a network reads both; otherwise the landmarks must be exact.
     """
     landmarks, neutral = landmarks.double().cpu(), template.points.double().cpu()
-    seen = landmarks.isfinite().flatten(1).all(1)
+    has_face = landmarks.isfinite().flatten(1).all(1)
     points, stable = neutral, template.stable.cpu()
-    camera = fit_cameras(landmarks[seen], points, stable)
-    for more in reversed(range(_ROUNDS)):
-        points = neutral + _shape_offset(landmarks[seen], camera, neutral)
-        if more:
-            camera = fit_cameras(landmarks[seen], points, stable)
+    camera = fit_cameras(landmarks[has_face], points, stable)
+    for rounds_left in reversed(range(_ROUNDS)):
+        points = neutral + _shape_offset(landmarks[has_face], camera, neutral)
+        if rounds_left:
+            camera = fit_cameras(landmarks[has_face], points, stable)
     if expression is None:
-        own = _own_motion(landmarks[seen], camera, points)
+        face_motion = _face_motion(landmarks[has_face], camera, points)
     else:
-        own = _expressed(expression[seen.to(expression.device)], template)
+        face_motion = _expression_displacement(expression[has_face.to(expression.device)], template)
     eyes = template.eyes.cpu()
-    own = (own - own.mean(0)) / eyes * 100
-    face = _fill(own.square().sum(-1).mean(1).sqrt(), seen)
-    lasts = (own[1:] * own[:-1]).sum(-1).mean() if len(own) > 1 else own.new_zeros(())
+    face_motion = (face_motion - face_motion.mean(0)) / eyes * 100
+    face = _scatter(face_motion.square().sum(-1).mean(1).sqrt(), has_face)
+    lasting = (face_motion[1:] * face_motion[:-1]).sum(-1).mean() if len(face_motion) > 1 else face_motion.new_zeros(())
     pose = pose_of(camera)
     rotation = (pose - pose.mean(0)).norm(dim=1)
     scale = camera[:, 0, :3].norm(dim=1)
     shift = (camera[:, :, 3] - camera[:, :, 3].mean(0)).norm(dim=1) / (scale * eyes) * 100
     return Motion(
         face=_rms(face),
-        lasting=float(lasts.clamp(min=0).sqrt()),
+        lasting=float(lasting.clamp(min=0).sqrt()),
         head=_rms(rotation),
         shift=_rms(shift),
         face_per_frame=face.float(),
-        head_per_frame=_fill(rotation, seen).float(),
-        pose=_fill(pose, seen).float(),
+        head_per_frame=_scatter(rotation, has_face).float(),
+        pose=_scatter(pose, has_face).float(),
     )
 
 
 def fit_cameras(landmarks: Tensor, points: Tensor, stable: Tensor) -> Tensor:
     """Affine cameras (T, 2, 4) that take the stable points (x, y, z, 1) to the stable landmarks (T, N, 2)."""
-    known = torch.cat([points, torch.ones_like(points[:, :1])], 1)[stable]
-    solved = torch.linalg.lstsq(known.expand(len(landmarks), -1, -1), landmarks[:, stable])
+    homogeneous = torch.cat([points, torch.ones_like(points[:, :1])], 1)[stable]
+    solved = torch.linalg.lstsq(homogeneous.expand(len(landmarks), -1, -1), landmarks[:, stable])
     return solved.solution.transpose(1, 2)
 
 
@@ -138,7 +138,7 @@ def pose_of(camera: Tensor) -> Tensor:
     return torch.rad2deg(torch.stack([yaw, pitch, roll], 1))
 
 
-def pose_tie(output: Tensor, reference: Tensor) -> float:
+def copy_paste_index(output: Tensor, reference: Tensor) -> float:
     """Copy-paste index: how far the outputs' head pose follows the reference's, over N people.
 
     The slope of the least-squares line from the reference's yaw and pitch to the mean yaw and pitch of the output's
@@ -149,49 +149,49 @@ def pose_tie(output: Tensor, reference: Tensor) -> float:
         output: (N, 2 or more) mean yaw, pitch (…) over each output's frames, degrees.
         reference: (N, 2 or more) of the references.
     """
-    known = output.isfinite().all(1) & reference.isfinite().all(1)
-    y = output[known, :2] - output[known, :2].mean(0)
-    x = reference[known, :2] - reference[known, :2].mean(0)
+    is_valid = output.isfinite().all(1) & reference.isfinite().all(1)
+    y = output[is_valid, :2] - output[is_valid, :2].mean(0)
+    x = reference[is_valid, :2] - reference[is_valid, :2].mean(0)
     return float((x * y).sum() / x.square().sum())
 
 
 def mean_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Mean of one measure over clips by the mean of another; clips with NaN in either do not count."""
     a, b = torch.tensor(list(ours), dtype=torch.float64), torch.tensor(list(theirs), dtype=torch.float64)
-    known = a.isfinite() & b.isfinite()
-    return float(a[known].mean() / b[known].mean())
+    is_valid = a.isfinite() & b.isfinite()
+    return float(a[is_valid].mean() / b[is_valid].mean())
 
 
 def _shape_offset(landmarks: Tensor, camera: Tensor, points: Tensor) -> Tensor:
     """(N, 3) metres: where the person's landmarks most likely lie off the template, from all frames (T, N, 2)."""
     axes = camera[:, :, :3]
     unit = axes.norm(dim=(1, 2)).square().mean() / 2  # px² per m²
-    off = landmarks - points @ axes.transpose(1, 2) - camera[:, None, :, 3]
+    residual = landmarks - points @ axes.transpose(1, 2) - camera[:, None, :, 3]
     prior = unit * (_EXPRESSION / _SHAPE) ** 2 * torch.eye(3, dtype=axes.dtype)
     evidence = torch.einsum("tij,tik->jk", axes, axes)
-    return torch.linalg.solve(evidence + prior, torch.einsum("tij,tni->jn", axes, off)).T
+    return torch.linalg.solve(evidence + prior, torch.einsum("tij,tni->jn", axes, residual)).T
 
 
-def _own_motion(landmarks: Tensor, camera: Tensor, points: Tensor) -> Tensor:
+def _face_motion(landmarks: Tensor, camera: Tensor, points: Tensor) -> Tensor:
     """(T, N, 3) where the landmarks lie off the rigid head, taken back into the head's own axes, metres.
 
     A picture shows two of the three directions: the offset is the shortest that explains what it shows.
     """
     predicted = points @ camera[:, :, :3].transpose(1, 2) + camera[:, None, :, 3]
-    back = torch.linalg.pinv(camera[:, :, :3])
-    return (landmarks - predicted) @ back.transpose(1, 2)
+    inverse = torch.linalg.pinv(camera[:, :, :3])
+    return (landmarks - predicted) @ inverse.transpose(1, 2)
 
 
-def _expressed(expression: Tensor, template: LandmarkTemplate) -> Tensor:
+def _expression_displacement(expression: Tensor, template: LandmarkTemplate) -> Tensor:
     """Strengths (T, K) → (T, N, 2) metres by which they move the template's landmarks, seen from the front."""
-    if template.moves is None:
+    if template.expression_basis is None:
         raise ValueError("this template does not know how expressions move its landmarks")
-    return torch.einsum("tk,nik->tni", expression.double().cpu(), template.moves[:, :2].double().cpu())
+    return torch.einsum("tk,nik->tni", expression.double().cpu(), template.expression_basis[:, :2].double().cpu())
 
 
-def _fill(values: Tensor, seen: Tensor) -> Tensor:
-    filled = values.new_full((len(seen), *values.shape[1:]), float("nan"))
-    filled[seen] = values
+def _scatter(values: Tensor, has_face: Tensor) -> Tensor:
+    filled = values.new_full((len(has_face), *values.shape[1:]), float("nan"))
+    filled[has_face] = values
     return filled
 
 

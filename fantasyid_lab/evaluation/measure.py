@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fantasyid_core.meters import likeness, motion
-from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor, look
+from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor, read_attributes
 from fantasyid_core.meters.embedding import Embedding
 
 from ..people.caption import stated_labels
@@ -67,7 +67,7 @@ def measure(
     """The table of N cases: finds and embeds the faces of outputs, reads their frames, compares with the truth."""
     say("Looking at the faces of the videos and at what they do")
     with ThreadPoolExecutor(1) as beside:  # while other processes embed
-        reads = beside.submit(lambda: [look(regressor, video.float() / 255) for video in outputs.prompted])
+        reads = beside.submit(lambda: [read_attributes(regressor, video.float() / 255) for video in outputs.prompted])
         faces = (outputs.prompted[:, ::EMBED_EVERY], outputs.without, outputs.wrong)
         who = Faces(*(vectors(embedding, x, device) for x in faces))
         readings = reads.result()
@@ -184,12 +184,13 @@ def _motion_rows(
         for part in ("face", "lasting", "head")
     )
     reference = torch.stack([torch.from_numpy(case.reference.pose[0]) for case in drawn])
-    tie, true_tie = (motion.pose_tie(torch.stack([r.pose.mean(0).cpu() for r in x]), reference) for x in (ours, theirs))
+    poses, true_poses = (torch.stack([r.pose.mean(0).cpu() for r in x]) for x in (ours, theirs))
+    copied, true_copied = (motion.copy_paste_index(x, reference) for x in (poses, true_poses))
     return [
         Row("face_motion", "face motion, by that of true clips", face, 1.0, "≥ 0.85", face >= 0.85),
         Row("lasting_motion", "  of it, motion that lasts to the next frame", lasting, 1.0),
         Row("head_motion", "head motion, by that of true clips", head, 1.0),
-        Row("copy_paste", "copy-paste index: 0 free of the reference's pose, 1 copied", tie, true_tie),
+        Row("copy_paste", "copy-paste index: 0 free of the reference's pose, 1 copied", copied, true_copied),
     ]
 
 

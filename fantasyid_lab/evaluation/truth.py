@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fantasyid_core.meters import likeness
-from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor, look
+from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor, read_attributes
 from fantasyid_core.meters.embedding import Embedding, embed, locate_small
 
 from . import cases
@@ -46,7 +46,7 @@ def known(
     target = cases.show([case.target for case in drawn], device).frames
     say("Looking at their faces, rendering and reading the rest")
     with ThreadPoolExecutor(1) as beside:  # while other processes embed
-        readings = beside.submit(lambda: [look(regressor, frames) for frames in target])
+        readings = beside.submit(lambda: [read_attributes(regressor, frames) for frames in target])
         rest = beside.submit(
             lambda: [
                 cases.show([getattr(case, name) for case in drawn], device, every=EMBED_EVERY).frames

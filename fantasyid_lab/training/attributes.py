@@ -71,7 +71,7 @@ class AttributeStage(Stage):
         pool = self.context.validation
         with evaluating(self.network):
             read = [
-                attribute_regressor.look(self.network, frames.float() / 255).expression
+                attribute_regressor.read_attributes(self.network, frames.float() / 255).expression
                 for frames in pool.frames[: pool.clips]
             ]
         self.network.thresholds = adherence.thresholds(read, list(pool.expression[: pool.clips]))

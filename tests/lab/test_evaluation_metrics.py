@@ -169,10 +169,10 @@ def test_copied_poses_tie_fully_and_free_ones_hardly():
     generator = torch.Generator().manual_seed(0)
     reference = 20 * torch.randn(200, 3, generator=generator)
     free = 20 * torch.randn(200, 3, generator=generator)
-    assert motion.pose_tie(reference, reference) == pytest.approx(1)
-    assert motion.pose_tie(reference + 7, reference) == pytest.approx(1)  # turned alike, all of them
-    assert abs(motion.pose_tie(free, reference)) < 0.15
-    assert motion.pose_tie(0.5 * reference + 0.5 * free, reference) == pytest.approx(0.5, abs=0.1)
+    assert motion.copy_paste_index(reference, reference) == pytest.approx(1)
+    assert motion.copy_paste_index(reference + 7, reference) == pytest.approx(1)  # turned alike, all of them
+    assert abs(motion.copy_paste_index(free, reference)) < 0.15
+    assert motion.copy_paste_index(0.5 * reference + 0.5 * free, reference) == pytest.approx(0.5, abs=0.1)
 
 
 def people(count: int, noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -231,5 +231,5 @@ def test_the_meters_template_is_the_mean_synthetic_head():
     moves = head.expression_basis[head.landmarks]
     template = head_template()
     assert torch.equal(template.points, head.template[head.landmarks])
-    assert torch.equal(template.moves, moves)
+    assert torch.equal(template.expression_basis, moves)
     assert torch.equal(template.stable, moves.norm(dim=1).amax(1) < 0.003)

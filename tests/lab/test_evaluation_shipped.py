@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fantasyid_core.meters import attribute_regressor as judges
+from fantasyid_core.meters import attribute_regressor as attributes
 from fantasyid_core.meters import motion
 from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor
 from fantasyid_lab import nano
@@ -15,13 +15,13 @@ from fantasyid_lab.people.colours import COLOURS
 from fantasyid_lab.people.person import VALIDATION, person
 from fantasyid_lab.people.render import RenderedClips
 
-JUDGE = nano.SHIPPED / "judge"
-pytestmark = pytest.mark.skipif(not JUDGE.is_dir(), reason="the trained judge is not there")
+REGRESSOR_FOLDER = nano.SHIPPED / "judge"
+pytestmark = pytest.mark.skipif(not REGRESSOR_FOLDER.is_dir(), reason="the trained judge is not there")
 
 
 @pytest.fixture(scope="module")
-def judge() -> AttributeRegressor:
-    return judges.load(JUDGE)
+def regressor() -> AttributeRegressor:
+    return attributes.load(REGRESSOR_FOLDER)
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,12 @@ def truth(drawn: list[cases.Case]) -> RenderedClips:
 
 
 @pytest.fixture(scope="module")
-def reading(judge: AttributeRegressor, truth: RenderedClips) -> AttributeReading:
-    return judges.look(judge, truth.frames.flatten(0, 1))
+def reading(regressor: AttributeRegressor, truth: RenderedClips) -> AttributeReading:
+    return attributes.read_attributes(regressor, truth.frames.flatten(0, 1))
 
 
 def test_it_sees_where_the_face_is_and_how_it_is_turned(reading: AttributeReading, truth: RenderedClips):
-    off = (reading.landmarks * judges.SIZE - 0.5 - truth.landmarks.flatten(0, 1)).norm(dim=-1)
+    off = (reading.landmarks * attributes.SIZE - 0.5 - truth.landmarks.flatten(0, 1)).norm(dim=-1)
     assert off.median() < 2.0  # px of 160
     assert (reading.pose - truth.pose.flatten(0, 1)).abs()[:, 0].median() < 4.0
 
@@ -52,14 +52,14 @@ def test_it_names_the_colours(reading: AttributeReading, drawn: list[cases.Case]
         assert (getattr(reading, part).argmax(1) == wanted.repeat_interleave(frames)).float().mean() > 0.8
 
 
-def test_it_measures_how_much_faces_move(judge: AttributeRegressor):
+def test_it_measures_how_much_faces_move(regressor: AttributeRegressor):
     """Against the true landmarks; clips whose expression is frozen, the head still turning, hardly move."""
     template = motion.head_template()
 
     def read(clips: list[Clip]) -> tuple[float, float]:
         shown, ours, theirs = cases.show(clips, every=2), 0.0, 0.0
         for frames, landmarks in zip(shown.frames, shown.landmarks, strict=True):
-            reading = judges.look(judge, frames)
+            reading = attributes.read_attributes(regressor, frames)
             ours += motion.measure(reading.landmarks, template, reading.expression).face
             theirs += motion.measure(landmarks, template).face
         return ours, theirs
@@ -71,12 +71,12 @@ def test_it_measures_how_much_faces_move(judge: AttributeRegressor):
     assert read(frozen)[0] < 0.3 * ours / 2
 
 
-def test_a_frozen_picture_has_no_motion(judge: AttributeRegressor, truth: RenderedClips):
+def test_a_frozen_picture_has_no_motion(regressor: AttributeRegressor, truth: RenderedClips):
     for frames in truth.frames[:2]:
-        frozen = judges.look(judge, frames[:1].expand(5, -1, -1, -1))
+        frozen = attributes.read_attributes(regressor, frames[:1].expand(5, -1, -1, -1))
         assert motion.measure(frozen.landmarks, motion.head_template(), frozen.expression).face < 0.05
 
 
-def test_it_reads_turns(judge: AttributeRegressor, drawn: list[cases.Case], truth: RenderedClips):
+def test_it_reads_turns(regressor: AttributeRegressor, drawn: list[cases.Case], truth: RenderedClips):
     for case, frames in zip(drawn, truth.frames, strict=True):
-        assert adherence.turn_of(judges.look(judge, frames).pose[:, 0]) == case.target.labels.turn
+        assert adherence.turn_of(attributes.read_attributes(regressor, frames).pose[:, 0]) == case.target.labels.turn

@@ -8,7 +8,7 @@ from torch import nn
 
 pytest.importorskip("accelerate")
 
-from fantasyid_lab.training.landmark_loss import LandmarkLoss, places
+from fantasyid_lab.training.landmark_loss import LandmarkLoss, landmark_heatmaps
 from fantasyid_lab.training.muon import Muon
 from fantasyid_lab.training.optimizers import optimizers
 from fantasyid_lab.training.options import BaseOptions
@@ -17,7 +17,7 @@ from fantasyid_lab.training.settings import Settings
 
 def test_a_landmark_lies_in_the_cell_around_it():
     landmarks = torch.tensor([[[[2.1, 3.9], [0.0, 0.0]]]])
-    cells = places(landmarks, 5, 4)
+    cells = landmark_heatmaps(landmarks, 5, 4)
     assert cells.shape == (1, 1, 20, 2)
     torch.testing.assert_close(cells.sum(2), torch.ones(1, 1, 2))
     assert cells[0, 0, :, 0].argmax() == 4 * 4 + 2  # row 4, column 2

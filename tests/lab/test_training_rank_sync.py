@@ -38,7 +38,7 @@ def test_two_processes_train_as_one_run(tmp_path: Path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "losses" in line]
     assert steps == list(range(1, len(steps) + 1))  # one of them speaks
-    assert len(steps) % rank_sync.EVERY == 0
+    assert len(steps) % rank_sync.AGREE_EVERY == 0
     state = json.loads((tmp_path / "checkpoints" / "identity" / "progress.json").read_text())
     assert state["step"] == len(steps)
 

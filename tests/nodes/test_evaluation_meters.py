@@ -25,7 +25,7 @@ def clips() -> RenderedClips:
     return cases.show([case.target for case in cases.draw(2)], every=6)
 
 
-class TrueJudge(torch.nn.Module):
+class TrueRegressor(torch.nn.Module):
     """Knows landmarks and strengths of one clip whose frames fill the window that the meter cuts."""
 
     def __init__(self, landmarks: torch.Tensor, strengths: torch.Tensor | None = None):
@@ -45,8 +45,8 @@ def test_a_persons_own_video_is_more_like_than_a_strangers(clips: RenderedClips)
     dlib = embeddings.load("dlib")
     own, stranger = clips.frames
     reference = clips.frames[0, 0]
-    alike = meters.likeness_of(own, reference, clips.landmarks[0, 0, :5], dlib)
-    other = meters.likeness_of(stranger, reference, None, dlib)
+    alike = meters.measure_likeness(own, reference, clips.landmarks[0, 0, :5], dlib)
+    other = meters.measure_likeness(stranger, reference, None, dlib)
     assert alike.similarity[0] > 0.99
     assert alike.mean > other.mean
     assert alike.measured[0] < 0.2, "a frame to itself, by true and by found landmarks"
@@ -58,19 +58,19 @@ def test_a_persons_own_video_is_more_like_than_a_strangers(clips: RenderedClips)
 def test_frames_without_a_face_are_skipped_and_said(clips: RenderedClips):
     pytest.importorskip("dlib")
     frames = torch.cat([clips.frames[0, :2], torch.zeros(1, 160, 160, 3)])
-    found = meters.likeness_of(frames, clips.frames[0, 0], None, embeddings.load("dlib"))
+    found = meters.measure_likeness(frames, clips.frames[0, 0], None, embeddings.load("dlib"))
     assert math.isfinite(found.mean)
     assert "1 of 3 frames show no face" in found.report
     assert "2: no face" in found.report
     with pytest.raises(FaceNotFoundError, match="None of the 1 frames"):
-        meters.likeness_of(frames[2:], clips.frames[0, 0], None, embeddings.load("dlib"))
+        meters.measure_likeness(frames[2:], clips.frames[0, 0], None, embeddings.load("dlib"))
     with pytest.raises(FaceNotFoundError, match="The reference"):
-        meters.likeness_of(frames, frames[2], None, embeddings.load("dlib"))
+        meters.measure_likeness(frames, frames[2], None, embeddings.load("dlib"))
 
 
 def test_one_frame_gives_numbers(clips: RenderedClips):
     pytest.importorskip("dlib")
-    found = meters.likeness_of(clips.frames[0, :1], clips.frames[0, 0], None, embeddings.load("dlib"))
+    found = meters.measure_likeness(clips.frames[0, :1], clips.frames[0, 0], None, embeddings.load("dlib"))
     assert found.between_frames == 1.0
     assert "nan" not in found.report
     assert "one frame counts" in found.report
@@ -79,15 +79,15 @@ def test_one_frame_gives_numbers(clips: RenderedClips):
 def test_a_gallery_says_whom_the_video_is_nearest_to(clips: RenderedClips):
     pytest.importorskip("dlib")
     dlib, (own, stranger) = embeddings.load("dlib"), clips.frames
-    right = meters.likeness_of(own, own[0], None, dlib, gallery=[stranger[0]])
+    right = meters.measure_likeness(own, own[0], None, dlib, gallery=[stranger[0]])
     assert (right.gallery.people, right.gallery.rank, right.gallery.nearest) == (1, 0, 1.0)
     assert right.gallery.margin > 0
-    wrong = meters.likeness_of(own, stranger[0], None, dlib, gallery=[own[0]])
+    wrong = meters.measure_likeness(own, stranger[0], None, dlib, gallery=[own[0]])
     assert wrong.gallery.rank == 1
     assert wrong.gallery.margin == pytest.approx(-right.gallery.margin, abs=1e-5)
     assert "only number 2" in wrong.report
     with pytest.raises(FaceNotFoundError, match="gallery"):
-        meters.likeness_of(own, own[0], None, dlib, gallery=torch.zeros(1, 160, 160, 3))
+        meters.measure_likeness(own, own[0], None, dlib, gallery=torch.zeros(1, 160, 160, 3))
 
 
 def test_what_is_no_open_face_does_not_count(clips: RenderedClips, monkeypatch: pytest.MonkeyPatch):
@@ -96,15 +96,15 @@ def test_what_is_no_open_face_does_not_count(clips: RenderedClips, monkeypatch: 
     monkeypatch.setattr(meters, "openness", lambda faces: torch.tensor([-4.0]))
     landmarks = clips.landmarks[0, 0, :5]
     with pytest.raises(FaceNotFoundError, match="None of the 5 frames shows a clear face"):
-        meters.likeness_of(clips.frames[0], clips.frames[0, 0], landmarks, embeddings.load("dlib"))
+        meters.measure_likeness(clips.frames[0], clips.frames[0, 0], landmarks, embeddings.load("dlib"))
     with pytest.raises(FaceNotFoundError, match="The reference hardly shows an open face"):
-        meters.likeness_of(clips.frames[0], clips.frames[0, 0], None, embeddings.load("dlib"))
+        meters.measure_likeness(clips.frames[0], clips.frames[0, 0], None, embeddings.load("dlib"))
 
 
 def test_landmarks_come_back_from_the_window_to_the_frame(clips: RenderedClips):
     """A judge that always sees the same landmarks in its window: the head only moves as the window does."""
     landmarks = torch.rand(1, 68, 2).expand(5, -1, -1)
-    found = meters.motion_of(clips.frames[0], TrueJudge(landmarks.contiguous()))
+    found = meters.measure_motion(clips.frames[0], TrueRegressor(landmarks.contiguous()))
     assert found.face == pytest.approx(0, abs=1e-2)
     assert found.head == pytest.approx(0, abs=0.1)
 
@@ -112,7 +112,7 @@ def test_landmarks_come_back_from_the_window_to_the_frame(clips: RenderedClips):
 def test_frames_without_a_face_keep_strengths_in_their_places(clips: RenderedClips):
     frames = torch.cat([clips.frames[0, :2], torch.zeros(1, 160, 160, 3), clips.frames[0, 2:4]])
     strengths = torch.linspace(0, 1, 4)[:, None].expand(-1, 50)
-    found = meters.motion_of(frames, TrueJudge(torch.rand(1, 68, 2).expand(4, -1, -1).contiguous(), strengths))
+    found = meters.measure_motion(frames, TrueRegressor(torch.rand(1, 68, 2).expand(4, -1, -1).contiguous(), strengths))
     assert found.face_per_frame[2].isnan()
     assert found.face_per_frame[0] == pytest.approx(found.face_per_frame[4].item(), rel=1e-3)
     assert found.face_per_frame[0] > found.face_per_frame[1] > 0
@@ -124,7 +124,7 @@ def test_the_judges_own_frames_are_cut_out_as_they_are():
         face = torch.tensor([[80 - eyes / 2, 66.0], [80 + eyes / 2, 66.0], [80, 80], [70, 66 + eyes], [90, 66 + eyes]])
         wide, below = meters.framing(face.expand(9, -1, -1), SIZE)
         assert wide == pytest.approx(SIZE / eyes, rel=1e-3)
-        window = meters.windows(face.expand(3, -1, -1), wide, below)
+        window = meters.face_windows(face.expand(3, -1, -1), wide, below)
         torch.testing.assert_close(window[0], torch.tensor([80.0, 79.5, 160.0]), atol=0.1, rtol=0)
 
 
@@ -132,21 +132,21 @@ def test_one_window_serves_the_clip_unless_the_face_wanders():
     face = torch.tensor([[70.0, 66], [94.0, 66], [82.0, 80], [72.0, 91], [92.0, 91]])
     trembling = face + torch.randn(9, 1, 2, generator=torch.Generator().manual_seed(0))
     trembling[4] = float("nan")
-    window = meters.windows(trembling, *FRAMING)
+    window = meters.face_windows(trembling, *FRAMING)
     assert window[4].isnan().all()
     assert (window[[0, 8]] == window[1]).all()
     wandering = face + torch.linspace(0, 300, 9)[:, None, None]
-    assert (meters.windows(wandering, *FRAMING)[8] - meters.windows(wandering, *FRAMING)[0])[:2].min() > 250
+    assert (meters.face_windows(wandering, *FRAMING)[8] - meters.face_windows(wandering, *FRAMING)[0])[:2].min() > 250
 
 
 def test_what_cannot_be_measured_says_why():
-    judge = TrueJudge(torch.rand(1, 68, 2))
+    regressor = TrueRegressor(torch.rand(1, 68, 2))
     with pytest.raises(ImageError, match="One frame"):
-        meters.motion_of(torch.rand(1, 160, 160, 3), judge)
+        meters.measure_motion(torch.rand(1, 160, 160, 3), regressor)
     with pytest.raises(FaceNotFoundError, match="Only 0 of the 2"):
-        meters.motion_of(torch.zeros(2, 160, 160, 3), judge)
+        meters.measure_motion(torch.zeros(2, 160, 160, 3), regressor)
     with pytest.raises(ImageError, match="batch"):
-        meters.motion_of(torch.rand(160, 160, 3), judge)
+        meters.measure_motion(torch.rand(160, 160, 3), regressor)
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.1, float("nan"), 0.4], [float("nan")] * 3, [2.0, 2.0]])
