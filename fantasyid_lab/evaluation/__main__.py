@@ -12,12 +12,12 @@ from fantasyid_core.images import load_photo, to_pil
 from .. import nano
 from . import cases, generate, report, runs, saved_frames, tables
 from .cases import Case
-from .command import DTYPES, add_options, device_of, guarded, heading, say, settings_of, tables_of
+from .command import DTYPES, add_options, device_of, guarded, heading, measure_tables, say, settings_of
 from .generate import Generator, Request
 from .modes import EXACT, parse
 from .runs import Run
 
-SHEET = 12  # people on the report of pictures
+REPORT_PEOPLE = 12  # people on the report of pictures
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,49 +28,53 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     generator = None
     if options.load_frames:
-        made = runs.load(options.load_frames)
-        settings = made[0].settings
-        drawn = cases.draw(settings.people, settings.seed, settings.frames)
+        results = runs.load(options.load_frames)
+        settings = results[0].settings
+        drawn_cases = cases.draw(settings.people, settings.seed, settings.frames)
     else:
         modes = parse(options.modes) if options.modes else (EXACT,)
         controls = options.people if options.controls is None else options.controls
         settings = settings_of(options, options.model, controls if len(modes) == 1 else 0)
-        drawn = cases.draw(settings.people, settings.seed, settings.frames)
+        drawn_cases = cases.draw(settings.people, settings.seed, settings.frames)
         generator = generate.load(options.model, device_of(options), DTYPES[settings.dtype])
-        made = runs.make(generator, drawn, settings, options.batch, say, modes)
+        results = runs.make(generator, drawn_cases, settings, options.batch, say, modes)
     if options.save_frames:
-        if len(made) == 1:
-            saved_frames.save(options.save_frames, made[0].settings, made[0].outputs)
+        if len(results) == 1:
+            saved_frames.save(options.save_frames, results[0].settings, results[0].outputs)
         else:
-            runs.save(options.save_frames, made)
+            runs.save(options.save_frames, results)
         say(f"Frames are in {options.save_frames}")
     if options.pictures:
-        _draw_reports(options, generator, drawn, made[0])
-    if options.no_judging:
+        _draw_reports(options, generator, drawn_cases, results[0])
+    if options.no_measuring:
         return
-    found = tables_of(options, made, options.model / "judge")
+    measurements = measure_tables(options, results, options.model / "judge")
     print(heading(settings, options.embedding))
-    print(tables.one(found[0]) if len(made) == 1 else tables.side_by_side(made, found, _costs(made)))
+    print(
+        tables.one(measurements[0])
+        if len(results) == 1
+        else tables.side_by_side(results, measurements, _costs(results))
+    )
 
 
-def _costs(made: list[Run]) -> dict[str, dict[str, str]]:
+def _costs(results: list[Run]) -> dict[str, dict[str, str]]:
     """What each mode saves and how far it strays."""
     return {
-        "latents' error": {run.variant: f"{run.settings.error:.4f}" for run in made},
-        "s per video": {run.variant: f"{run.settings.seconds:.3f}" for run in made},
+        "latents' error": {run.variant: f"{run.settings.error:.4f}" for run in results},
+        "s per video": {run.variant: f"{run.settings.seconds:.3f}" for run in results},
     }
 
 
-def _draw_reports(options: argparse.Namespace, generator: Generator | None, drawn: list[Case], made: Run) -> None:
+def _draw_reports(options: argparse.Namespace, generator: Generator | None, drawn_cases: list[Case], run: Run) -> None:
     options.pictures.mkdir(parents=True, exist_ok=True)
-    shown, settings = drawn[:SHEET], made.settings
-    references = cases.show([case.reference for case in shown]).frames[:, 0]
-    truth = cases.show([case.target for case in shown]).frames
+    report_cases, settings = drawn_cases[:REPORT_PEOPLE], run.settings
+    references = cases.show([case.reference for case in report_cases]).frames[:, 0]
+    truth = cases.show([case.target for case in report_cases]).frames
     lines = [
-        report.Line(references[i], made.outputs.prompted[i], truth[i], f"{case.target.person.seed}")
-        for i, case in enumerate(shown)
+        report.Line(references[i], run.outputs.prompted[i], truth[i], f"{case.target.person.seed}")
+        for i, case in enumerate(report_cases)
     ]
-    _save(report.page(lines), options.pictures / "unseen_people.jpg")
+    _save(report.draw_report(lines), options.pictures / "unseen_people.jpg")
     if not options.photos:
         return
     generator = generator or generate.load(options.model)
@@ -83,7 +87,7 @@ def _draw_reports(options: argparse.Namespace, generator: Generator | None, draw
         report.Line(face.crop, video, None, path.stem)
         for face, video, path in zip(faces, videos, options.photos, strict=True)
     ]
-    _save(report.page(lines), options.pictures / "real_photos.jpg")
+    _save(report.draw_report(lines), options.pictures / "real_photos.jpg")
 
 
 def _save(picture: torch.Tensor, path: Path) -> None:

@@ -16,7 +16,7 @@ from fantasyid_core.io.weights import read_config
 
 from .. import nano
 from . import cases, generate, runs, tables
-from .command import DTYPES, add_options, device_of, guarded, heading, say, settings_of, tables_of
+from .command import DTYPES, add_options, device_of, guarded, heading, measure_tables, say, settings_of
 from .runs import Run
 
 
@@ -51,36 +51,38 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    made = runs.load(options.load_frames) if options.load_frames else _made(options)
-    if options.no_judging:
+    results = runs.load(options.load_frames) if options.load_frames else _generate(options)
+    if options.no_measuring:
         return
-    found = tables_of(options, made, nano.SHIPPED / "judge")
-    named = {run.variant for run in made}
-    print(heading(made[0].settings, options.embedding))
-    predicted = {name: VARIANTS[name].predicted for name in named & VARIANTS.keys()}
-    print(tables.side_by_side(made, found, {"the paper would predict": predicted}))
+    measurements = measure_tables(options, results, nano.SHIPPED / "judge")
+    variants = {run.variant for run in results}
+    print(heading(results[0].settings, options.embedding))
+    predicted = {name: VARIANTS[name].predicted for name in variants & VARIANTS.keys()}
+    print(tables.side_by_side(results, measurements, {"the paper would predict": predicted}))
 
 
-def _made(options: argparse.Namespace) -> list[Run]:
+def _generate(options: argparse.Namespace) -> list[Run]:
     """Videos of every model, kept as soon as each is done."""
     models = _models(options.models)
     for variant, folder in models:
         _check(variant, folder)
-    made = []
+    results = []
     for variant, folder in models:
         say(f"{variant}: {folder}")
         settings = settings_of(options, folder, controls=0)
         drawn = cases.draw(settings.people, settings.seed, settings.frames)
         generator = generate.load(folder, device_of(options), DTYPES[settings.dtype])
         [run] = runs.make(generator, drawn, settings, options.batch, say)
-        made.append(replace(run, variant=variant))
+        results.append(replace(run, variant=variant))
         if options.save_frames:
-            runs.save(options.save_frames, made[-1:], len(made) - 1)
-    return made
+            runs.save(options.save_frames, results[-1:], len(results) - 1)
+    return results
 
 
-def _models(named: list[str]) -> list[tuple[str, Path]]:
-    pairs = [(name, folder) for name, _, folders in (x.partition("=") for x in named) for folder in folders.split(",")]
+def _models(variants: list[str]) -> list[tuple[str, Path]]:
+    pairs = [
+        (name, folder) for name, _, folders in (x.partition("=") for x in variants) for folder in folders.split(",")
+    ]
     if not pairs or not all(name and folder for name, folder in pairs):
         raise FantasyIDError("Name every model as NAME=FOLDER, or NAME=FOLDER,FOLDER for two training seeds.")
     return [(name, Path(folder)) for name, folder in pairs]

@@ -1,6 +1,6 @@
 """Whether a video does what its prompt says: turn, expressions, colours, as the attribute regressor reads them.
 
-What the prompt leaves open does not count, nor do frames decide what was asked: that are the prompt's words.
+What the prompt leaves open does not count.
 """
 
 from collections.abc import Mapping, Sequence

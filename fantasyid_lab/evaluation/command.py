@@ -1,4 +1,4 @@
-"""What the evaluation's commands have in common: options, who judges, where it runs."""
+"""What the evaluation's commands have in common: options, networks that measure, devices."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from fantasyid_core.meters import attribute_regressor, embedding
 from . import cases
 from .measure import Row
 from .processes import shared_out
-from .runs import Run, judged
+from .runs import Run, measure_runs
 from .saved_frames import Settings
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -34,7 +34,7 @@ def guarded(run: Callable[[argparse.Namespace], None], options: argparse.Namespa
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of making and judging videos."""
+    """Options of generating and measuring videos."""
     add = parser.add_argument
     add("--people", type=int, default=8, help="unseen people (8; the tables in the docs have 100)")
     add("--seed", type=int, default=0, help="which people and prompts (0)")
@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--scheduler", default="ddim", choices=("ddim", "dpm"), help="ddim repeats whatever the batch (ddim)")
     add("--batch", type=int, default=8, help="videos at a time (8)")
     add("--dtype", choices=DTYPES, help="of transformer and autoencoder (bf16 on a GPU, else fp32)")
-    add("--device", help="where videos are made and judged: cuda or cpu (cuda if there is one)")
+    add("--device", help="where videos are generated and measured: cuda or cpu (cuda if there is one)")
     add(
         "--attribute-regressor",
         "--judge",
@@ -61,13 +61,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the attribute regressor (judge/ in the model's, or in the shipped model's)",
     )
-    add("--embedding", default=embedding.DLIB, choices=embedding.EMBEDDINGS, help="who judges faces (dlib)")
+    add("--embedding", default=embedding.DLIB, choices=embedding.EMBEDDINGS, help="face recognition network (dlib)")
     add("--embedding-folder", type=Path, action="append", default=[], help="where the embedding's model file lies")
     add("--processes", type=int, help="that share the faces' embedding, which computes on one core each (all cores)")
     add("--json", type=Path, help="write the table to this file too")
     add("--save-frames", type=Path, help="keep the generated frames in this folder")
-    add("--load-frames", type=Path, help="judge the frames saved in this folder in place of generating")
-    add("--no-judging", action="store_true", help="generate only, as where dlib is missing")
+    add("--load-frames", type=Path, help="measure the frames saved in this folder in place of generating")
+    add("--no-measuring", "--no-judging", action="store_true", help="generate only, as where dlib is missing")
 
 
 def device_of(options: argparse.Namespace) -> str:
@@ -94,13 +94,13 @@ def settings_of(options: argparse.Namespace, model: Path, controls: int) -> Sett
     )
 
 
-def tables_of(options: argparse.Namespace, runs: Sequence[Run], regressor_folder: Path) -> list[list[Row]]:
+def measure_tables(options: argparse.Namespace, runs: Sequence[Run], regressor_folder: Path) -> list[list[Row]]:
     """Measure runs as the options say; the tables are written to `--json` too."""
     device = device_of(options)
     regressor = attribute_regressor.load(options.attribute_regressor or regressor_folder, device)
     processes = options.processes or (os.cpu_count() if runs[0].settings.people >= MANY else 1)
     with shared_out(options.embedding, options.embedding_folder, processes) as faces:
-        tables = judged(runs, regressor, faces, device, say)
+        tables = measure_runs(runs, regressor, faces, device, say)
     if options.json:
         reports = [_report(run, options.embedding, rows) for run, rows in zip(runs, tables, strict=True)]
         content = reports if len(reports) > 1 else reports[0]
@@ -108,14 +108,14 @@ def tables_of(options: argparse.Namespace, runs: Sequence[Run], regressor_folder
     return tables
 
 
-def heading(made: Settings, judged_by: str) -> str:
-    """How videos were made and judged, in a line above a table."""
-    guided = " to the identity too" if made.guide_identity else ""
-    photos = f" with {made.references} photos each" if made.references > 1 else ""
+def heading(settings: Settings, embedding_name: str) -> str:
+    """How videos were generated and measured, in a line above a table."""
+    identity = " to the identity too" if settings.guide_identity else ""
+    photos = f" with {settings.references} photos each" if settings.references > 1 else ""
     return (
-        f"{made.model}: {made.people} people{photos}, seed {made.seed}, {made.frames} frames, {made.steps} steps of "
-        f"{made.scheduler}, guidance {made.guidance:g}{guided}, {made.dtype}, made on {made.device}; faces judged by "
-        f"{judged_by}.\n"
+        f"{settings.model}: {settings.people} people{photos}, seed {settings.seed}, {settings.frames} frames, "
+        f"{settings.steps} steps of {settings.scheduler}, guidance {settings.guidance:g}{identity}, {settings.dtype}, "
+        f"made on {settings.device}; face embedding {embedding_name}.\n"
     )
 
 
@@ -124,6 +124,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _report(run: Run, judged_by: str, rows: Sequence[Row]) -> dict:
+def _report(run: Run, embedding_name: str, rows: Sequence[Row]) -> dict:
     numbers = [{k: None if v != v else v for k, v in asdict(row).items()} for row in rows]  # NaN is no JSON
-    return {"variant": run.variant, "settings": asdict(run.settings), "embedding": judged_by, "rows": numbers}
+    return {"variant": run.variant, "settings": asdict(run.settings), "embedding": embedding_name, "rows": numbers}

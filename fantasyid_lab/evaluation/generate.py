@@ -113,12 +113,12 @@ class Generator:
         Returns:
             (B, T, 16, h, w) on the CPU.
         """
-        made = []
+        latents = []
         for start in range(0, len(requests), batch):
             some = requests[start : start + batch]
-            made.append(self.latents(some, frames, steps, guidance, scheduler, size, mode, guide_identity).cpu())
+            latents.append(self.latents(some, frames, steps, guidance, scheduler, size, mode, guide_identity).cpu())
             progress(min(start + batch, len(requests)), len(requests))
-        return torch.cat(made)
+        return torch.cat(latents)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Row:
 
 
 def measure(
-    drawn: Sequence[Case],
+    drawn_cases: Sequence[Case],
     outputs: Outputs,
     truth: Truth,
     regressor: AttributeRegressor,
@@ -65,19 +65,19 @@ def measure(
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
     """The table of N cases: finds and embeds the faces of outputs, reads their frames, compares with the truth."""
-    say("Looking at the faces of the videos and at what they do")
-    with ThreadPoolExecutor(1) as beside:  # while other processes embed
-        reads = beside.submit(lambda: [read_attributes(regressor, video.float() / 255) for video in outputs.prompted])
-        faces = (outputs.prompted[:, ::EMBED_EVERY], outputs.without, outputs.wrong)
-        who = Faces(*(vectors(embedding, x, device) for x in faces))
+    say("Embedding the faces of the videos and reading their attributes")
+    with ThreadPoolExecutor(1) as executor:  # while other processes embed
+        reads = executor.submit(lambda: [read_attributes(regressor, video.float() / 255) for video in outputs.prompted])
+        videos = (outputs.prompted[:, ::EMBED_EVERY], outputs.without, outputs.wrong)
+        faces = Faces(*(vectors(embedding, x, device) for x in videos))
         readings = reads.result()
-    shown = who.prompted.isfinite().all(-1).float().mean(1) >= 0.5
-    said = [adherence.read(reading, regressor.thresholds) for reading in readings]
-    true_said = [adherence.read(reading, regressor.thresholds) for reading in truth.readings]
+    has_face = faces.prompted.isfinite().all(-1).float().mean(1) >= 0.5
+    prompted = [adherence.read(reading, regressor.thresholds) for reading in readings]
+    truths = [adherence.read(reading, regressor.thresholds) for reading in truth.readings]
     return [
-        *_who_rows(who, truth),
-        *_motion_rows(drawn, readings, truth.readings, shown),
-        *_prompt_rows(*(_adherence(drawn, x) for x in (said, true_said))),
+        *_identity_rows(faces, truth),
+        *_motion_rows(drawn_cases, readings, truth.readings, has_face),
+        *_prompt_rows(*(_adherence(drawn_cases, x) for x in (prompted, truths))),
     ]
 
 
@@ -90,101 +90,112 @@ class Faces:
     wrong: Tensor
 
 
-def _who_rows(who: Faces, known: Truth) -> list[Row]:
-    count, controls = len(known.reference), len(who.without)
-    truth, prompted, without, wrong = (
-        likeness.average(x) for x in (known.target, who.prompted, who.without, who.wrong)
+def _identity_rows(faces: Faces, truth: Truth) -> list[Row]:
+    prompted, true_renders = likeness.average(faces.prompted), likeness.average(truth.target)
+    top1, true_top1 = (likeness.reidentification(x, truth.gallery) for x in (prompted, true_renders))
+    similarity, true_similarity, stranger_similarity = (
+        (x * truth.reference).sum(1) for x in (prompted, true_renders, truth.stranger)
     )
-    ours = likeness.reidentification(prompted, known.gallery)
-    theirs = likeness.reidentification(truth, known.gallery)
-    like = (prompted * known.reference).sum(1)
-    like_truth, like_stranger = (truth * known.reference).sum(1), (known.stranger * known.reference).sum(1)
-    share = likeness.normalised_similarity(like, like_stranger, like_truth)
+    normalised = likeness.normalised_similarity(similarity, stranger_similarity, true_similarity)
     rows = [
         Row(
             "reidentification",
-            f"re-identification, top-1 of {count}",
-            ours,
-            theirs,
+            f"re-identification, top-1 of {len(truth.reference)}",
+            top1,
+            true_top1,
             "≥ 0.8 × true renders",
-            ours >= 0.8 * theirs,
+            top1 >= 0.8 * true_top1,
         ),
         Row(
             "identity_similarity",
             "normalised identity similarity (0 stranger, 1 true render)",
-            share,
+            normalised,
             1.0,
             "≥ 0.75",
-            share >= 0.75,
+            normalised >= 0.75,
         ),
         Row(
             "reference_similarity",
             "similarity to the reference, mean",
-            float(like.nanmean()),
-            float(like_truth.nanmean()),
+            float(similarity.nanmean()),
+            float(true_similarity.nanmean()),
         ),
         Row(
             "stranger_similarity",
             "similarity to the reference of a stranger's true render, mean",
-            float(like_stranger.nanmean()),
+            float(stranger_similarity.nanmean()),
         ),
         Row(
             "inter_frame_similarity",
-            "similarity between neighbouring judged frames",
-            _steadiness(who.prompted),
-            _steadiness(known.target),
+            "similarity between neighbouring measured frames",
+            _inter_frame_similarity(faces.prompted),
+            _inter_frame_similarity(truth.target),
         ),
-        Row("frames_with_face", "judged frames with a face", _found(who.prompted), _found(known.target)),
+        Row("frames_with_face", "measured frames with a face", _face_share(faces.prompted), _face_share(truth.target)),
     ]
+    controls = len(faces.without)
     if controls < 2:
         return rows
+    first = Truth(*(getattr(truth, name)[:controls] for name in ("reference", "gallery", "stranger", "target")), [])
+    return [*rows, *_control_rows(faces, first, stranger_similarity[:controls], true_similarity[:controls])]
+
+
+def _control_rows(faces: Faces, truth: Truth, stranger_similarity: Tensor, true_similarity: Tensor) -> list[Row]:
+    """Rows of the M cases at strength 0 and with a wrong reference; `truth` and the similarities (M,) are theirs."""
+    count, gallery = len(faces.without), truth.gallery
+    without, wrong, true_renders = (likeness.average(x) for x in (faces.without, faces.wrong, truth.target))
     # Strength 0 knows the prompt, which tells age, sex and hair: chance is what the prompt alone gives away.
-    gallery = known.gallery[:controls]
-    off = likeness.reidentification(without, gallery)
-    off_like = (without * known.reference[:controls]).sum(1)
-    off_share = likeness.normalised_similarity(off_like, like_stranger[:controls], like_truth[:controls])
-    most = chance_limit(controls)
-    other = gallery.roll(-1, 0)  # of the person whose reference was given
-    follows = likeness.reidentification(wrong, other)
-    nearer = ((wrong * other).sum(1) > (wrong * gallery).sum(1)).float().mean()
+    top1, chance = likeness.reidentification(without, gallery), chance_limit(count)
+    similarity = (without * truth.reference).sum(1)
+    wrong_gallery = gallery.roll(-1, 0)  # of the person whose reference was given
+    wrong_top1, true_top1 = (likeness.reidentification(*x) for x in ((wrong, wrong_gallery), (true_renders, gallery)))
+    nearer = ((wrong * wrong_gallery).sum(1) > (wrong * gallery).sum(1)).float().mean()
     return [
-        *rows,
         Row(
             "strength_0_reidentification",
-            f"strength 0: re-identification, top-1 of {controls}",
-            off,
+            f"strength 0: re-identification, top-1 of {count}",
+            top1,
             math.nan,
-            f"chance: ≤ {most:.2f}",
-            off <= most,
+            f"chance: ≤ {chance:.2f}",
+            top1 <= chance,
         ),
-        Row("strength_0_identity_similarity", "strength 0: normalised identity similarity", off_share),
+        Row(
+            "strength_0_identity_similarity",
+            "strength 0: normalised identity similarity",
+            likeness.normalised_similarity(similarity, stranger_similarity, true_similarity),
+        ),
         Row(
             "wrong_reference_reidentification",
-            f"wrong reference: its person found, top-1 of {controls}",
-            follows,
-            likeness.reidentification(truth[:controls], gallery),
+            f"wrong reference: its person found, top-1 of {count}",
+            wrong_top1,
+            true_top1,
             "≥ 0.8 × true renders",
-            follows >= 0.8 * likeness.reidentification(truth[:controls], gallery),
+            wrong_top1 >= 0.8 * true_top1,
         ),
         Row("wrong_reference_nearer", "wrong reference: nearer to its person than to the prompt's", float(nearer)),
     ]
 
 
 def _motion_rows(
-    drawn: Sequence[Case], ours: Sequence[AttributeReading], theirs: Sequence[AttributeReading], shown: Tensor
+    drawn_cases: Sequence[Case],
+    readings: Sequence[AttributeReading],
+    truth: Sequence[AttributeReading],
+    has_face: Tensor,
 ) -> list[Row]:
-    """`shown` (N,): whether a video shows a face at all; the motion of noise is none."""
+    """`has_face` (N,): whether a video shows a face at all; the motion of noise is none."""
     template = motion.head_template()
-    moves, true_moves = ([motion.measure(r.landmarks, template, r.expression) for r in x] for x in (ours, theirs))
+    motions, true_motions = (
+        [motion.measure(r.landmarks, template, r.expression) for r in x] for x in (readings, truth)
+    )
     face, lasting, head = (
         motion.mean_ratio(
-            [getattr(m, part) if seen else math.nan for m, seen in zip(moves, shown, strict=True)],
-            [getattr(m, part) for m in true_moves],
+            [getattr(m, part) if counts else math.nan for m, counts in zip(motions, has_face, strict=True)],
+            [getattr(m, part) for m in true_motions],
         )
         for part in ("face", "lasting", "head")
     )
-    reference = torch.stack([torch.from_numpy(case.reference.pose[0]) for case in drawn])
-    poses, true_poses = (torch.stack([r.pose.mean(0).cpu() for r in x]) for x in (ours, theirs))
+    reference = torch.stack([torch.from_numpy(case.reference.pose[0]) for case in drawn_cases])
+    poses, true_poses = (torch.stack([r.pose.mean(0).cpu() for r in x]) for x in (readings, truth))
     copied, true_copied = (motion.copy_paste_index(x, reference) for x in (poses, true_poses))
     return [
         Row("face_motion", "face motion, by that of true clips", face, 1.0, "≥ 0.85", face >= 0.85),
@@ -194,42 +205,42 @@ def _motion_rows(
     ]
 
 
-def _prompt_rows(said: Adherence, true_said: Adherence) -> list[Row]:
+def _prompt_rows(measured: Adherence, truth: Adherence) -> list[Row]:
     return [
-        Row("turn", "turn direction as prompted", said.turn, true_said.turn, "≥ 0.90", said.turn >= 0.9),
-        Row("no_turn", "no turn where none was asked for", said.stays, true_said.stays),
+        Row("turn", "turn direction as prompted", measured.turn, truth.turn, "≥ 0.90", measured.turn >= 0.9),
+        Row("no_turn", "no turn where none was asked for", measured.stays, truth.stays),
         Row(
             "expression",
             "expression as prompted (0.5 by guessing)",
-            said.expression,
-            true_said.expression,
+            measured.expression,
+            truth.expression,
             "≥ 0.80",
-            said.expression >= 0.8,
+            measured.expression >= 0.8,
         ),
         *(
-            Row(f"{name}_shown", f"  {name} shown", said.shown[name], true_said.shown[name])
+            Row(f"{name}_shown", f"  {name} shown", measured.shown[name], truth.shown[name])
             for name in adherence.EXPRESSIONS
         ),
         *(
-            Row(f"{name}_not_added", f"  {name} not added", said.not_added[name], true_said.not_added[name])
+            Row(f"{name}_not_added", f"  {name} not added", measured.not_added[name], truth.not_added[name])
             for name in adherence.EXPRESSIONS
         ),
-        Row("shirt", "shirt's colour as prompted", said.shirt, true_said.shirt),
-        Row("background", "background's colour as prompted", said.background, true_said.background),
+        Row("shirt", "shirt's colour as prompted", measured.shirt, truth.shirt),
+        Row("background", "background's colour as prompted", measured.background, truth.background),
     ]
 
 
-def _adherence(drawn: Sequence[Case], shown: Sequence[Shown]) -> Adherence:
-    labels = [case.target.labels for case in drawn]
-    stated = [stated_labels(case.target.caption, case.target.labels) for case in drawn]
+def _adherence(drawn_cases: Sequence[Case], shown: Sequence[Shown]) -> Adherence:
+    labels = [case.target.labels for case in drawn_cases]
+    stated = [stated_labels(case.target.caption, case.target.labels) for case in drawn_cases]
     return adherence.compare(shown, labels, stated)
 
 
-def _steadiness(vectors: Tensor) -> float:
+def _inter_frame_similarity(vectors: Tensor) -> float:
     return float(torch.tensor([likeness.inter_frame_similarity(video) for video in vectors]).nanmean())
 
 
-def _found(vectors: Tensor) -> float:
+def _face_share(vectors: Tensor) -> float:
     return float(vectors.isfinite().all(-1).float().mean())
 
 

@@ -1,4 +1,4 @@
-"""Ways of computing the same videos, exact or faster: what FantasyID Faster switches in the host, by name."""
+"""Ways of computing the same videos, exact or faster: what FantasyID Faster switches in ComfyUI, by name."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class Mode:
     Attributes:
         name: as the command is given it, such as "cache=0.1+fp8".
         cache: when steps are skipped; None: never.
-        fp8: products with 8-bit operands.
+        fp8: matmuls with 8-bit operands.
     """
 
     name: str = "exact"

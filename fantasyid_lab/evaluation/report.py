@@ -1,4 +1,4 @@
-"""Pages of pictures: per person the reference, frames of the video and of the true render."""
+"""Reports of pictures: per person the reference, frames of the video and of the true render."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _GAP = 4
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One person on a page.
+    """One person of a report.
 
     Attributes:
         reference: (h, w, 3) float 0…1, the photo or its face crop.
@@ -30,13 +30,13 @@ class Line:
     title: str
 
 
-def page(lines: Sequence[Line], size: int = 128) -> Tensor:
+def draw_report(lines: Sequence[Line], size: int = 128) -> Tensor:
     """Lines below one another: reference | five frames of the video | five of the truth.
 
     Returns:
         (h, w, 3) float32 0…1 on the CPU.
     """
-    ImageDraw = require("PIL.ImageDraw", "Drawing a page", "pillow")
+    ImageDraw = require("PIL.ImageDraw", "Drawing a report", "pillow")
     with_truth = any(line.truth is not None for line in lines)
     rows = [_row(line, size, with_truth) for line in lines]
     picture = to_pil(torch.cat(rows))

@@ -19,7 +19,7 @@ from .generate import Generator, Request
 from .measure import Outputs, Row
 from .modes import EXACT, Mode
 from .saved_frames import Settings
-from .truth import EMBED_EVERY, known
+from .truth import EMBED_EVERY, measure_truth
 
 Say = Callable[[str], None]
 
@@ -39,7 +39,7 @@ class Run:
 
 def make(
     generator: Generator,
-    drawn: Sequence[Case],
+    drawn_cases: Sequence[Case],
     settings: Settings,
     batch: int,
     say: Say,
@@ -51,12 +51,12 @@ def make(
     The first mode's latents are what the others' errors are measured from: ‖z − z₀‖ / ‖z₀‖, mean over the videos.
     """
     say("Making identities from the reference photos")
-    clips = [clip for case in drawn for clip in cases.photos(case, settings.references)]
+    clips = [clip for case in drawn_cases for clip in cases.photos(case, settings.references)]
     photos = cases.show(clips, generator.device).frames[:, 0]
     identities = [_identity(generator, of_one) for of_one in photos.split(settings.references)]
     controls = range(settings.controls)
-    prompts = [case.target.caption for case in drawn]
-    seeds = [1000 * settings.seed + i for i in range(len(drawn))]
+    prompts = [case.target.caption for case in drawn_cases]
+    seeds = [1000 * settings.seed + i for i in range(len(drawn_cases))]
     prompted_requests = [Request(p, who, s) for p, who, s in zip(prompts, identities, seeds, strict=True)]
     off = [Request(prompts[i], identities[i], seeds[i], strength=0.0) for i in controls]
     swapped = [Request(prompts[i], identities[(i + 1) % len(controls)], seeds[i]) for i in controls]
@@ -77,10 +77,14 @@ def make(
         )
         say(f"{mode.name}: decoding")  # minutes of a CPU
         videos = generator.decode(latents)
-        prompted, *rest = videos.split([len(drawn), *(0, 0)] if runs else [len(drawn), len(controls), len(controls)])
-        outputs = Outputs(prompted, *(x[:, ::EMBED_EVERY].contiguous() for x in rest))
-        made = replace(settings, mode=mode.name, seconds=seconds, error=error, controls=len(rest[0]))
-        runs.append(Run(mode.name, made, outputs))
+        prompted, *controls_frames = videos.split(
+            [len(drawn_cases), *(0, 0)] if runs else [len(drawn_cases), len(controls), len(controls)]
+        )
+        outputs = Outputs(prompted, *(x[:, ::EMBED_EVERY].contiguous() for x in controls_frames))
+        mode_settings = replace(
+            settings, mode=mode.name, seconds=seconds, error=error, controls=len(controls_frames[0])
+        )
+        runs.append(Run(mode.name, mode_settings, outputs))
     return runs
 
 
@@ -112,7 +116,7 @@ def load(folder: Path) -> list[Run]:
     return runs
 
 
-def judged(
+def measure_runs(
     runs: Sequence[Run],
     regressor: AttributeRegressor,
     embedding: Embedding,
@@ -121,10 +125,10 @@ def judged(
 ) -> list[list[Row]]:
     """The table of every run; all are of the same cases, whose truth is rendered and read once."""
     settings = runs[0].settings
-    drawn = cases.draw(settings.people, settings.seed, settings.frames)
-    truth = known(drawn, regressor, embedding, device, say)
+    drawn_cases = cases.draw(settings.people, settings.seed, settings.frames)
+    truth = measure_truth(drawn_cases, regressor, embedding, device, say)
     tables = []
     for run in runs:
-        say(f"Judging {run.variant} ({run.settings.model})")
-        tables.append(measure.measure(drawn, run.outputs, truth, regressor, embedding, device, say))
+        say(f"Measuring {run.variant} ({run.settings.model})")
+        tables.append(measure.measure(drawn_cases, run.outputs, truth, regressor, embedding, device, say))
     return tables

@@ -1,4 +1,4 @@
-"""Generated frames on disk: made on one machine, judged on another, in files small enough to carry.
+"""Generated frames on disk: made on one machine, measured on another, in files small enough to carry.
 
 Frames are kept as JPEG of quality 95 without colour subsampling, which changes a pixel by about one step in 255.
 """

@@ -34,8 +34,8 @@ class Truth:
     readings: Sequence[AttributeReading]
 
 
-def known(
-    drawn: Sequence[Case],
+def measure_truth(
+    drawn_cases: Sequence[Case],
     regressor: AttributeRegressor,
     embedding: Embedding,
     device: torch.device | str = "cpu",
@@ -43,19 +43,20 @@ def known(
 ) -> Truth:
     """Render the cases' clips on `device`, find and embed the faces, read the frames."""
     say("Rendering the true clips")
-    target = cases.show([case.target for case in drawn], device).frames
-    say("Looking at their faces, rendering and reading the rest")
-    with ThreadPoolExecutor(1) as beside:  # while other processes embed
-        readings = beside.submit(lambda: [read_attributes(regressor, frames) for frames in target])
-        rest = beside.submit(
+    target = cases.show([case.target for case in drawn_cases], device).frames
+    say("Embedding their faces, reading their attributes, rendering the other clips")
+    with ThreadPoolExecutor(1) as executor:  # while other processes embed
+        readings = executor.submit(lambda: [read_attributes(regressor, frames) for frames in target])
+        others = executor.submit(
             lambda: [
-                cases.show([getattr(case, name) for case in drawn], device, every=EMBED_EVERY).frames
+                cases.show([getattr(case, name) for case in drawn_cases], device, every=EMBED_EVERY).frames
                 for name in ("reference", "gallery", "stranger")
             ]
         )
-        own = vectors(embedding, target[:, ::EMBED_EVERY], device)
-        reference, gallery, stranger = (vectors(embedding, frames, device) for frames in rest.result())
-        return Truth(reference[:, 0], likeness.average(gallery), likeness.average(stranger), own, readings.result())
+        target_vectors = vectors(embedding, target[:, ::EMBED_EVERY], device)
+        reference, gallery, stranger = (vectors(embedding, frames, device) for frames in others.result())
+        gallery, stranger = likeness.average(gallery), likeness.average(stranger)
+        return Truth(reference[:, 0], gallery, stranger, target_vectors, readings.result())
 
 
 def vectors(embedding: Embedding, videos: Tensor, device: torch.device | str = "cpu") -> Tensor:

@@ -1,9 +1,9 @@
-"""`python -m fantasyid_lab.training.oracle_bounds`: how near to a person any DiT could come.
+"""`python -m fantasyid_lab.training.oracle_bounds`: oracle upper bounds of identity similarity, whatever the DiT.
 
-Two parts stand around it. The autoencoder: true clips of the evaluation's cases go through it. The identity encoder:
-ridge regressions learn, on people of the training split, to read shape code and paint in the tokens; the cases' people
-are then drawn again as the tokens of their references tell, and these clips go through the autoencoder, too. All are
-judged as outputs are.
+The autoencoder's: true clips of the evaluation's cases, decoded from their latents. The identity encoder's: ridge
+regressions predict shape code and paint from the tokens of people of the training split; the cases' people are
+re-rendered with what is predicted from their references' tokens, and these clips are decoded from latents, too. All are
+measured as outputs are.
 """
 
 import argparse
@@ -35,13 +35,13 @@ from .face import CROP, as_photos
 from .face_truth import variance_explained, vertex_gram
 from .vae import decode, encode
 
-FIRST = len(TRAIN) * 7 // 10  # whom no pool reaches that begins with a seed below 7
+FIRST_PERSON = len(TRAIN) * 7 // 10  # whom no pool reaches that begins with a seed below 7
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
-AT_ONCE = 16
+BATCH = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Described:
+class PersonCodes:
     """N people: shape codes (N, 100) and paint (N, P), the numbers of `Paint` one after the other."""
 
     shape: Tensor
@@ -50,59 +50,59 @@ class Described:
 
 @dataclass(frozen=True)
 class OracleBound:
-    """What cases come to, drawn or decoded in some way: normalised identity similarity and top-1 re-identification."""
+    """Normalised identity similarity and top-1 re-identification of cases, rendered or decoded in some way."""
 
     name: str
-    share: float
-    found: float
+    identity_similarity: float
+    reidentification: float
 
 
-def described(people: Sequence[Person]) -> Described:
-    """What is true of people."""
+def codes_of(people: Sequence[Person]) -> PersonCodes:
+    """True codes of people."""
     paint = torch.from_numpy(np.stack([one.paint.vector for one in people])).float()
-    return Described(torch.stack([one.shape_code for one in people]), paint)
+    return PersonCodes(torch.stack([one.shape_code for one in people]), paint)
 
 
-def redrawn_as(one: Person, shape: Tensor, paint: Tensor) -> Person:
+def with_codes(one: Person, shape: Tensor, paint: Tensor) -> Person:
     """The person with another shape code (100,) and paint (P,)."""
     return replace(one, shape_code=shape, paint=one.paint.from_vector(paint.numpy()))
 
 
 @torch.no_grad()
 def tokens_of(model: nano.Nano, photos: Sequence[Clip], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Photos of one frame, drawn as the evaluation's → the means of their face tokens and of their vertex tokens, each
-    normalised as injection layers read them, side by side (N, 2 K); and the regressor's shape codes (N, 100). Faces lie
-    by true landmarks.
+    """Photos of one frame, rendered as the evaluation's → the means of their face tokens and of their vertex tokens,
+    each normalised as injection layers read them, side by side (N, 2 K); and the regressor's shape codes (N, 100).
+    Faces lie by true landmarks.
     """
-    encoder, found = model.encoder, []
-    for start in range(0, len(photos), AT_ONCE):
-        drawn = render(photos[start : start + AT_ONCE], cases.SIZE, device)
-        pictures = cases.as_bytes(drawn.frames[:, 0])
-        crops = data.align(pictures, drawn.landmarks[:, 0], CROP, torch.zeros(len(pictures), 4, device=device))
+    encoder, batches = model.encoder, []
+    for start in range(0, len(photos), BATCH):
+        rendered = render(photos[start : start + BATCH], cases.SIZE, device)
+        pictures = cases.as_bytes(rendered.frames[:, 0])
+        crops = data.align(pictures, rendered.landmarks[:, 0], CROP, torch.zeros(len(pictures), 4, device=device))
         face = encoder.face_tokens(crops)
-        code = deca.split(model.regressor(as_photos(pictures))).shape
-        mesh = encoder.vertex_tokens(model.face.decode(code), face)
+        shape = deca.split(model.regressor(as_photos(pictures))).shape
+        mesh = encoder.vertex_tokens(model.face.decode(shape), face)
         means = [F.layer_norm(tokens, tokens.shape[-1:]).mean(1) for tokens in (face, mesh)]
-        found.append((torch.cat(means, 1).cpu(), code.cpu()))
-    tokens, codes = (torch.cat(part) for part in zip(*found, strict=True))
-    return tokens, codes
+        batches.append((torch.cat(means, 1).cpu(), shape.cpu()))
+    tokens, shapes = (torch.cat(part) for part in zip(*batches, strict=True))
+    return tokens, shapes
 
 
-def ridge(known: Tensor, wanted: Tensor, new: Tensor) -> Tensor:
-    """What a linear regression from `known` (N, A) to `wanted` (N, B) makes of `new` (M, A): (M, B), never beyond what
-    it saw. Of `PENALTIES` it takes the best on the last fifth.
+def ridge(inputs: Tensor, targets: Tensor, new_inputs: Tensor) -> Tensor:
+    """Ridge regression from `inputs` (N, A) to `targets` (N, B), applied to `new_inputs` (M, A): (M, B), clamped to the
+    targets' range. Of `PENALTIES` it takes the best on the last fifth.
     """
-    mean, scale = known.mean(0), known.std(0) + 1e-6
-    middle, spread = wanted.mean(0), wanted.std(0) + 1e-6
-    a, b, targets = (known - mean) / scale, (new - mean) / scale, (wanted - middle) / spread
+    mean, scale = inputs.mean(0), inputs.std(0) + 1e-6
+    middle, spread = targets.mean(0), targets.std(0) + 1e-6
+    a, b, y = (inputs - mean) / scale, (new_inputs - mean) / scale, (targets - middle) / spread
 
     def weights(rows: Tensor, goals: Tensor, penalty: float) -> Tensor:
         return torch.linalg.solve(rows.T @ rows + penalty * torch.eye(rows.shape[1]), rows.T @ goals)
 
     most = len(a) * 4 // 5
-    errors = [(a[most:] @ weights(a[:most], targets[:most], p) - targets[most:]).square().mean() for p in PENALTIES]
-    predicted = b @ weights(a, targets, PENALTIES[int(torch.stack(errors).argmin())]) * spread + middle
-    return predicted.clamp(wanted.amin(0), wanted.amax(0))
+    errors = [(a[most:] @ weights(a[:most], y[:most], p) - y[most:]).square().mean() for p in PENALTIES]
+    predicted = b @ weights(a, y, PENALTIES[int(torch.stack(errors).argmin())]) * spread + middle
+    return predicted.clamp(targets.amin(0), targets.amax(0))
 
 
 def measure(
@@ -113,65 +113,62 @@ def measure(
     device: torch.device,
     autoencoder: bool = True,
 ) -> tuple[list[OracleBound], dict[str, float]]:
-    """Oracle upper bounds of cases, and the variance of shapes that tokens and regressor explain.
+    """Oracle upper bounds of cases, and the variance of shapes that tokens and regressor explain (R²).
 
     Args:
         fit: people whom the regressions learn on.
-        faces: who judges.
-        autoencoder: whether clips, true and drawn again, go through it too, which takes longest.
+        faces: the face embedding.
+        autoencoder: whether clips, true and re-rendered, are decoded from latents too, which takes longest.
     """
-    say(f"Reading {fit} people of the training split")
-    known = [person(TRAIN[FIRST + i]) for i in range(fit)]
-    tokens, _ = tokens_of(model, [still(one, 0) for one in known], device)
-    of_known, owners = described(known), [case.target.person for case in drawn]
-    own = described(owners)
-    new, codes = tokens_of(model, [case.reference for case in drawn], device)
-    shape, paint = (ridge(tokens, x, new) for x in (of_known.shape, of_known.paint))
-    mean = of_known.shape.mean(0).expand_as(shape)
+    say(f"Encoding {fit} people of the training split")
+    train_people = [person(TRAIN[FIRST_PERSON + i]) for i in range(fit)]
+    train_tokens, _ = tokens_of(model, [still(one, 0) for one in train_people], device)
+    train, true = codes_of(train_people), codes_of([case.target.person for case in drawn])
+    tokens, regressed_shape = tokens_of(model, [case.reference for case in drawn], device)
+    shape, paint = (ridge(train_tokens, x, tokens) for x in (train.shape, train.paint))
 
-    def embedded(frames: Tensor) -> Tensor:
+    def embed_frames(frames: Tensor) -> Tensor:
         return likeness.average(vectors(faces, frames, device))
 
-    def judged(clips: list[Clip]) -> Tensor:
-        return embedded(cases.show(clips, device, every=EMBED_EVERY).frames)
+    def embed_clips(clips: list[Clip]) -> Tensor:
+        return embed_frames(cases.show(clips, device, every=EMBED_EVERY).frames)
 
-    def redrawn(shapes: Tensor, paints: Tensor) -> list[Clip]:
-        people = [redrawn_as(*what) for what in zip(owners, shapes, paints, strict=True)]
-        return [replace(case.target, person=one) for case, one in zip(drawn, people, strict=True)]
+    def rerender(shapes: Tensor, paints: Tensor) -> list[Clip]:
+        changes = zip(drawn, shapes, paints, strict=True)
+        return [replace(case.target, person=with_codes(case.target.person, *codes)) for case, *codes in changes]
 
-    say("Judging the truth")
+    say("Embedding the true renders")
     reference, gallery, stranger, truth = (
-        judged([getattr(case, name) for case in drawn]) for name in ("reference", "gallery", "stranger", "target")
+        embed_clips([getattr(case, name) for case in drawn]) for name in ("reference", "gallery", "stranger", "target")
     )
 
     def bound(name: str, outputs: Tensor) -> OracleBound:
-        say(f"Judged: {name}")
-        ways = ((x * reference).sum(1) for x in (outputs, stranger, truth))
-        return OracleBound(name, likeness.normalised_similarity(*ways), likeness.reidentification(outputs, gallery))
+        say(f"Measured: {name}")
+        similarities = ((x * reference).sum(1) for x in (outputs, stranger, truth))
+        top1 = likeness.reidentification(outputs, gallery)
+        return OracleBound(name, likeness.normalised_similarity(*similarities), top1)
 
-    again = redrawn(shape, paint)
-    found = [
+    predicted = rerender(shape, paint)
+    mean_shape = train.shape.mean(0).expand_as(shape)
+    bounds = [
         bound("true renders", truth),
-        bound("drawn as the tokens tell", judged(again)),
-        bound("shape as told, their own paint", judged(redrawn(shape, own.paint))),
-        bound("paint as told, their own shape", judged(redrawn(own.shape, paint))),
-        bound("shape as the regressor tells, their own paint", judged(redrawn(codes, own.paint))),
-        bound("everybody's mean shape, their own paint", judged(redrawn(mean, own.paint))),
+        bound("shape and paint predicted from tokens", embed_clips(predicted)),
+        bound("shape predicted from tokens, true paint", embed_clips(rerender(shape, true.paint))),
+        bound("true shape, paint predicted from tokens", embed_clips(rerender(true.shape, paint))),
+        bound("the regressor's shape, true paint", embed_clips(rerender(regressed_shape, true.paint))),
+        bound("mean shape, true paint", embed_clips(rerender(mean_shape, true.paint))),
     ]
     if autoencoder:
-        targets = [case.target for case in drawn]
-        found += [
-            bound("true clips through the autoencoder", embedded(_decoded(model, targets, device))),
-            bound("drawn as the tokens tell, through the autoencoder", embedded(_decoded(model, again, device))),
-        ]
-    gram = vertex_gram(model.face.shape_basis[..., : own.shape.shape[1]]).cpu()
-    codes_by_source = {"tokens": shape, "regressor": codes}
-    return found, {name: variance_explained(code, own.shape, gram) for name, code in codes_by_source.items()}
+        for name, clips in (("true clips", [case.target for case in drawn]), ("predicted from tokens", predicted)):
+            bounds.append(bound(f"{name}, through the autoencoder", embed_frames(_decoded(model, clips, device))))
+    gram = vertex_gram(model.face.shape_basis[..., : true.shape.shape[1]]).cpu()
+    shapes = {"tokens": shape, "regressor": regressed_shape}
+    return bounds, {name: variance_explained(one, true.shape, gram) for name, one in shapes.items()}
 
 
 @torch.no_grad()
 def _decoded(model: nano.Nano, clips: list[Clip], device: torch.device) -> Tensor:
-    """Every so many frames, as they are judged, of clips that went through the autoencoder; on the CPU."""
+    """Clips decoded from their latents, every `EMBED_EVERY`-th frame, on the CPU."""
     parts = cases.show(clips, device).frames.split(4)
     frames = [decode(model.vae, encode(model.vae, cases.as_bytes(part).to(device)))[:, ::EMBED_EVERY] for part in parts]
     return torch.cat(frames).cpu()
@@ -187,14 +184,15 @@ def _run(options: argparse.Namespace) -> None:
     model = nano.read(options.model).to(device)
     drawn = cases.draw(options.people, options.seed, options.frames)
     with shared_out(embedding.DLIB, options.embedding_folder, options.processes) as faces:
-        found, explained = measure(model, drawn, options.fit, faces, device, not options.no_autoencoder)
+        bounds, explained = measure(model, drawn, options.fit, faces, device, not options.no_autoencoder)
     print(f"| | normalised identity similarity | re-identified of {len(drawn)} |\n| --- | --- | --- |")
-    for row in found:
-        print(f"| {row.name} | {row.share:.2f} | {row.found:.2f} |")
+    for row in bounds:
+        print(f"| {row.name} | {row.identity_similarity:.2f} | {row.reidentification:.2f} |")
     shares = ", ".join(f"{value:.2f} by the {name}" for name, value in explained.items())
-    print(f"\nShare of the variance of the shapes that is explained: {shares}.")
+    print(f"\nVariance of the shapes explained (R²): {shares}.")
     if options.json:
-        content = {"people": len(drawn), "fit": options.fit, "rows": [vars(row) for row in found], "told": explained}
+        rows = [{"name": x.name, "share": x.identity_similarity, "found": x.reidentification} for x in bounds]
+        content = {"people": len(drawn), "fit": options.fit, "rows": rows, "told": explained}
         options.json.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
@@ -206,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", type=Path, default=nano.SHIPPED, help="folder in the published layout (the shipped model)")
-    add("--people", type=int, default=60, help="unseen people to judge (60)")
+    add("--people", type=int, default=60, help="unseen people to measure (60)")
     add("--seed", type=int, default=0, help="which of them (0)")
     add("--frames", type=int, default=cases.FRAMES, help="frames of their clips, 4 k + 1 (25)")
     add("--fit", type=int, default=1500, help="people whom the regressions learn on (1500)")

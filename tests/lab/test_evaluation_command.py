@@ -133,8 +133,8 @@ def test_the_command_generates_keeps_judges_and_draws(folder: Path, tmp_path: Pa
     assert report["settings"]["people"] == 2
     assert len({row["key"] for row in report["rows"]}) == len(report["rows"])
     rows = {row["measure"]: row for row in report["rows"]}
-    assert rows["re-identification, top-1 of 2"]["truth"] == 1  # true renders are found whoever judges the model
-    assert rows["judged frames with a face"]["value"] == 0  # an untrained model shows none
+    assert rows["re-identification, top-1 of 2"]["truth"] == 1  # true renders are found, whatever the model
+    assert rows["measured frames with a face"]["value"] == 0  # an untrained model shows none
     assert rows["re-identification, top-1 of 2"]["met"] is False
     assert rows["face motion, by that of true clips"]["met"] is False  # flicker is no motion
     assert "| re-identification, top-1 of 2 |" in capsys.readouterr().out
