@@ -58,7 +58,7 @@ class FantasyIDReconstruct(FantasyIDNode):
                 ),
                 io.Combo.Input(
                     "look_at",
-                    options=list(deca_input.INPUTS),
+                    options=list(deca_input.FRAMINGS),
                     default=deca_input.WHOLE_PHOTO,
                     optional=True,
                     tooltip="What DECA sees. whole photo: squeezed to a square, as released. face crop: DECA's own "

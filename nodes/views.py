@@ -189,9 +189,11 @@ class FantasyIDNewViews(FantasyIDNode):
         views: FaceViews | None = None,
     ) -> io.NodeOutput:
         poses = novel_views.grid(yaw, pitch, columns, rows)
-        made = novel_views.new_views(face, mesh, poses, min_seen)
-        made = augment(made if views is None else novel_views.added(views, made), altered, seed)
-        return io.NodeOutput(made, contact_sheet(made)[None], made.crops, made.coverage, made.report)
+        rendered = novel_views.new_views(face, mesh, poses, min_seen)
+        rendered = augment(rendered if views is None else novel_views.append_rendered(views, rendered), altered, seed)
+        return io.NodeOutput(
+            rendered, contact_sheet(rendered)[None], rendered.crops, rendered.coverage, rendered.report
+        )
 
 
 NODES = [FantasyIDViews, FantasyIDNewViews]

@@ -1,4 +1,4 @@
-"""What DECA's regressor looks at, 224 × 224 px, and the way back from there to the photo."""
+"""Input of DECA's regressor, 224 × 224 px, and the transform from there to the photo."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from ..detection.faces import DetectedFace
 from ..errors import MeshError
 from .deca import SIZE
 
-WHOLE_PHOTO, FACE_CROP = INPUTS = ("whole photo", "face crop")
+WHOLE_PHOTO, FACE_CROP = FRAMINGS = ("whole photo", "face crop")
 CROP_SCALE = 1.25
 CROP_SHIFT = 0.12
 """DECA's crop of a detector's box: a square `CROP_SCALE` times as wide as the box, moved down by `CROP_SHIFT` of it."""
@@ -29,7 +29,7 @@ class DecaInput:
     to_photo: Tensor
 
 
-def prepare(face: DetectedFace, look_at: str = WHOLE_PHOTO) -> DecaInput:
+def prepare(face: DetectedFace, framing: str = WHOLE_PHOTO) -> DecaInput:
     """The regressor's input for a face.
 
     Args:
@@ -39,9 +39,9 @@ def prepare(face: DetectedFace, look_at: str = WHOLE_PHOTO) -> DecaInput:
     Raises:
         MeshError: there is no such choice.
     """
-    if look_at not in INPUTS:
-        raise MeshError(f"DECA cannot look at '{look_at}'; choose one of: {', '.join(INPUTS)}.")
-    if look_at == FACE_CROP:
+    if framing not in FRAMINGS:
+        raise MeshError(f"DECA has no framing '{framing}'; choose one of: {', '.join(FRAMINGS)}.")
+    if framing == FACE_CROP:
         return crop(face.image, face.box)
     height, width = face.image.shape[:2]
     x, y = width / SIZE, height / SIZE

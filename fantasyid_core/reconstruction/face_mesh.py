@@ -20,7 +20,7 @@ from .mesh_files import read_mesh
 log = logging.getLogger(__name__)
 
 AS_RELEASED, SHAPE_ONLY = MODES = ("as released", "shape only")
-_BATCH = 16  # photos that DECA looks at in one go, which bounds its memory
+_BATCH = 16  # photos in one batch of DECA, which bounds its memory
 DECA_SOURCE = (
     "DECA is licensed for non-commercial research only: get deca_model.tar as https://github.com/yfeng95/DECA says, "
     "accept the licence and copy it there."
@@ -74,7 +74,7 @@ def reconstruct(
     regressor: deca.Regressor,
     model: flame.Flame,
     mode: str = AS_RELEASED,
-    look_at: str = WHOLE_PHOTO,
+    framing: str = WHOLE_PHOTO,
     others: Sequence[DetectedFace] = (),
 ) -> FaceMesh:
     """Estimate the mesh of the face in a photo with DECA, on the device of regressor and model.
@@ -82,7 +82,7 @@ def reconstruct(
     Args:
         mode: "as released": shape, expression and pose; "shape only": the shape alone, as in the paper (section 3.2).
             `in_photo` has expression and pose either way.
-        look_at: what the regressor sees, `deca_input.INPUTS`: the whole photo squeezed to a square, as released, or
+        framing: of the regressor's input, `deca_input.FRAMINGS`: the whole photo squeezed to a square, as released, or
             DECA's own crop of the face.
         others: the same person in further photos. The shape is then the mean of all photos' by the faces' quality;
             expression, pose and `in_photo` are those of `face`.
@@ -91,8 +91,8 @@ def reconstruct(
         MeshError: there is no such mode or input, or the mesh came out with values that are not finite.
     """
     _check_mode(mode)
-    inputs = [prepare(each, look_at) for each in (face, *others)]
-    images = torch.cat([seen.image.to(model.template.device) for seen in inputs])
+    inputs = [prepare(each, framing) for each in (face, *others)]
+    images = torch.cat([each.image.to(model.template.device) for each in inputs])
     code = deca.split(torch.cat([regressor(part) for part in images.split(_BATCH)]))
     weight = _weights(face, *others).to(code.shape)
     shape = (weight[:, None] * code.shape).sum(0, keepdim=True) / weight.sum()
@@ -110,7 +110,7 @@ def from_landmarks(
 
     Args:
         mode, others: as for `reconstruct`; the photos count by the faces' quality and by what each shows of the shape,
-            see `fitting.fit`.
+            see `landmark_fit.fit`.
 
     Raises:
         MeshError: there is no such mode, it is not known where the face model has its landmarks, or no face fits.
@@ -125,12 +125,12 @@ def from_landmarks(
     landmarks = torch.stack([each.landmarks.to(device) for each in (face, *others)])
     points = model.landmarks[: landmarks.shape[1]]
     confidence = _weights(face, *others).to(device)[None, :, None]
-    usual = model.expression_deviations
-    fitted = fit(model, landmarks[None], points, confidence=confidence, expression_deviations=usual)
-    expressive = model.decode(fitted.shape, fitted.expression[:, 0])
-    in_photo = fitted.in_photo(expressive[:, None].expand(-1, len(landmarks), -1, -1))[0, 0]
-    turned = model.turn(expressive, fitted.rotation[:, 0])
-    vertices = turned if mode == AS_RELEASED else model.decode(fitted.shape)
+    deviations = model.expression_deviations
+    fitted = fit(model, landmarks[None], points, confidence=confidence, expression_deviations=deviations)
+    expressed = model.decode(fitted.shape, fitted.expression[:, 0])
+    in_photo = fitted.in_photo(expressed[:, None].expand(-1, len(landmarks), -1, -1))[0, 0]
+    posed = model.turn(expressed, fitted.rotation[:, 0])
+    vertices = posed if mode == AS_RELEASED else model.decode(fitted.shape)
     return _finite(FaceMesh(vertices[0], model.faces, fitted.shape[0], in_photo), "no face fits these landmarks")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import MeshError
 from .flame import axis_angle_to_matrix
-from .landmark_geometry import Problem, State, jacobian, residual, see, start
+from .landmark_geometry import FitParameters, Problem, jacobian, project, residual, start
 
 ITERATIONS = 12
 COMPONENTS = (100, 50)
@@ -66,7 +66,7 @@ class Fit:
     rotation: Tensor
     scale: Tensor
     shift: Tensor
-    bend: Tensor
+    inverse_focal: Tensor
     error: Tensor
 
     def in_photo(self, vertices: Tensor) -> Tensor:
@@ -74,9 +74,9 @@ class Fit:
 
         z is scaled as the picture is at the origin's depth, where it is 0.
         """
-        turned = vertices @ self.rotation.mT
-        depth = -turned[..., 2:] * self.scale[..., None, None]
-        return torch.cat([see(turned, self.scale, self.shift, self.bend), depth], -1)
+        posed = vertices @ self.rotation.mT
+        depth = -posed[..., 2:] * self.scale[..., None, None]
+        return torch.cat([project(posed, self.scale, self.shift, self.inverse_focal), depth], -1)
 
 
 @torch.no_grad()
@@ -106,22 +106,23 @@ def fit(
         MeshError: shapes that do not fit each other, or landmarks that are not finite or all in one place.
     """
     problem = _problem(model, landmarks, points, confidence, noise, focal)
-    usual = problem.mean.new_ones(problem.expression_basis.shape[-1])
+    deviations = problem.mean.new_ones(problem.expression_basis.shape[-1])
     if expression_deviations is not None:
-        usual = expression_deviations[: len(usual)].to(usual)
-    problem = problem._replace(expression_basis=problem.expression_basis * usual)
-    state, damping = start(problem), torch.full_like(problem.observed[:, 0, 0, 0], 1e-3)
-    cost = _cost(problem, state)
+        deviations = expression_deviations[: len(deviations)].to(deviations)
+    problem = problem._replace(expression_basis=problem.expression_basis * deviations)
+    parameters, damping = start(problem), torch.full_like(problem.observed[:, 0, 0, 0], 1e-3)
+    cost = _cost(problem, parameters)
     for _ in range(iterations):
-        proposed = _step(problem, state, damping)
-        new = _cost(problem, proposed)
-        better = new < cost  # NaN is not
-        state = State(*(torch.where(_like(better, old), p, old) for p, old in zip(proposed, state, strict=True)))
-        cost = torch.where(better, new, cost)
+        proposed = _step(problem, parameters, damping)
+        proposed_cost = _cost(problem, proposed)
+        better = proposed_cost < cost  # NaN is not
+        pairs = zip(proposed, parameters, strict=True)
+        parameters = FitParameters(*(torch.where(_broadcast(better, old), new, old) for new, old in pairs))
+        cost = torch.where(better, proposed_cost, cost)
         damping = torch.where(better, damping / 5, damping * 8).clamp(1e-9, 1e9)
-    error = residual(problem, state).square().sum(-1).mean(-1).sqrt()
-    found = (state.shape, state.expression * usual, state.rotation, state.log_scale.exp(), state.shift)
-    return Fit(*(x.float().to(landmarks.device) for x in (*found, problem.bend, error)))
+    error = residual(problem, parameters).square().sum(-1).mean(-1).sqrt()
+    values = parameters._replace(expression=parameters.expression * deviations, log_scale=parameters.log_scale.exp())
+    return Fit(*(x.float().to(landmarks.device) for x in (*values, problem.inverse_focal, error)))
 
 
 def _problem(
@@ -140,74 +141,77 @@ def _problem(
         )
     # The system is small, but mixes metres, pixels and radians: float64, which MPS does not know.
     device = torch.device("cpu") if landmarks.device.type == "mps" else landmarks.device
-    kind = {"device": device, "dtype": torch.float64}
-    observed = landmarks.to(**kind)
+    options = {"device": device, "dtype": torch.float64}
+    observed = landmarks.to(**options)
     spread = (observed - observed.mean(2, keepdim=True)).square().sum(-1).mean(-1).sqrt()
     if not (spread.isfinite() & (spread > 0)).all():
         raise MeshError(
             "The landmarks are not finite, or all in one place: no face can be fitted to them. "
             "Use a photo on which the face is larger, or draw its box by hand."
         )
-    sigma = NOISE * spread if noise is None else torch.as_tensor(noise, **kind).expand_as(spread)
+    sigma = NOISE * spread if noise is None else torch.as_tensor(noise, **options).expand_as(spread)
     weight = sigma[..., None].square().reciprocal().expand(observed.shape[:3])
     if confidence is not None:
-        weight = weight * confidence.to(**kind).clamp(min=1e-6)  # a photo that does not count still has a pose
-    bend = torch.zeros_like(spread) if focal is None else 1 / torch.as_tensor(focal, **kind).expand_as(spread)
-    mean, *bases = (_marked(points, x).to(**kind) for x in (model.template, model.shape_basis, model.expression_basis))
+        weight = weight * confidence.to(**options).clamp(min=1e-6)  # a photo that does not count still has a pose
+    inverse_focal = torch.zeros_like(spread)
+    if focal is not None:
+        inverse_focal = 1 / torch.as_tensor(focal, **options).expand_as(spread)
+    arrays = (model.template, model.shape_basis, model.expression_basis)
+    mean, *bases = (_at_landmarks(points, x).to(**options) for x in arrays)
     shape, expression = (basis[..., :count] for basis, count in zip(bases, COMPONENTS, strict=True))
-    return Problem(mean, _without_size(mean, shape), expression, observed, weight, bend)
+    return Problem(mean, _remove_size(mean, shape), expression, observed, weight, inverse_focal)
 
 
-def _marked(points: Tensor, values: Tensor) -> Tensor:
+def _at_landmarks(points: Tensor, values: Tensor) -> Tensor:
     """The values (V, …) at the points that landmarks mark, (L, …)."""
     points = points.to(values.device)
     return torch.tensordot(points.to(values), values, 1) if points.is_floating_point() else values[points]
 
 
-def _without_size(mean: Tensor, basis: Tensor) -> Tensor:
+def _remove_size(mean: Tensor, basis: Tensor) -> Tensor:
     """The shapes' basis (L, 3, S) at points (L, 3) without the one shape in which the whole face grows, if any."""
     growth, ways = (mean - mean.mean(0)).flatten(), (basis - basis.mean(0)).flatten(0, 1)
     normal = ways.mT @ ways
     ridge = _SIZE_RIDGE * normal.diagonal().mean() * torch.eye(len(normal)).to(normal)
     shape = torch.linalg.solve(normal + ridge, ways.mT @ growth)
-    grows = (ways @ shape - growth).norm() < _SIZE_MISFIT * growth.norm()
-    shape = grows * torch.nn.functional.normalize(shape, dim=0)
+    can_grow = (ways @ shape - growth).norm() < _SIZE_MISFIT * growth.norm()
+    shape = can_grow * torch.nn.functional.normalize(shape, dim=0)
     return basis - (basis @ shape)[..., None] * shape
 
 
-def _cost(problem: Problem, state: State) -> Tensor:
+def _cost(problem: Problem, parameters: FitParameters) -> Tensor:
     """(P,) twice the negative logarithm of the posterior, up to a constant."""
-    misfit = (problem.weight[..., None] * residual(problem, state).square()).sum((1, 2, 3))
-    return misfit + state.shape.square().sum(-1) + state.expression.square().sum((1, 2))
+    misfit = (problem.weight[..., None] * residual(problem, parameters).square()).sum((1, 2, 3))
+    return misfit + parameters.shape.square().sum(-1) + parameters.expression.square().sum((1, 2))
 
 
-def _step(problem: Problem, state: State, damping: Tensor) -> State:
+def _step(problem: Problem, parameters: FitParameters, damping: Tensor) -> FitParameters:
     """A damped Gauss–Newton step: the shape from the sum of the photos' information, then the rest of every photo."""
-    by = jacobian(problem, state)
-    weighted = by * problem.weight.repeat_interleave(2, -1)[..., None]
-    normal = by.mT @ weighted
-    gradient = (weighted.mT @ residual(problem, state).flatten(2)[..., None])[..., 0]
-    shapes, expressions = state.shape.shape[-1], state.expression.shape[-1]
-    gradient[..., shapes : shapes + expressions] += state.expression
-    own = normal[..., shapes:, shapes:]
+    columns = jacobian(problem, parameters)
+    weighted = columns * problem.weight.repeat_interleave(2, -1)[..., None]
+    normal = columns.mT @ weighted
+    gradient = (weighted.mT @ residual(problem, parameters).flatten(2)[..., None])[..., 0]
+    shapes, expressions = parameters.shape.shape[-1], parameters.expression.shape[-1]
+    gradient[..., shapes : shapes + expressions] += parameters.expression
+    own_normal = normal[..., shapes:, shapes:]
     prior = torch.zeros_like(gradient[0, 0, shapes:])
     prior[:expressions] = 1
-    own = _damped(own + prior.diag(), damping[:, None])
+    own_normal = _damped(own_normal + prior.diag(), damping[:, None])
     shared = normal[..., :shapes, shapes:]
-    factor = torch.linalg.cholesky_ex(own).L  # where it fails the step is not finite, and is refused
+    factor = torch.linalg.cholesky_ex(own_normal).L  # where it fails the step is not finite, and is refused
     eliminated = torch.cholesky_solve(torch.cat([shared.mT, gradient[..., shapes:, None]], -1), factor)
     information = normal[..., :shapes, :shapes] - shared @ eliminated[..., :-1]
     slope = gradient[..., :shapes] - (shared @ eliminated[..., -1:])[..., 0]
     total = _damped(information.sum(1) + torch.eye(shapes).to(information), damping)
-    change = -torch.linalg.solve_ex(total, slope.sum(1) + state.shape).result
-    rest = -eliminated[..., -1] - (eliminated[..., :-1] @ change[:, None, :, None])[..., 0]
-    expression, turn, grow, move = rest.split((expressions, 3, 1, 2), -1)
-    return State(
-        state.shape + change,
-        state.expression + expression,
-        axis_angle_to_matrix(turn) @ state.rotation,
-        state.log_scale + grow[..., 0],
-        state.shift + move,
+    change = -torch.linalg.solve_ex(total, slope.sum(1) + parameters.shape).result
+    own_step = -eliminated[..., -1] - (eliminated[..., :-1] @ change[:, None, :, None])[..., 0]
+    expression, turn, log_scale, shift = own_step.split((expressions, 3, 1, 2), -1)
+    return FitParameters(
+        parameters.shape + change,
+        parameters.expression + expression,
+        axis_angle_to_matrix(turn) @ parameters.rotation,
+        parameters.log_scale + log_scale[..., 0],
+        parameters.shift + shift,
     )
 
 
@@ -216,6 +220,6 @@ def _damped(normal: Tensor, damping: Tensor) -> Tensor:
     return normal + torch.diag_embed(damping[..., None] * diagonal + 1e-12)
 
 
-def _like(chosen: Tensor, other: Tensor) -> Tensor:
+def _broadcast(chosen: Tensor, other: Tensor) -> Tensor:
     """(P,) with as many dimensions as `other`."""
     return chosen.reshape(-1, *[1] * (other.ndim - 1))

@@ -136,15 +136,15 @@ def write_bytes(path: Path, data: bytes) -> None:
 def _parse_obj(data: bytes) -> Mesh:
     vertices, polygons = [], []
     for line in data.replace(b"\\\n", b" ").replace(b"\\\r\n", b" ").splitlines():
-        words = line.split()
-        if not words or words[0] not in (b"v", b"f"):
+        tokens = line.split()
+        if not tokens or tokens[0] not in (b"v", b"f"):
             continue
-        if words[0] == b"v":  # colours or a weight may follow
-            vertices.append([float(word) for word in words[1:4]])
+        if tokens[0] == b"v":  # colours or a weight may follow
+            vertices.append([float(word) for word in tokens[1:4]])
             if len(vertices[-1]) != 3:
                 raise ValueError("a vertex has fewer than three coordinates")
         else:  # vertex, or vertex/texture/normal; counted from 1, or backwards from the last one so far
-            numbers = [int(word.partition(b"/")[0]) for word in words[1:]]
+            numbers = [int(word.partition(b"/")[0]) for word in tokens[1:]]
             if 0 in numbers:
                 raise ValueError("a face names vertex 0; they are counted from 1")
             polygons.append([n - 1 if n > 0 else len(vertices) + n for n in numbers])
@@ -164,9 +164,9 @@ def _parse(data: bytes) -> Mesh:
     if sum(element.count for element in elements) > min(len(data), MAX_ROWS):  # every row takes at least a byte
         raise ValueError("its header announces more rows than the file is long")
     vertices = faces = None
-    words = (word.group() for word in re.finditer(rb"\S+", file.read())) if not order else iter(())
+    tokens = (word.group() for word in re.finditer(rb"\S+", file.read())) if not order else iter(())
     for element in elements:
-        columns = _ascii(words, element) if not order else _binary(file, element, order)
+        columns = _ascii(tokens, element) if not order else _binary(file, element, order)
         if element.name == "vertex":
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is reported
                 vertices = torch.from_numpy(np.stack([columns[axis] for axis in "xyz"], 1).astype(np.float32))
@@ -182,8 +182,8 @@ def _header(file: io.BytesIO) -> tuple[str, list[_Element]]:
         raise ValueError("it does not begin with 'ply'")
     order, elements = None, []
     for _ in range(MAX_HEADER_LINES):
-        words = file.readline(1_000).decode("latin1").split()
-        match words:
+        tokens = file.readline(1_000).decode("latin1").split()
+        match tokens:
             case ["format", name, _]:
                 order = _FORMATS[name]
             case ["element", name, count]:
@@ -199,12 +199,12 @@ def _header(file: io.BytesIO) -> tuple[str, list[_Element]]:
     raise ValueError("its header does not end")
 
 
-def _ascii(words: Iterator[bytes], element: _Element) -> dict[str, list]:
+def _ascii(tokens: Iterator[bytes], element: _Element) -> dict[str, list]:
     columns: dict[str, list] = {p.name: [] for p in element.properties}
     for _ in range(element.count):
         for p in element.properties:
-            count = int(next(words, b"")) if p.count_kind else 1
-            values = list(itertools.islice(words, count))
+            count = int(next(tokens, b"")) if p.count_kind else 1
+            values = list(itertools.islice(tokens, count))
             if len(values) != count:
                 raise ValueError("it ends too early")
             if p.name in _USED:  # of what is skipped some programs write other numbers than the header says

@@ -1,6 +1,6 @@
-"""Is a mesh from a file in the face model's space? Units and axes of other programs are told by the template.
+"""Is a mesh from a file in the face model's space? Units and axes of other programs are found by the template.
 
-Where its origin is cannot be told: that of the published `transform.pkl` is 1.5 m from FLAME's.
+Where its origin is cannot be found: that of the published `transform.pkl` is 1.5 m from FLAME's.
 
 A similarity (rotation, scale, shift) that takes the template to the mesh leaves a face a few millimetres off, whatever
 its units, axes and pose; a mesh whose vertices are numbered otherwise, or are of another thing, is left centimetres
@@ -40,18 +40,18 @@ def into_space(mesh: FaceMesh, template: Tensor) -> tuple[FaceMesh, str]:
             f"moved, turned and scaled onto it they are {residual * 1000:.0f} mm off on average, a face about 10. Use "
             "the mesh as the face model made it (FLAME's own vertex order), not one that was remeshed or sorted anew."
         )
-    wrong = []
+    differences = []
     unit = next((name for name, metres in UNITS.items() if 1 / SAME_SIZE < scale * metres < SAME_SIZE), None)
     if unit != "metres":
         vertices = vertices * (UNITS[unit] if unit else 1 / scale)
-        wrong.append(f"it is in {unit}" if unit else f"it is {scale:.3g} times as large as a head")
+        differences.append(f"it is in {unit}" if unit else f"it is {scale:.3g} times as large as a head")
     if (axes := _exchange(rotation)) is not None:
         vertices = vertices @ axes
-        wrong.append("its axes are those of another program, not y up and z out of the face")
-    if not wrong:
+        differences.append("its axes are those of another program, not y up and z out of the face")
+    if not differences:
         return mesh, ""
-    told = f"The mesh is not in the face model's space: {' and '.join(wrong)}. It was set right."
-    return replace(mesh, vertices=vertices.to(mesh.vertices)), told
+    message = f"The mesh is not in the face model's space: {' and '.join(differences)}. It was set right."
+    return replace(mesh, vertices=vertices.to(mesh.vertices)), message
 
 
 def _similarity(source: Tensor, target: Tensor) -> tuple[Tensor, float, float]:
@@ -65,9 +65,9 @@ def _similarity(source: Tensor, target: Tensor) -> tuple[Tensor, float, float]:
     if not sizes[1] > 0:
         return torch.eye(3, dtype=source.dtype), 0.0, torch.inf
     u, values, v = torch.linalg.svd(source.T @ target)
-    alike = float(values.sum() / (sizes[0] * sizes[1]))
-    left = float(sizes[0]) / len(source) ** 0.5 * max(0.0, 1 - alike**2) ** 0.5
-    return u @ v, float(sizes[1] / sizes[0]), left
+    correlation = float(values.sum() / (sizes[0] * sizes[1]))
+    residual = float(sizes[0]) / len(source) ** 0.5 * max(0.0, 1 - correlation**2) ** 0.5
+    return u @ v, float(sizes[1] / sizes[0]), residual
 
 
 def _exchange(rotation: Tensor) -> Tensor | None:

@@ -28,7 +28,7 @@ _HEIGHT, _WIDTH, _CELL, _DIRECTIONS = 84, 72, 8, 8
 _GRID, _INNER = (8, 9, 8), (slice(2, 8), slice(1, 7))
 # The detector's landmarks differ by some pixels between a large and a small picture of one face; found once more at
 # one size they agree.
-_AGAIN, _REALIGNED = 96, 128
+_DETECTION_SIZE, _REALIGNED_SIZE = 96, 128
 
 
 class Recogniser(NamedTuple):
@@ -48,16 +48,16 @@ class Recogniser(NamedTuple):
 @torch.no_grad()
 def describe(crops: Tensor) -> Tensor:
     """Aligned crops (N, S, S, 3) float 0…1 → unit vectors (N, 576) float32 on their device."""
-    mean, nuisance = _learned(crops.device)
-    away = gradients(crops) - mean
-    return F.normalize(away - away @ nuisance.T @ nuisance, dim=1)
+    mean, nuisance = _load_statistics(crops.device)
+    centred = gradients(crops) - mean
+    return F.normalize(centred - centred @ nuisance.T @ nuisance, dim=1)
 
 
 @torch.no_grad()
 def gradients(crops: Tensor) -> Tensor:
     """Aligned crops (N, S, S, 3) float 0…1 → unit histograms of their gradients (N, 576), the same for all purposes."""
-    crops = _realigned(crops.float())
-    x0, y0, x1, y1 = (round(edge * _REALIGNED / CROP_SIZE) for edge in _AREA)
+    crops = _realign(crops.float())
+    x0, y0, x1, y1 = (round(edge * _REALIGNED_SIZE / CROP_SIZE) for edge in _AREA)
     grey = crops[:, y0:y1, x0:x1] @ crops.new_tensor([0.299, 0.587, 0.114])
     grey = F.interpolate(grey[:, None], (_HEIGHT, _WIDTH), mode="bilinear", antialias=True)
     return F.normalize(_histograms(grey).flatten(1), dim=1)
@@ -66,22 +66,23 @@ def gradients(crops: Tensor) -> Tensor:
 @torch.no_grad()
 def face_likeness(crops: Tensor) -> Tensor:
     """How much aligned crops (N, S, S, 3) look like an open face from brows to chin: cosine to the mean face, (N,)."""
-    mean, _ = _learned(crops.device)
+    mean, _ = _load_statistics(crops.device)
     inner = [x.reshape(-1, *_GRID)[:, :, _INNER[0], _INNER[1]].flatten(1) for x in (gradients(crops), mean)]
     return F.cosine_similarity(*inner, dim=1)
 
 
-def _realigned(crops: Tensor) -> Tensor:
+def _realign(crops: Tensor) -> Tensor:
     """(N, S, S, 3) → (N, 128, 128, 3), aligned by the landmarks that the detector finds in the crop itself."""
-    small = F.interpolate(crops.movedim(-1, 1), (_AGAIN, _AGAIN), mode="bilinear", antialias=True).movedim(1, -1)
+    size = (_DETECTION_SIZE, _DETECTION_SIZE)
+    small = F.interpolate(crops.movedim(-1, 1), size, mode="bilinear", antialias=True).movedim(1, -1)
     scale = crops.shape[1] / CROP_SIZE
     template = torch.tensor(FFHQ_TEMPLATE) * scale
     aligned = []
     for crop, rows in zip(crops, yunet.find(small, min_score=0.5), strict=True):
-        found = rows[:, 4:14].reshape(-1, 5, 2) * (crops.shape[1] / _AGAIN)
-        away = (found - template).square().sum((1, 2))
-        landmarks = found[away.argmin()] if len(found) else template
-        aligned.append(align(crop, landmarks.to(crop.device), _REALIGNED)[0])
+        candidates = rows[:, 4:14].reshape(-1, 5, 2) * (crops.shape[1] / _DETECTION_SIZE)
+        distance = (candidates - template).square().sum((1, 2))
+        landmarks = candidates[distance.argmin()] if len(candidates) else template
+        aligned.append(align(crop, landmarks.to(crop.device), _REALIGNED_SIZE)[0])
     return torch.stack(aligned)
 
 
@@ -91,15 +92,15 @@ def _histograms(grey: Tensor) -> Tensor:
     dy = grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1]
     angle = torch.atan2(dy, dx) * (_DIRECTIONS / (2 * math.pi))
     direction = torch.arange(_DIRECTIONS, device=grey.device).view(1, -1, 1, 1)
-    away = (angle - direction + _DIRECTIONS / 2) % _DIRECTIONS - _DIRECTIONS / 2
-    votes = (dx.square() + dy.square()).sqrt() * (1 - away.abs()).clamp(min=0)
+    difference = (angle - direction + _DIRECTIONS / 2) % _DIRECTIONS - _DIRECTIONS / 2
+    votes = (dx.square() + dy.square()).sqrt() * (1 - difference.abs()).clamp(min=0)
     # Cells overlap by half, so that a pixel of misalignment changes little.
     cells = F.avg_pool2d(F.pad(votes, (1, 1, 1, 1)), 2 * _CELL, _CELL)
     return cells / (cells.square().sum(1, keepdim=True).sqrt() + 0.02)
 
 
 @lru_cache(maxsize=4)
-def _learned(device: torch.device) -> tuple[Tensor, Tensor]:
+def _load_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """The mean descriptor (576,) and the directions to leave out (K, 576), orthonormal."""
     tensors = load_file(FILE)
     return tensors["mean"].to(device), tensors["nuisance"].to(device)

@@ -49,21 +49,21 @@ def augment(views: FaceViews, count: int, seed: int = 0, strength: float = 1.0) 
         )
     if not count:
         return views
-    source = torch.arange(count) % len(views.crops)
-    drawn = _draw(count, seed, strength)
-    there = source.to(views.crops.device)
-    crops = _recoloured(views.crops[there].movedim(-1, 1), drawn)
-    covered = None if views.coverage is None else views.coverage[there][:, None]
-    crops, covered = _reframed(crops, covered, drawn)
+    source_index = torch.arange(count) % len(views.crops)
+    changes = _draw(count, seed, strength)
+    sources = source_index.to(views.crops.device)
+    crops = _recolour(views.crops[sources].movedim(-1, 1), changes)
+    covered = None if views.coverage is None else views.coverage[sources][:, None]
+    crops, covered = _reframe(crops, covered, changes)
     coverage = None if covered is None or views.coverage is None else torch.cat([views.coverage, covered[:, 0]])
     poses = views.poses
     if poses is not None:
-        roll = drawn["angle"].to(poses)[:, None] * poses.new_tensor([0, 0, 1])
-        poses = torch.cat([poses, poses[there] + roll])
+        roll = changes["angle"].to(poses)[:, None] * poses.new_tensor([0, 0, 1])
+        poses = torch.cat([poses, poses[sources] + roll])
     return replace(
         views,
         crops=torch.cat([views.crops, crops.movedim(1, -1)]),
-        scores=torch.cat([views.scores, views.scores[there]]),
+        scores=torch.cat([views.scores, views.scores[sources]]),
         poses=poses,
         origins=(*(views.origins or ("",) * len(views.crops)), *("augmented" for _ in range(count))),
         coverage=coverage,
@@ -78,11 +78,11 @@ def _draw(count: int, seed: int, strength: float) -> dict[str, Tensor]:
     return {name: uniform[:, i] * reach * strength for i, (name, reach) in enumerate(_RANGES.items())}
 
 
-def _recoloured(crops: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+def _recolour(crops: Tensor, changes: dict[str, Tensor]) -> Tensor:
     """(N, 3, S, S) → the same in other light and focus."""
     enhance = require("kornia.enhance", "Altering views", "kornia", ENHANCE)
     filters = require("kornia.filters", "Altering views", "kornia", ["gaussian_blur2d"])
-    device = {name: values.to(crops) for name, values in drawn.items()}
+    device = {name: values.to(crops) for name, values in changes.items()}
     crops = crops * device["brightness"].exp()[:, None, None, None]
     crops = enhance.adjust_contrast_with_mean_subtraction(crops.clamp(0, 1), device["contrast"].exp())
     crops = enhance.adjust_saturation(crops.clamp(0, 1), device["saturation"].exp())
@@ -92,15 +92,15 @@ def _recoloured(crops: Tensor, drawn: dict[str, Tensor]) -> Tensor:
     return filters.gaussian_blur2d(crops, (15, 15), sigma).clamp(0, 1)
 
 
-def _reframed(crops: Tensor, coverage: Tensor | None, drawn: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def _reframe(crops: Tensor, coverage: Tensor | None, changes: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     """(N, 3, S, S) and (N, 1, S, S) → turned, scaled and shifted about their middle; grey where nothing is known."""
     transform = require("kornia.geometry.transform", "Altering views", "kornia", ["warp_affine"])
     size = crops.shape[-1]
-    angle, scale = drawn["angle"].deg2rad(), drawn["scale"].exp()
+    angle, scale = changes["angle"].deg2rad(), changes["scale"].exp()
     p, q = scale * angle.cos(), scale * angle.sin()
     linear = torch.stack([p, -q, q, p], 1).unflatten(1, (2, 2))
     middle = torch.full((2,), (size - 1) / 2)
-    shift = torch.stack([drawn["right"], drawn["down"]], 1) * size
+    shift = torch.stack([changes["right"], changes["down"]], 1) * size
     matrix = torch.cat([linear, (middle + shift - linear @ middle)[..., None]], 2).to(crops)
     grey = crops.new_tensor(BORDER_GREY)
     crops = transform.warp_affine(

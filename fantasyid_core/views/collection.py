@@ -17,16 +17,16 @@ from ..detection.head_pose import HeadPose
 from ..errors import ImageError
 from ..images import as_photo
 from .appearance import BUILT_IN, Recogniser, describe
-from .recognition import tell_apart
+from .recognition import assign_identities
 from .tracking import Sighting, Tracks, follow
 
 log = logging.getLogger(__name__)
 
 LEAVE_OUT, TRUST = PEOPLE = ("leave others out", "all pictures show this person")
-# Two views are near-duplicates if the cosine of their looks is above, and their poses (in the units below) nearer.
-_SAME_LOOK, _SAME_POSE = 0.9, 0.4
-# Degrees of yaw and of pitch, and difference of looks, that make two views about equally different.
-_YAW, _PITCH, _LOOK = 30.0, 20.0, 0.5
+# Two views are near-duplicates if their appearances' cosine is above, and their poses (in the units below) nearer.
+_SAME_APPEARANCE, _SAME_POSE = 0.9, 0.4
+# Degrees of yaw and of pitch, and difference of appearance, that make two views about equally different.
+_YAW, _PITCH, _APPEARANCE = 30.0, 20.0, 0.5
 # Views below this share of the best one's quality are not worth a pose.
 _MIN_QUALITY = 0.35
 
@@ -95,10 +95,10 @@ def collect(
     report = "1 view: the reference."
     own = torch.stack([reference.crop, reference.crop.flip(1)])
     if images is not None and len(images) and max_views > 1:
-        found = follow(images, recogniser, min_score=min_score, device=device)
-        sightings, who = _of_person(found, recogniser.embed(own), people, recogniser)
+        tracks = follow(images, recogniser, min_score=min_score, device=device)
+        sightings, assignment_report = _of_person(tracks, recogniser.embed(own), people, recogniser)
         chosen = choose(describe(own[:1]).cpu()[0], reference.pose, sightings, max_views - 1)
-        report = _report(found, who, sightings, chosen)
+        report = _report(tracks, assignment_report, sightings, chosen)
         log.info("FantasyID: %s", report.replace("\n", " "))
         for sighting in chosen:
             image = images[sighting.frame]
@@ -114,25 +114,25 @@ def collect(
     )
 
 
-def _of_person(found: Tracks, reference: Tensor, people: str, recogniser: Recogniser) -> tuple[list[Sighting], str]:
+def _of_person(tracking: Tracks, reference: Tensor, people: str, recogniser: Recogniser) -> tuple[list[Sighting], str]:
     """The sightings of the person, and who was left out in words."""
     if people == TRUST:
-        return _largest(found), "The largest face of every picture was taken for the person."
-    verdict = tell_apart(reference, found.tracks, recogniser)
-    words = [f"{len(verdict.person)} of {len(found.tracks)} tracks show the person"]
-    if verdict.others:
-        words.append(f"{len(verdict.others)} somebody else (left out)")
-    if verdict.unsure:
-        words.append(
-            f"of {len(verdict.unsure)} it is not certain (left out; if all pictures show this person alone or largest, "
-            f"choose '{TRUST}')"
+        return _largest(tracking), "The largest face of every picture was taken for the person."
+    assignment = assign_identities(reference, tracking.tracks, recogniser)
+    phrases = [f"{len(assignment.person)} of {len(tracking.tracks)} tracks show the person"]
+    if assignment.others:
+        phrases.append(f"{len(assignment.others)} somebody else (left out)")
+    if assignment.ambiguous:
+        phrases.append(
+            f"of {len(assignment.ambiguous)} it is not certain (left out; if all pictures show this person alone or "
+            f"largest, choose '{TRUST}')"
         )
-    return [s for track in verdict.person for s in track.sightings], ", ".join(words) + "."
+    return [s for track in assignment.person for s in track.sightings], ", ".join(phrases) + "."
 
 
-def _largest(found: Tracks) -> list[Sighting]:
+def _largest(tracks: Tracks) -> list[Sighting]:
     largest: dict[int, Sighting] = {}
-    for track in found.tracks:
+    for track in tracks.tracks:
         for s in track.sightings:
             if s.frame not in largest or _area(s) > _area(largest[s.frame]):
                 largest[s.frame] = s
@@ -143,47 +143,48 @@ def _area(sighting: Sighting) -> float:
     return float((sighting.box[2:] - sighting.box[:2]).prod())
 
 
-def choose(look: Tensor, pose: HeadPose, sightings: Sequence[Sighting], count: int) -> list[Sighting]:
-    """At most `count` sightings that are sharp, and unlike the reference (its look and pose) and each other.
+def choose(appearance: Tensor, pose: HeadPose, sightings: Sequence[Sighting], count: int) -> list[Sighting]:
+    """At most `count` sightings that are sharp, and unlike the reference (its appearance and pose) and each other.
 
-    Greedy farthest-point choice: the next is the one whose distance to the nearest of those chosen, in pose and look,
-    times the square of its quality is largest; of equals the earliest. Near-duplicates of a chosen one are never taken.
+    Greedy farthest-point choice: the next is the one whose distance to the nearest of those chosen, in pose and
+    appearance, times the square of its quality is largest; of equals the earliest. Near-duplicates of a chosen one are
+    never taken.
     """
-    usable = max((s.quality for s in sightings), default=0.0) * _MIN_QUALITY
-    rest = [s for s in sightings if s.quality >= usable]
-    if not rest:
+    min_quality = max((s.quality for s in sightings), default=0.0) * _MIN_QUALITY
+    candidates = [s for s in sightings if s.quality >= min_quality]
+    if not candidates:
         return []
-    looks = torch.stack([s.look for s in rest])
-    angles = torch.tensor([(s.pose.yaw / _YAW, s.pose.pitch / _PITCH) for s in rest])
-    quality = torch.tensor([s.quality for s in rest]).square()
+    appearances = torch.stack([s.appearance for s in candidates])
+    angles = torch.tensor([(s.pose.yaw / _YAW, s.pose.pitch / _PITCH) for s in candidates])
+    quality = torch.tensor([s.quality for s in candidates]).square()
 
-    def distances(look: Tensor, angle: Tensor) -> Tensor:
-        alike = looks @ look
-        turned = (angles - angle).square().sum(1)
-        apart = (turned + ((1 - alike) / _LOOK).square()).sqrt()
-        return torch.where((alike >= _SAME_LOOK) & (turned < _SAME_POSE**2), 0.0, apart)
+    def distances(appearance: Tensor, angle: Tensor) -> Tensor:
+        similarity = appearances @ appearance
+        turn = (angles - angle).square().sum(1)
+        distance = (turn + ((1 - similarity) / _APPEARANCE).square()).sqrt()
+        return torch.where((similarity >= _SAME_APPEARANCE) & (turn < _SAME_POSE**2), 0.0, distance)
 
-    nearest = distances(look, torch.tensor((pose.yaw / _YAW, pose.pitch / _PITCH)))
+    nearest = distances(appearance, torch.tensor((pose.yaw / _YAW, pose.pitch / _PITCH)))
     chosen: list[Sighting] = []
     while len(chosen) < count:
         gain, i = (nearest * quality).max(0)
         if gain <= 0:
             break
-        chosen.append(rest[int(i)])
-        nearest = torch.minimum(nearest, distances(looks[i], angles[i]))
+        chosen.append(candidates[int(i)])
+        nearest = torch.minimum(nearest, distances(appearances[i], angles[i]))
     return chosen
 
 
-def _report(found: Tracks, who: str, sightings: Sequence[Sighting], chosen: Sequence[Sighting]) -> str:
+def _report(tracking: Tracks, assignment_report: str, sightings: Sequence[Sighting], chosen: Sequence[Sighting]) -> str:
     """Lines for the artist."""
-    lines = [f"{found.frames} pictures."]
-    if found.without_face:
-        missing = found.without_face
-        lines.append(f"No face in {len(missing)} of {found.frames}: {_numbers(missing)}; skipped.")
-    if found.unusable:
-        why = next(iter(found.unusable.values()))
-        lines.append(f"{len(found.unusable)} could not be used: {_numbers(list(found.unusable))}; skipped. {why}")
-    lines.append(who)
+    lines = [f"{tracking.frames} pictures."]
+    if tracking.without_face:
+        missing = tracking.without_face
+        lines.append(f"No face in {len(missing)} of {tracking.frames}: {_numbers(missing)}; skipped.")
+    if tracking.unusable:
+        why = next(iter(tracking.unusable.values()))
+        lines.append(f"{len(tracking.unusable)} could not be used: {_numbers(list(tracking.unusable))}; skipped. {why}")
+    lines.append(assignment_report)
     poses = len({s.bin for s in sightings})
     lines.append(f"{poses} poses of the person seen (steps of 15° in yaw and pitch), {len(chosen)} views added.")
     return "\n".join(lines)

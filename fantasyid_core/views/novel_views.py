@@ -25,10 +25,10 @@ _MARGIN = 128  # of the texture around the crop
 _TOLERANCE = 4.0  # in depth
 _OUTLINE, _JUMP = 3, 15.0  # a step in depth this high makes pixels this near to it unreliable
 _MIN_FACING = 0.25  # cosine between a surface and the photo's viewing direction
-_ABOUT = 4  # a landmark, for its depth
+_DEPTH_WINDOW = 4  # a landmark, for its depth
 _SAME_POSE = 5.0  # degrees
 _COARSE = 4  # to find out what is connected
-_AT_ONCE = 8  # views
+_BATCH = 8  # views
 
 
 def grid(yaw: float, pitch: float, columns: int, rows: int) -> list[tuple[float, float]]:
@@ -45,7 +45,7 @@ def new_views(
     face: DetectedFace,
     mesh: FaceMesh,
     poses: Sequence[tuple[float, float]],
-    min_seen: float = 0.5,
+    min_coverage: float = 0.5,
 ) -> FaceViews:
     """The photo's face seen from other sides, behind the photo's own crop, on the photo's device.
 
@@ -53,7 +53,7 @@ def new_views(
         mesh: of that face, with `in_photo`.
         poses: yaw and pitch in degrees, of the new views (not relative to the photo's). Those within 5° of the photo's
             own pose are left out.
-        min_seen: views of which the photo shows a smaller share of the face are left out, 0…1.
+        min_coverage: views of which the photo shows a smaller share of the face are left out, 0…1.
 
     Returns:
         The reference, then the new views, those nearest to the photo's pose first; `coverage` says where they show the
@@ -63,29 +63,31 @@ def new_views(
         MeshError: the mesh has no triangles or does not know where the photo shows it.
     """
     surface = _Surface(face, mesh)
-    own = (face.pose.yaw, face.pose.pitch)
-    turned = [(max(abs(y - own[0]), abs(p - own[1])), y, p) for y, p in poses]
-    wanted = [(y, p) for away, y, p in sorted(turned) if away >= _SAME_POSE]
+    photo_pose = (face.pose.yaw, face.pose.pitch)
+    offsets = [(max(abs(y - photo_pose[0]), abs(p - photo_pose[1])), y, p) for y, p in poses]
+    targets = [(y, p) for away, y, p in sorted(offsets) if away >= _SAME_POSE]
     crops, coverage, shares = [face.crop[None]], [face.crop.new_ones(1, CROP_SIZE, CROP_SIZE)], []
-    for i in range(0, len(wanted), _AT_ONCE):
-        crop, covered, share = surface.seen_from(wanted[i : i + _AT_ONCE])
-        usable = share >= min_seen
+    for i in range(0, len(targets), _BATCH):
+        crop, view_coverage, share = surface.render(targets[i : i + _BATCH])
+        usable = share >= min_coverage
         crops.append(crop[usable])
-        coverage.append(covered[usable])
+        coverage.append(view_coverage[usable])
         shares += share.tolist()
-    kept = [(pose, share) for pose, share in zip(wanted, shares, strict=True) if share >= min_seen]
-    poses_kept = [(own[0], own[1], face.pose.roll), *((y, p, 0.0) for (y, p), _ in kept)]
+    rendered = [(pose, share) for pose, share in zip(targets, shares, strict=True) if share >= min_coverage]
+    angles = [(photo_pose[0], photo_pose[1], face.pose.roll), *((y, p, 0.0) for (y, p), _ in rendered)]
     return FaceViews(
         torch.cat(crops),
-        face.crop.new_tensor([face.quality, *(face.quality * share for _, share in kept)]),
-        face.crop.new_tensor(poses_kept),
-        ("photo", *["rendered"] * len(kept)),
+        face.crop.new_tensor([face.quality, *(face.quality * share for _, share in rendered)]),
+        face.crop.new_tensor(angles),
+        ("photo", *["rendered"] * len(rendered)),
         torch.cat(coverage),
-        _report(len(poses) - len(wanted), len(wanted) - len(kept), [share for _, share in kept], min_seen),
+        _report(
+            len(poses) - len(targets), len(targets) - len(rendered), [share for _, share in rendered], min_coverage
+        ),
     )
 
 
-def added(views: FaceViews, rendered: FaceViews) -> FaceViews:
+def append_rendered(views: FaceViews, rendered: FaceViews) -> FaceViews:
     """`views` with those of `rendered` behind them, without its reference, on the device of `views`."""
     count, more = len(views.crops), rendered.crops[1:].to(views.crops)
     unknown = views.crops.new_zeros(count, 3) if views.poses is None else views.poses
@@ -135,19 +137,19 @@ class _Surface:
         angles = [xy.new_tensor(angle) for angle in (face.pose.yaw, face.pose.pitch, roll)]
         self.to_frontal = rotation(*angles).mT
 
-    def _on_surface(self, places: Tensor) -> Tensor:
+    def _on_surface(self, points: Tensor) -> Tensor:
         """Points (N, 3) of the surface where the texture shows places (N, 2), at the median depth about them: a mouth's
         corner lies in a fold. Beside the mesh, at the depth of the nearest vertex.
         """
-        step = torch.arange(-_ABOUT, _ABOUT + 1, device=places.device)
-        around = places.round().long()[:, None] + torch.cartesian_prod(step, step)
+        step = torch.arange(-_DEPTH_WINDOW, _DEPTH_WINDOW + 1, device=points.device)
+        around = points.round().long()[:, None] + torch.cartesian_prod(step, step)
         x, y = around.clamp(0, self.size - 1).unbind(2)
         depth = self.depth[y, x]
         depth = torch.where(depth.isfinite(), depth, torch.nan).nanmedian(1)[0]
-        nearest = self.points[torch.cdist(places, self.points[:, :2]).argmin(1), 2]
-        return torch.cat([places, torch.where(depth.isfinite(), depth, nearest)[:, None]], 1)
+        nearest = self.points[torch.cdist(points, self.points[:, :2]).argmin(1), 2]
+        return torch.cat([points, torch.where(depth.isfinite(), depth, nearest)[:, None]], 1)
 
-    def seen_from(self, poses: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor, Tensor]:
+    def render(self, poses: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor, Tensor]:
         """B poses of yaw and pitch → crops (B, 512, 512, 3), coverage (B, 512, 512) 0 or 1, and the share (B,) of the
         face's pixels that is covered.
         """
@@ -162,25 +164,25 @@ class _Surface:
         xy = points[..., :2] @ to_crop[..., :2].mT + to_crop[:, None, :, 2]
         index, weights = rasterise(torch.cat([xy, points[..., 2:] * scale], 2), self.faces, CROP_SIZE, CROP_SIZE)
 
-        shown = index >= 0
-        corners, weights = self.faces[index[shown]], weights[shown][..., None]
-        place = (weights * self.points[corners]).sum(1)
+        on_mesh = index >= 0
+        corners, weights = self.faces[index[on_mesh]], weights[on_mesh][..., None]
+        position = (weights * self.points[corners]).sum(1)
         facing = F.normalize((weights * self.normals[corners]).sum(1), dim=1)[:, 2].abs()
-        colour, reliable, depth = self._look_up(place[:, :2])
-        visible = reliable & (place[:, 2] <= depth + _TOLERANCE) & (facing >= _MIN_FACING)
-        coverage = torch.zeros_like(shown)
-        coverage[shown] = visible
+        colour, reliable, depth = self._sample_texture(position[:, :2])
+        visible = reliable & (position[:, 2] <= depth + _TOLERANCE) & (facing >= _MIN_FACING)
+        coverage = torch.zeros_like(on_mesh)
+        coverage[on_mesh] = visible
         coverage = _connected(coverage)
         crops = colour.new_tensor(BORDER_GREY).expand(*index.shape, 3).clone()
-        crops[coverage] = colour[coverage[shown]]
-        return crops, coverage.float(), _share(coverage, shown)
+        crops[coverage] = colour[coverage[on_mesh]]
+        return crops, coverage.float(), _share(coverage, on_mesh)
 
-    def _look_up(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _sample_texture(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the texture at places (P, 2): colour (P, 3), whether it is reliable, and the depth of what it shows."""
-        at = (places * (2 / (self.size - 1)) - 1)[None, None]
-        colour = F.grid_sample(self.texture.movedim(-1, 0)[None], at, align_corners=True)[0, :, 0].T
-        x, y = places.round().long().unbind(1)
-        inside = ((places >= 0) & (places <= self.size - 1)).all(1)
+        texture_grid = (points * (2 / (self.size - 1)) - 1)[None, None]
+        colour = F.grid_sample(self.texture.movedim(-1, 0)[None], texture_grid, align_corners=True)[0, :, 0].T
+        x, y = points.round().long().unbind(1)
+        inside = ((points >= 0) & (points <= self.size - 1)).all(1)
         x, y = x.clamp(0, self.size - 1), y.clamp(0, self.size - 1)
         return colour, self.reliable[y, x] & inside, self.depth[y, x]
 
@@ -197,8 +199,8 @@ def _in_photo(to_texture: Tensor, size: int, height: int, width: int) -> Tensor:
     """(S, S) bool, the pixels of the texture that lie in the photo."""
     step = torch.arange(size, device=to_texture.device, dtype=torch.float32)
     y, x = torch.meshgrid(step, step, indexing="ij")
-    place = (torch.stack([x, y], -1) - to_texture[:, 2]) @ torch.linalg.inv(to_texture[:, :2]).mT
-    return ((place >= 0) & (place <= place.new_tensor([width - 1, height - 1]))).all(-1)
+    position = (torch.stack([x, y], -1) - to_texture[:, 2]) @ torch.linalg.inv(to_texture[:, :2]).mT
+    return ((position >= 0) & (position <= position.new_tensor([width - 1, height - 1]))).all(-1)
 
 
 def _connected(coverage: Tensor) -> Tensor:
@@ -216,19 +218,19 @@ def _connected(coverage: Tensor) -> Tensor:
     return coverage & (F.interpolate(reached[:, None], scale_factor=_COARSE)[:, 0] > 0)
 
 
-def _share(coverage: Tensor, shown: Tensor) -> Tensor:
+def _share(coverage: Tensor, on_mesh: Tensor) -> Tensor:
     """Share (B,) of what the mesh shows that is covered, in the face's part of the crop."""
     (left, top), (right, bottom) = (128, 176), (384, 448)
-    covered, whole = (part[:, top:bottom, left:right].float().sum((1, 2)) for part in (coverage, shown))
+    covered, whole = (part[:, top:bottom, left:right].float().sum((1, 2)) for part in (coverage, on_mesh))
     return covered / whole.clamp(min=1)
 
 
-def _report(near: int, unseen: int, shares: Sequence[float], min_seen: float) -> str:
+def _report(same_pose: int, uncovered: int, shares: Sequence[float], min_coverage: float) -> str:
     lines = [f"{len(shares)} new views."]
     if shares:
         lines[0] += f" The photo shows {min(shares):.0%} to {max(shares):.0%} of the face in them; the rest is grey."
-    if near:
-        lines.append(f"{near} of the grid's poses are the photo's own (within {_SAME_POSE:.0f}°).")
-    if unseen:
-        lines.append(f"{unseen} were left out: the photo shows less than {min_seen:.0%} of the face there.")
+    if same_pose:
+        lines.append(f"{same_pose} of the grid's poses are the photo's own (within {_SAME_POSE:.0f}°).")
+    if uncovered:
+        lines.append(f"{uncovered} were left out: the photo shows less than {min_coverage:.0%} of the face there.")
     return "\n".join(lines)

@@ -14,15 +14,15 @@ _MARGIN = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class Assignment:
     """Tracks by what they show: the person in the reference, somebody else, or it cannot be told."""
 
     person: list[Track]
     others: list[Track]
-    unsure: list[Track]
+    ambiguous: list[Track]
 
 
-def tell_apart(reference: Tensor, tracks: Sequence[Track], recogniser: Recogniser) -> Verdict:
+def assign_identities(reference: Tensor, tracks: Sequence[Track], recogniser: Recogniser) -> Assignment:
     """Sort tracks by whether they show the person of the reference.
 
     The most similar track is taken first, then those that resemble it or the reference, so that a profile is recognised
@@ -31,28 +31,28 @@ def tell_apart(reference: Tensor, tracks: Sequence[Track], recogniser: Recognise
     Args:
         reference: (D,) or (N, D) unit vectors of the recogniser.
     """
-    known = reference.float().cpu().reshape(-1, reference.shape[-1])
+    vectors = reference.float().cpu().reshape(-1, reference.shape[-1])
     identities = {track: torch.stack([s.identity for s in track.sightings]) for track in tracks}
-    likeness = {track: float((identities[track] @ known.T).max()) for track in tracks}
+    similarity = {track: float((identities[track] @ vectors.T).max()) for track in tracks}
     person: list[Track] = []
     others: set[Track] = set()
-    doubtful: set[Track] = set()
+    contested: set[Track] = set()
     while True:
-        open_tracks = [t for t in tracks if t not in others and t not in doubtful and t not in person]
-        if not open_tracks or likeness[best := max(open_tracks, key=likeness.__getitem__)] < recogniser.same:
+        open_tracks = [t for t in tracks if t not in others and t not in contested and t not in person]
+        if not open_tracks or similarity[nearest := max(open_tracks, key=similarity.__getitem__)] < recogniser.same:
             break
-        beside = [track for track in tracks if track is not best and track.frames & best.frames]
-        if any(likeness[t] > likeness[best] - _MARGIN for t in beside if t not in others):
-            doubtful.add(best)
+        simultaneous = [track for track in tracks if track is not nearest and track.frames & nearest.frames]
+        if any(similarity[t] > similarity[nearest] - _MARGIN for t in simultaneous if t not in others):
+            contested.add(nearest)
             continue
-        person.append(best)
-        others.update(beside)
+        person.append(nearest)
+        others.update(simultaneous)
         for track in open_tracks:
-            likeness[track] = max(likeness[track], float((identities[track] @ identities[best].T).max()))
-    left = [track for track in tracks if track not in person]
-    different = [t for t in left if t in others or (t not in doubtful and likeness[t] < recogniser.different)]
-    return Verdict(
+            similarity[track] = max(similarity[track], float((identities[track] @ identities[nearest].T).max()))
+    remaining = [track for track in tracks if track not in person]
+    different = [t for t in remaining if t in others or (t not in contested and similarity[t] < recogniser.different)]
+    return Assignment(
         [track for track in tracks if track in person],
         different,
-        [track for track in left if track not in different],
+        [track for track in remaining if track not in different],
     )

@@ -59,14 +59,14 @@ def assess(face: DetectedFace) -> Suitability:
     doubt = 2 if open_ < NO_FACE else int(face.score < _PLAIN_SCORE)
     look = "it hardly looks" if doubt == 2 else "it does not plainly look"
     eyes = float(eye_brightness(face.crop[None])[0])
-    turned, nodded = abs(face.pose.yaw), abs(face.pose.pitch)
-    way = "up" if face.pose.pitch > 0 else "down"
+    yaw, pitch = abs(face.pose.yaw), abs(face.pose.pitch)
+    direction = "up" if face.pose.pitch > 0 else "down"
     checks = [  # (how bad it is, from where it will not work, from where it is no longer good, why)
         (doubt, 1, 0, f"{look} like an open face of a person"),
         (-eyes, -_DARK_EYES, -_DARK_EYES, "dark glasses or deep shadow hide the eyes"),
         (-width, *(-px for px in _SIZE), f"it is only {width:.0f} px wide, and {_SIZE[1]} or more are good"),
-        (turned, *_YAW, f"it is turned by {turned:.0f}° to the side"),
-        (nodded, *_PITCH, f"it looks {way} by {nodded:.0f}°"),
+        (yaw, *_YAW, f"it is turned by {yaw:.0f}° to the side"),
+        (pitch, *_PITCH, f"it looks {direction} by {pitch:.0f}°"),
         (-face.sharpness, *(-value for value in _SHARPNESS), "it is blurred"),
         (face.occlusion, *_CUT_OFF, f"the photo cuts off {face.occlusion:.0%} of it"),
     ]

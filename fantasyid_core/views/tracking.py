@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 BIN = 15.0  # degrees of yaw and pitch
 _PER_BIN = 4
-_MIN_OVERLAP, _MIN_SIZE_RATIO, _MIN_ALIKE, _MAX_GAP = 0.3, 0.6, 0.2, 5
+_MIN_OVERLAP, _MIN_SIZE_RATIO, _MIN_SIMILARITY, _MAX_GAP = 0.3, 0.6, 0.2, 5
 # Mean absolute difference of neighbouring frames' thumbnails from which on a cut lies between them.
 _CUT, _THUMBNAIL = 0.1, 24
 
@@ -38,7 +38,7 @@ class Sighting:
         landmarks: (5, 2) px.
         pose: of the head.
         quality: 0…1, `DetectedFace.quality`.
-        look: (576,) unit vector, `appearance.describe`: tells near-duplicates and follows the face.
+        appearance: (576,) unit vector, `appearance.describe`: for near-duplicates and tracking.
         identity: (D,) unit vector of the recogniser.
     """
 
@@ -47,7 +47,7 @@ class Sighting:
     landmarks: Tensor
     pose: HeadPose
     quality: float
-    look: Tensor
+    appearance: Tensor
     identity: Tensor
 
     @property
@@ -120,7 +120,7 @@ def follow(
     tracks: list[Track] = []
     active: list[Track] = []
     without_face, unusable = [], {}
-    before: Tensor | None = None
+    previous: Tensor | None = None
     first_error: ImageError | None = None
     for number, image in enumerate(images):
         try:
@@ -130,16 +130,16 @@ def follow(
             unusable[number] = str(error)
             continue
         thumbnail = resize(photo, _THUMBNAIL, _THUMBNAIL)
-        if before is None or float((thumbnail - before).abs().mean()) > _CUT:
+        if previous is None or float((thumbnail - previous).abs().mean()) > _CUT:
             active = []
-        before = thumbnail
+        previous = thumbnail
         faces = [face for face in detect(photo, min_score=min_score, device=device) if _large(face)]
         if not faces:
             without_face.append(number)
             continue
         sightings = _sightings(number, faces, recogniser)
         active = [track for track in active if number - track.last.frame <= _MAX_GAP]
-        for sighting, track in _continued(active, sightings):
+        for sighting, track in _match_tracks(active, sightings):
             if track is None:
                 track = Track(sighting)
                 tracks.append(track)
@@ -156,15 +156,15 @@ def _large(face: DetectedFace) -> bool:
 
 def _sightings(number: int, faces: Sequence[DetectedFace], recogniser: Recogniser) -> list[Sighting]:
     crops = torch.stack([face.crop for face in faces])
-    looks = describe(crops).cpu()
-    identities = looks if recogniser.embed is describe else recogniser.embed(crops).float().cpu()
+    appearances = describe(crops).cpu()
+    identities = appearances if recogniser.embed is describe else recogniser.embed(crops).float().cpu()
     return [
-        Sighting(number, face.box.cpu(), face.landmarks.cpu(), face.pose, face.quality, look, identity)
-        for face, look, identity in zip(faces, looks, identities, strict=True)
+        Sighting(number, face.box.cpu(), face.landmarks.cpu(), face.pose, face.quality, appearance, identity)
+        for face, appearance, identity in zip(faces, appearances, identities, strict=True)
     ]
 
 
-def _continued(tracks: Sequence[Track], sightings: Sequence[Sighting]) -> Iterator[tuple[Sighting, Track | None]]:
+def _match_tracks(tracks: Sequence[Track], sightings: Sequence[Sighting]) -> Iterator[tuple[Sighting, Track | None]]:
     """Each sighting with the track that it continues, best matches first; the others with None."""
     pairs = [
         (match, i, j)
@@ -182,12 +182,14 @@ def _continued(tracks: Sequence[Track], sightings: Sequence[Sighting]) -> Iterat
         yield sightings[i], None
 
 
-def _match(before: Sighting, now: Sighting) -> float:
+def _match(previous: Sighting, current: Sighting) -> float:
     """How well a sighting continues another, above 0 where it may."""
-    alike = float(before.look @ now.look)
-    shared = (torch.minimum(before.box[2:], now.box[2:]) - torch.maximum(before.box[:2], now.box[:2])).clamp(min=0)
-    areas = [float((s.box[2:] - s.box[:2]).clamp(min=0).prod()) for s in (before, now)]
-    inner = float(shared.prod())
-    overlap = inner / max(sum(areas) - inner, 1e-6)
+    similarity = float(previous.appearance @ current.appearance)
+    low = torch.maximum(previous.box[:2], current.box[:2])
+    high = torch.minimum(previous.box[2:], current.box[2:])
+    intersection = float((high - low).clamp(min=0).prod())
+    areas = [float((s.box[2:] - s.box[:2]).clamp(min=0).prod()) for s in (previous, current)]
+    overlap = intersection / max(sum(areas) - intersection, 1e-6)
     size_ratio = math.sqrt(min(areas) / max(*areas, 1e-6))
-    return overlap + alike if overlap >= _MIN_OVERLAP and size_ratio >= _MIN_SIZE_RATIO and alike >= _MIN_ALIKE else 0.0
+    matches = overlap >= _MIN_OVERLAP and size_ratio >= _MIN_SIZE_RATIO and similarity >= _MIN_SIMILARITY
+    return overlap + similarity if matches else 0.0

@@ -26,7 +26,7 @@ from fantasyid_core.reconstruction.face_mesh import FaceMesh
 from fantasyid_core.views.appearance import BUILT_IN, Recogniser
 from fantasyid_core.views.collection import collect
 from fantasyid_core.views.novel_views import new_views
-from fantasyid_core.views.recognition import tell_apart
+from fantasyid_core.views.recognition import assign_identities
 from fantasyid_core.views.tracking import Track, follow
 from fantasyid_lab.people.camera import project
 from fantasyid_lab.people.clip import clip, still
@@ -117,8 +117,8 @@ def decisions(title: str, people: list[list[Track]], recogniser: Recogniser) -> 
 
     def ask(name: str, reference: Tensor, track: Track) -> None:
         if track.frames:
-            verdict = tell_apart(reference, [track], recogniser)
-            answer = (verdict.person, verdict.unsure, verdict.others)
+            assignment = assign_identities(reference, [track], recogniser)
+            answer = (assignment.person, assignment.ambiguous, assignment.others)
             counts[name] = [count + len(tracks) for count, tracks in zip(counts[name], answer, strict=True)]
 
     for i, clips in enumerate(people):
@@ -135,8 +135,8 @@ def decisions(title: str, people: list[list[Track]], recogniser: Recogniser) -> 
                 for other in others if k != i else ():
                     ask("somebody else", reference, other)
     print(f"\n{title}: the person / not certain / somebody else")
-    for name, (same, unsure, different) in counts.items():
-        print(f"  {name:28}{same:6}{unsure:6}{different:6}")
+    for name, (same, ambiguous, different) in counts.items():
+        print(f"  {name:28}{same:6}{ambiguous:6}{different:6}")
 
 
 def _piece(track: Track, number: int) -> Track:
@@ -184,7 +184,7 @@ def compared(one, source: tuple[int, int], side: tuple[int, int], size: int = 28
     crop, to_crop = align(photo[0], landmarks[0])
     face = DetectedFace(photo[0], torch.tensor([0.0, 0, 160, 160]), landmarks[0], 1, crop, to_crop, HeadPose(*source))
     skin = (head.parts == SKIN) | (head.parts == LEFT_EYE) | (head.parts == RIGHT_EYE)
-    views = new_views(face, FaceMesh(vertices[0], head.faces[skin], None, in_photo), [side], min_seen=0.0)
+    views = new_views(face, FaceMesh(vertices[0], head.faces[skin], None, in_photo), [side], min_coverage=0.0)
     true, _ = align(photo[1], landmarks[1])
     covered = views.coverage[1] > 0
     part = torch.zeros_like(covered)

@@ -20,17 +20,17 @@ def ramp(height: int, width: int) -> torch.Tensor:
     return torch.stack([x, y, torch.zeros_like(x)], -1) / 1000
 
 
-@pytest.mark.parametrize("look_at", deca_input.INPUTS)
+@pytest.mark.parametrize("framing", deca_input.FRAMINGS)
 @pytest.mark.parametrize(("height", "width"), [(500, 900), (301, 224), (60, 80)])
-def test_to_photo_says_which_pixel_of_the_photo_a_pixel_of_the_input_shows(look_at, height, width):
+def test_to_photo_says_which_pixel_of_the_photo_a_pixel_of_the_input_shows(framing, height, width):
     box = (0.4 * width, 0.3 * height, 0.6 * width, 0.6 * height)
-    seen = deca_input.prepare(face_in(ramp(height, width), box), look_at)
-    assert seen.image.shape == (1, 3, deca.SIZE, deca.SIZE)
+    prepared = deca_input.prepare(face_in(ramp(height, width), box), framing)
+    assert prepared.image.shape == (1, 3, deca.SIZE, deca.SIZE)
     pixel = torch.tensor([[30.0, 60, 0], [111, 111, 0], [200, 150, 0]])
-    shown = 1000 * seen.image[0, :2, pixel[:, 1].long(), pixel[:, 0].long()].T
+    shown = 1000 * prepared.image[0, :2, pixel[:, 1].long(), pixel[:, 0].long()].T
     # the squeeze rounds to 8 bits twice, each up to 2 px of this ramp
-    tolerance = 4 if look_at == deca_input.WHOLE_PHOTO else 0.02
-    assert torch.allclose(deca_input.to_photo(pixel, seen.to_photo)[:, :2], shown, atol=tolerance)
+    tolerance = 4 if framing == deca_input.WHOLE_PHOTO else 0.02
+    assert torch.allclose(deca_input.to_photo(pixel, prepared.to_photo)[:, :2], shown, atol=tolerance)
 
 
 def test_the_face_crop_is_deca_s_own(astronaut):
@@ -51,9 +51,9 @@ def test_the_face_crop_is_deca_s_own(astronaut):
 
 
 def test_the_crop_is_black_where_the_photo_ends():
-    seen = deca_input.prepare(face_in(torch.ones(100, 100, 3), (60, 60, 120, 120)), deca_input.FACE_CROP)
-    assert seen.image[0, :, 40, 40].tolist() == pytest.approx([1, 1, 1])
-    assert seen.image[0, :, 200, 200].tolist() == [0, 0, 0]
+    prepared = deca_input.prepare(face_in(torch.ones(100, 100, 3), (60, 60, 120, 120)), deca_input.FACE_CROP)
+    assert prepared.image[0, :, 40, 40].tolist() == pytest.approx([1, 1, 1])
+    assert prepared.image[0, :, 200, 200].tolist() == [0, 0, 0]
 
 
 def test_the_camera_sees_right_to_the_right_up_above_and_the_nose_in_front():
@@ -71,17 +71,17 @@ def stand_in(standin) -> tuple[deca.Regressor, flame.Flame]:
     return deca.load_regressor(folder / "deca_model.safetensors"), flame.load(folder / "generic_model.safetensors")
 
 
-@pytest.mark.parametrize("look_at", deca_input.INPUTS)
-def test_the_mesh_knows_where_the_photo_shows_it(stand_in, astronaut, look_at):
+@pytest.mark.parametrize("framing", deca_input.FRAMINGS)
+def test_the_mesh_knows_where_the_photo_shows_it(stand_in, astronaut, framing):
     regressor, model = stand_in
     face = detect(astronaut[0])[0]
-    meshes = [face_mesh.reconstruct(face, regressor, model, mode, look_at) for mode in face_mesh.MODES]
-    code = deca.split(regressor((seen := deca_input.prepare(face, look_at)).image))
+    meshes = [face_mesh.reconstruct(face, regressor, model, mode, framing) for mode in face_mesh.MODES]
+    code = deca.split(regressor((prepared := deca_input.prepare(face, framing)).image))
     expected = deca.project(model.decode(code.shape, code.expression, code.pose), code.camera)[0]
-    assert torch.allclose(meshes[0].in_photo, deca_input.to_photo(expected, seen.to_photo), rtol=1e-5)
+    assert torch.allclose(meshes[0].in_photo, deca_input.to_photo(expected, prepared.to_photo), rtol=1e-5)
     assert torch.equal(meshes[0].in_photo, meshes[1].in_photo), "the neutral mesh is still seen with its expression"
 
 
 def test_an_input_that_there_is_not_is_named(stand_in, astronaut):
     with pytest.raises(MeshError, match="whole photo, face crop"):
-        face_mesh.reconstruct(face_in(astronaut[0]), *stand_in, look_at="the cat")
+        face_mesh.reconstruct(face_in(astronaut[0]), *stand_in, framing="the cat")

@@ -24,9 +24,9 @@ def portraits(six_faces: torch.Tensor) -> torch.Tensor:
     return torch.stack([resize(face.crop, 256, 256) for face in detect(six_faces)])
 
 
-def sighting(frame: int, yaw: float, quality: float = 0.8, look: int | None = None) -> Sighting:
-    """By its numbers alone; those with the same `look` (default: the frame) look the same."""
-    identity = torch.nn.functional.one_hot(torch.tensor(frame if look is None else look), 32).float()
+def sighting(frame: int, yaw: float, quality: float = 0.8, appearance: int | None = None) -> Sighting:
+    """By its numbers alone; those with the same `appearance` (default: the frame) look the same."""
+    identity = torch.nn.functional.one_hot(torch.tensor(frame if appearance is None else appearance), 32).float()
     return Sighting(frame, torch.zeros(4), torch.zeros(5, 2), HeadPose(yaw), quality, identity, identity)
 
 
@@ -154,9 +154,9 @@ def test_a_blurred_view_must_be_very_different():
 
 
 def test_what_looks_the_same_is_taken_once():
-    pictures = [sighting(i, yaw, look=0) for i, yaw in enumerate((0, 4, 8))]
+    pictures = [sighting(i, yaw, appearance=0) for i, yaw in enumerate((0, 4, 8))]
     assert [s.frame for s in choose(torch.zeros(32), FRONTAL, pictures, 8)] == [2]
-    assert choose(pictures[0].look, FRONTAL, pictures, 8) == []
+    assert choose(pictures[0].appearance, FRONTAL, pictures, 8) == []
     assert choose(torch.zeros(32), FRONTAL, [], 8) == []
 
 

@@ -17,7 +17,7 @@ from fantasyid_core.reconstruction.landmark_fit import fit
 from fantasyid_core.reconstruction.rasteriser import visible
 from fantasyid_core.views.augmentation import augment
 from fantasyid_core.views.collection import FaceViews
-from fantasyid_core.views.novel_views import added, grid, new_views
+from fantasyid_core.views.novel_views import append_rendered, grid, new_views
 from fantasyid_lab.people.camera import project
 from fantasyid_lab.people.clip import still
 from fantasyid_lab.people.head import LEFT_EYE, RIGHT_EYE, SKIN, load
@@ -103,7 +103,7 @@ def alike(one: torch.Tensor, other: torch.Tensor, places: torch.Tensor) -> float
 def test_a_surface_that_the_photo_does_not_show_stays_empty(sides):
     """By the true meshes' depth buffers: which triangles the photo, and which the true view shows at each pixel."""
     face, mesh = photo_of(sides, (30, 0))
-    views = new_views(face, mesh, [(-30, 0), (-45, 0)], min_seen=0.0)
+    views = new_views(face, mesh, [(-30, 0), (-45, 0)], min_coverage=0.0)
     for side, share in (((-30, 0), 0.75), ((-45, 0), 0.65)):
         _, covered = view_from(views, side)
         fine = sides.in_photo[SIDES.index((30, 0))] * 4
@@ -149,7 +149,7 @@ def test_what_lies_outside_of_the_photo_is_not_covered(sides):
     face, mesh = photo_of(sides, (0, 0))
     cut = int(sides.landmarks[0, 2, 0])  # through the nose
     half = dataclasses.replace(face, image=face.image[:, :cut])
-    crop, covered = view_from(new_views(half, mesh, [(6, 0)], min_seen=0.0), (6, 0))
+    crop, covered = view_from(new_views(half, mesh, [(6, 0)], min_coverage=0.0), (6, 0))
     whole, all_covered = view_from(new_views(face, mesh, [(6, 0)]), (6, 0))
     assert covered[:, 290:].sum() < 0.02 * all_covered[:, 290:].sum()
     both = covered & all_covered
@@ -158,10 +158,10 @@ def test_what_lies_outside_of_the_photo_is_not_covered(sides):
 
 
 def test_views_that_show_too_little_are_left_out(sides):
-    views = new_views(*photo_of(sides, (45, 0)), [(-45, 0), (30, 0)], min_seen=0.6)
+    views = new_views(*photo_of(sides, (45, 0)), [(-45, 0), (30, 0)], min_coverage=0.6)
     assert views.poses[1:, 0].tolist() == [30]
     assert "1 were left out: the photo shows less than 60%" in views.report
-    nothing = new_views(*photo_of(sides, (45, 0)), [(-45, 0)], min_seen=1.0)
+    nothing = new_views(*photo_of(sides, (45, 0)), [(-45, 0)], min_coverage=1.0)
     assert len(nothing.crops) == len(nothing.coverage) == 1
 
 
@@ -218,7 +218,7 @@ def test_grid_from_left_to_right_and_from_up_to_down():
 
 def test_new_views_are_added_to_collected_ones(frontal):
     bare = FaceViews(torch.rand(2, 512, 512, 3), torch.tensor([0.9, 0.8]), report="two")
-    both = added(bare, frontal)
+    both = append_rendered(bare, frontal)
     assert torch.equal(both.crops, torch.cat([bare.crops, frontal.crops[1:]]))
     assert len(both.origins) == len(both.poses) == len(both.coverage) == len(both.scores) == 7
     assert (both.coverage[:2] == 1).all()

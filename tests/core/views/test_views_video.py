@@ -13,7 +13,7 @@ from fantasyid_core.detection.faces import detect
 from fantasyid_core.detection.head_pose import HeadPose
 from fantasyid_core.views.appearance import BUILT_IN, Recogniser, describe
 from fantasyid_core.views.collection import collect
-from fantasyid_core.views.recognition import tell_apart
+from fantasyid_core.views.recognition import assign_identities
 from fantasyid_core.views.tracking import Sighting, Track, Tracks, follow
 
 
@@ -106,8 +106,8 @@ def test_the_other_boy_as_reference_gives_the_other_boy(classroom: torch.Tensor,
     assert others, "somebody else is in the frame"
     for other in others:
         identity = describe(torch.stack([other.crop]))
-        verdict = tell_apart(identity, followed.tracks, BUILT_IN)
-        assert main(followed) not in verdict.person
+        assignment = assign_identities(identity, followed.tracks, BUILT_IN)
+        assert main(followed) not in assignment.person
 
 
 def test_across_cuts_only_the_person_is_taken(classroom: torch.Tensor, guitarist: torch.Tensor):
@@ -154,36 +154,36 @@ def test_a_track_keeps_the_best_few_of_each_pose(sighting: Callable[..., Sightin
 # Who is who
 
 
-def test_the_like_are_taken_the_unlike_are_others_the_rest_is_unsure(track: Callable[..., Track]):
+def test_the_like_are_taken_the_unlike_are_others_the_rest_is_ambiguous(track: Callable[..., Track]):
     reference = unit(1.0, 0.0, 0.0)
-    same, other, unsure = (
+    same, other, ambiguous = (
         track(range(i * 10, i * 10 + 3), identity)
         for i, identity in enumerate((unit(0.8, 0.6, 0.0), unit(0.0, 0.0, 1.0), unit(0.4, 0.0, 0.9)))
     )
-    verdict = tell_apart(reference, [same, other, unsure], BUILT_IN)
-    assert (verdict.person, verdict.others, verdict.unsure) == ([same], [other], [unsure])
+    assignment = assign_identities(reference, [same, other, ambiguous], BUILT_IN)
+    assert (assignment.person, assignment.others, assignment.ambiguous) == ([same], [other], [ambiguous])
 
 
 def test_a_profile_is_known_by_way_of_the_views_between(track: Callable[..., Track]):
     profile, between = unit(0.0, 1.0, 0.0), unit(1.0, 1.0, 0.0)
     turning, aside = track(range(0, 2), unit(1.0, 0.1, 0.0), between), track(range(20, 22), profile)
-    assert tell_apart(unit(1.0, 0.0, 0.0), [aside, turning], BUILT_IN).person == [aside, turning]
-    assert tell_apart(unit(1.0, 0.0, 0.0), [aside], BUILT_IN).person == []
+    assert assign_identities(unit(1.0, 0.0, 0.0), [aside, turning], BUILT_IN).person == [aside, turning]
+    assert assign_identities(unit(1.0, 0.0, 0.0), [aside], BUILT_IN).person == []
 
 
 def test_two_faces_of_one_frame_are_two_people(track: Callable[..., Track]):
     reference = unit(1.0, 0.0, 0.0)
     me, beside = track(range(5), unit(1.0, 0.1, 0.0)), track(range(4, 8), unit(1.0, 0.9, 0.0))
-    verdict = tell_apart(reference, [beside, me], BUILT_IN)
-    assert verdict.person == [me]
-    assert verdict.others == [beside]
+    assignment = assign_identities(reference, [beside, me], BUILT_IN)
+    assert assignment.person == [me]
+    assert assignment.others == [beside]
 
 
 def test_twins_in_one_frame_cannot_be_told_apart(track: Callable[..., Track]):
     twins = [track(range(5), unit(1.0, 0.2, 0.0)), track(range(5), unit(1.0, 0.0, 0.2))]
-    verdict = tell_apart(unit(1.0, 0.0, 0.0), twins, BUILT_IN)
-    assert verdict.person == []
-    assert verdict.unsure == twins
+    assignment = assign_identities(unit(1.0, 0.0, 0.0), twins, BUILT_IN)
+    assert assignment.person == []
+    assert assignment.ambiguous == twins
 
 
 def test_a_recognition_network_takes_the_place_of_the_built_in_one(classroom: torch.Tensor, guitarist: torch.Tensor):
