@@ -37,7 +37,7 @@ PARITY = TESTS / "fixtures" / "parity"
 FULL_PARITY = os.environ.get("FANTASYID_PARITY")  # a folder with what licences keep out of the repository
 SEEDS = itertools.count(1000)
 SLOW = [  # by the beginnings of their files' names: what trains, draws people or runs networks of full width
-    *("deca_flame", "detection", "download", "eight_bits", "evaluation", "fitting", "image_tower", "model_defaults"),
+    *("deca_flame", "detection", "download", "evaluation", "fitting", "image_tower", "int8", "model_defaults"),
     *("nano", "parity", "people", "profile_stage", "rasteriser_embree", "render", "topology", "training"),
     *("views", "workflows"),
 ]

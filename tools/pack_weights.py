@@ -70,7 +70,7 @@ def pack_part(model: Path, part: str) -> Packed:
     if path.is_dir():
         folder, name, shards = path, weights.find(path).name.split(".")[0], nano.shards
     before = _size(path)
-    save_part(folder, tensors, None, name, shards=shards, eight_bits=True)
+    save_part(folder, tensors, None, name, shards=shards, int8=True)
     stored = weights.read(path)
     errors = {name: relative_error(stored[name], tensor) for name, tensor in tensors.items() if tensor.any()}
     return Packed(before, _size(path), errors)

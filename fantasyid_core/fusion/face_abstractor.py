@@ -36,10 +36,10 @@ class ConvNorm(nn.Module):
 class SqueezeExcite(nn.Module):
     """Channel gate from the spatial mean."""
 
-    def __init__(self, channels: int, squeezed: int):
+    def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Conv2d(channels, squeezed, 1)
-        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
@@ -169,14 +169,14 @@ def _rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def published_name(name: str, layer: int = 0, mapping: int = 0) -> str:
     """The published name of one of this module's tensors, as layer `layer` that reads mapping `mapping`."""
-    head, _, rest = name.partition(".")
-    if head == "proj_out":
+    prefix, _, suffix = name.partition(".")
+    if prefix == "proj_out":
         return name
-    if head == "mapping":
-        return f"mapping_{mapping}.{rest}"
-    if head == "feed_forward":
-        return f"layers.{layer}.1.{rest}"
-    if head in ("stage1", "stage2"):
-        block, _, rest = rest.partition(".")
-        return f"layers.{layer}.0.net.{0 if head == 'stage1' else 2}.b{int(block) + 1}.{rest}"
+    if prefix == "mapping":
+        return f"mapping_{mapping}.{suffix}"
+    if prefix == "feed_forward":
+        return f"layers.{layer}.1.{suffix}"
+    if prefix in ("stage1", "stage2"):
+        block, _, suffix = suffix.partition(".")
+        return f"layers.{layer}.0.net.{0 if prefix == 'stage1' else 2}.b{int(block) + 1}.{suffix}"
     return f"layers.{layer}.0.{name}"

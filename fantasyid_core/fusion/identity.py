@@ -132,12 +132,12 @@ def fuse(
             f"There is no way to combine views called '{combine}'; choose one of: {', '.join(COMBINE)}."
         )
     weights = view_weights(views, combine).to(device)
-    used = weights.nonzero()[:, 0]
+    indices = weights.nonzero()[:, 0]
     vertices = mesh.vertices[None].to(device, torch.float32)
     # One view at a time: the memory that a view needs does not grow with their number.
-    face_tokens = torch.cat([encoder.face_tokens(views.crops[[i]].to(device, torch.float32)) for i in used.tolist()])
+    face_tokens = torch.cat([encoder.face_tokens(views.crops[[i]].to(device, torch.float32)) for i in indices.tolist()])
     if combine != CONCATENATED:
-        face_tokens = (weights[used, None, None] * face_tokens).sum(0, keepdim=True)
+        face_tokens = (weights[indices, None, None] * face_tokens).sum(0, keepdim=True)
     vertex_tokens = torch.cat([encoder.vertex_tokens(vertices, tokens) for tokens in face_tokens.split(1)])
     if not (face_tokens.isfinite().all() and vertex_tokens.isfinite().all()):
         raise IdentityError(
@@ -162,8 +162,8 @@ def view_weights(views: FaceViews, combine: str) -> Tensor:
         return torch.full((count,), 1 / count)
     weights = scores.clamp(min=1e-3)
     if views.poses is not None:
-        away = views.poses.detach().float().cpu()[:, :2].square().sum(1)
-        weights = weights * (-away / (2 * _POSE_WIDTH**2)).exp().clamp(min=1e-6)
+        squared_angle = views.poses.detach().float().cpu()[:, :2].square().sum(1)
+        weights = weights * (-squared_angle / (2 * _POSE_WIDTH**2)).exp().clamp(min=1e-6)
     return weights / weights.sum()
 
 

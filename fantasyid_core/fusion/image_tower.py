@@ -102,7 +102,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         q, k, v = self.q_proj(x) + self.q_bias.to(x), self.k_proj(x), self.v_proj(x) + self.v_bias.to(x)
         q, k, v = (y.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for y in (q, k, v))
-        x = F.scaled_dot_product_attention(turn(q, rope), turn(k, rope), v)
+        x = F.scaled_dot_product_attention(apply_rope(q, rope), apply_rope(k, rope), v)
         return self.proj(self.inner_attn_ln(x.transpose(1, 2).flatten(2)))
 
 
@@ -222,9 +222,9 @@ class ImageTower(nn.Module):
                 "This image tower has fewer than 6 blocks; expected EVA02-CLIP-L/14-336, which has 24. "
                 "Download that one."
             )
-        wanted = module.state_dict()
+        expected = module.state_dict()
         load_into(
-            module, {n: t for n, t in state.items() if n in wanted or not live_only}, what="EVA02-CLIP image tower"
+            module, {n: t for n, t in state.items() if n in expected or not live_only}, what="EVA02-CLIP image tower"
         )
         return module.eval().requires_grad_(False)
 
@@ -242,7 +242,7 @@ def rotary(patches: int, head_dim: int) -> tuple[Tensor, Tensor]:
     return grid.cos(), grid.sin()
 
 
-def turn(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate neighbouring channel pairs of (B, heads, N, head_dim)."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return x * rope[0] + torch.stack([-odd, even], -1).flatten(-2) * rope[1]

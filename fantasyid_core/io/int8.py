@@ -28,7 +28,7 @@ def pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     packed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.ndim > 1 and tensor.numel() >= SMALLEST:
-            packed[name], packed[name + SCALE] = _rows(name, tensor)
+            packed[name], packed[name + SCALE] = _quantize(name, tensor)
         else:
             packed[name] = tensor
     return packed
@@ -40,20 +40,20 @@ def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         WeightsError: an 8-bit tensor without its scales, scales without their tensor, or not one for each row.
     """
-    whole = {name for name, tensor in tensors.items() if tensor.dtype == torch.int8}
+    quantised = {name for name, tensor in tensors.items() if tensor.dtype == torch.int8}
     scales = {name for name in tensors if name.endswith(SCALE)}
-    if not whole and not scales:
+    if not quantised and not scales:
         return tensors
-    for name in sorted(whole | {scale.removesuffix(SCALE) for scale in scales}):
+    for name in sorted(quantised | {scale.removesuffix(SCALE) for scale in scales}):
         _check(name, tensors)
     return {
-        name: _product(tensor, tensors[name + SCALE]) if name in whole else tensor
+        name: _dequantize(tensor, tensors[name + SCALE]) if name in quantised else tensor
         for name, tensor in tensors.items()
         if name not in scales
     }
 
 
-def _rows(name: str, tensor: Tensor) -> tuple[Tensor, Tensor]:
+def _quantize(name: str, tensor: Tensor) -> tuple[Tensor, Tensor]:
     # Rounded to fp16 first, as it is read back: the largest value of a row then survives exactly, so its scale does.
     rows = tensor.detach().to(torch.float16).float()
     if not rows.isfinite().all():
@@ -63,15 +63,15 @@ def _rows(name: str, tensor: Tensor) -> tuple[Tensor, Tensor]:
         )
     # Not in fp16, which would round the scales of rows below 0.008 coarsely and of those below 4e-6 to zero.
     scale = rows.flatten(1).abs().amax(1) / STEPS
-    steps = rows / _beside(scale.clamp(min=torch.finfo(scale.dtype).tiny), rows)  # rows of zeros have the scale 0
-    return steps.round().to(torch.int8), scale
+    values = rows / _per_row(scale.clamp(min=torch.finfo(scale.dtype).tiny), rows)  # rows of zeros have the scale 0
+    return values.round().to(torch.int8), scale
 
 
-def _product(tensor: Tensor, scale: Tensor) -> Tensor:
-    return (tensor.float() * _beside(scale.float(), tensor)).to(torch.float16)
+def _dequantize(tensor: Tensor, scale: Tensor) -> Tensor:
+    return (tensor.float() * _per_row(scale.float(), tensor)).to(torch.float16)
 
 
-def _beside(scale: Tensor, tensor: Tensor) -> Tensor:
+def _per_row(scale: Tensor, tensor: Tensor) -> Tensor:
     return scale.view(-1, *(1,) * (tensor.ndim - 1))
 
 

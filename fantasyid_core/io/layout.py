@@ -64,7 +64,7 @@ def _places(folder: Path) -> dict[str, list[Path]]:
         "face_model": ("face_model", FLAME_NAMES),
         "topology": ("face_model", TOPOLOGIES),
     }
-    return {part: [folder / within / name for name in those] for part, (within, those) in names.items()}
+    return {part: [folder / subfolder / name for name in files] for part, (subfolder, files) in names.items()}
 
 
 def save_part(
@@ -75,7 +75,7 @@ def save_part(
     *,
     shards: int | Callable[[int], int] = 1,
     dtype: torch.dtype | None = None,
-    eight_bits: bool = False,
+    int8: bool = False,
 ) -> None:
     """Write one part of a model: `name`.safetensors, or about equal shards of it with an index, and `config.json`.
 
@@ -84,25 +84,25 @@ def save_part(
     Args:
         shards: how many; or a function of the bytes that are stored.
         dtype: of the floating-point tensors in the file; None keeps theirs.
-        eight_bits: store matrices as `eight_bits.pack` does.
+        int8: store matrices as `int8.pack` does.
 
     Raises:
         SaveError: the disk refuses a file.
         WeightsError: values that 8 bits cannot stand for.
     """
     tensors = {key: _plain(tensor, dtype) for key, tensor in tensors.items()}
-    if eight_bits:
+    if int8:
         tensors = pack(tensors)
     size = sum(tensor.nbytes for tensor in tensors.values())
     shards = shards if isinstance(shards, int) else shards(size)
-    files = {f"{name}.safetensors": list(tensors)} if shards == 1 else _shared_out(tensors, name, shards)
+    files = {f"{name}.safetensors": list(tensors)} if shards == 1 else _shard(tensors, name, shards)
     for file, keys in files.items():
         save_tensors({key: tensors[key] for key in keys}, folder / file)
     index = f"{name}.safetensors.index.json"
     if shards > 1:
         where = {key: file for file, keys in files.items() for key in keys}
         write_json(folder / index, {"metadata": {"total_size": size}, "weight_map": where})
-    _remove_others(folder, name, {*files, index} if shards > 1 else {*files})
+    _remove_stale(folder, name, {*files, index} if shards > 1 else {*files})
     if config is not None:
         write_json(folder / "config.json", config)
 
@@ -126,7 +126,7 @@ def _plain(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to("cpu", dtype or tensor.dtype, copy=True).contiguous()
 
 
-def _shared_out(tensors: Mapping[str, Tensor], name: str, shards: int) -> dict[str, list[str]]:
+def _shard(tensors: Mapping[str, Tensor], name: str, shards: int) -> dict[str, list[str]]:
     """File name → names of its tensors: the largest tensor first, each into the file that is emptiest so far.
 
     Whatever the tensors' order, the files are the same.
@@ -139,11 +139,11 @@ def _shared_out(tensors: Mapping[str, Tensor], name: str, shards: int) -> dict[s
     return {f"{name}-{i + 1:05}-of-{shards:05}.safetensors": names for i, names in enumerate(keys)}
 
 
-def _remove_others(folder: Path, name: str, kept: set[str]) -> None:
-    """Remove the safetensors files, shards and index of the part `name` but those that are `kept`."""
+def _remove_stale(folder: Path, name: str, keep: set[str]) -> None:
+    """Remove the safetensors files, shards and index of the part `name` but those that are `keep`."""
     ours = re.compile(re.escape(name) + r"(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
     for path in folder.iterdir():
-        if ours.fullmatch(path.name) and path.name not in kept:
+        if ours.fullmatch(path.name) and path.name not in keep:
             try:
                 path.unlink()
             except OSError as error:

@@ -25,17 +25,19 @@ def files_in(folder: str | Path, suffixes: Sequence[str], *, below: bool = False
     A folder that is not there, or may not be read, has no files.
     """
     folders = _folders(Path(folder)) if below else [Path(folder)]
-    return sorted(path for each in folders for path in _visible(each) if has_suffix(path, suffixes) and path.is_file())
+    return sorted(
+        path for directory in folders for path in _visible(directory) if has_suffix(path, suffixes) and path.is_file()
+    )
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    seen = set()
+    visited = set()
     for place, names, _ in os.walk(folder, followlinks=True):
         names[:] = sorted(name for name in names if not is_hidden(name))
-        if (real := os.path.realpath(place)) in seen:  # a link to a folder above
+        if (real := os.path.realpath(place)) in visited:  # a link to a folder above
             names.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         yield Path(place)
 
 

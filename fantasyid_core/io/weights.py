@@ -174,14 +174,14 @@ def load_into(
     Raises:
         WeightsError: names are missing or left over, or a shape differs.
     """
-    wanted, ignored = {name: tensor.shape for name, tensor in module.state_dict().items()} | dict(late), tuple(ignore)
-    missing = [name for name in wanted if name not in tensors and not name.startswith(ignored)]
-    unknown = [name for name in tensors if name not in wanted and not name.startswith(ignored)]
-    shared = {name: tensors[name] for name in wanted if name in tensors}
+    expected, ignored = {name: tensor.shape for name, tensor in module.state_dict().items()} | dict(late), tuple(ignore)
+    missing = [name for name in expected if name not in tensors and not name.startswith(ignored)]
+    unknown = [name for name in tensors if name not in expected and not name.startswith(ignored)]
+    matching = {name: tensors[name] for name in expected if name in tensors}
     shapes = [
-        f"{name} expected {tuple(wanted[name])} found {tuple(tensor.shape)}"
-        for name, tensor in shared.items()
-        if tensor.shape != wanted[name]
+        f"{name} expected {tuple(expected[name])} found {tuple(tensor.shape)}"
+        for name, tensor in matching.items()
+        if tensor.shape != expected[name]
     ]
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
@@ -190,19 +190,19 @@ def load_into(
     ]
     if problems:
         raise WeightsError(
-            f"These weights are not of this {what}: of {len(wanted)} tensors {'; '.join(problems)}. "
+            f"These weights are not of this {what}: of {len(expected)} tensors {'; '.join(problems)}. "
             "Check that the file belongs to this model and that config.json lies beside it."
         )
-    module.load_state_dict(shared, strict=False, assign=True)
+    module.load_state_dict(matching, strict=False, assign=True)
 
 
 def _read_file(path: Path, open_file: OpenFile) -> dict[str, Tensor]:
     refuse_foreign(path)
-    known = is_safetensors(path)
-    named = has_suffix(path, SAFETENSORS)
-    if named and known is False:  # PyTorch itself goes by the name
+    has_header = is_safetensors(path)
+    has_name = has_suffix(path, SAFETENSORS)
+    if has_name and has_header is False:  # PyTorch itself goes by the name
         raise WeightsError(f"{path} is a PyTorch file, though its name says safetensors: rename it to end with .bin.")
-    return _opened(path, open_file) if named or known else _read_pickled(path)
+    return _opened(path, open_file) if has_name or has_header else _read_pickled(path)
 
 
 def _opened(path: Path, open_file: OpenFile) -> dict[str, Tensor]:
@@ -219,10 +219,10 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         except RuntimeError:  # files of before PyTorch 1.6 cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error))
+        global_name = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error))
         raise WeightsError(
             f"{path} was refused: it is no weights file, or holds more than tensors and could run code when loaded"
-            f"{f' (it names {named[1]})' if named else ''}. Nothing of it was executed. {AGAIN}"
+            f"{f' (it names {global_name[1]})' if global_name else ''}. Nothing of it was executed. {AGAIN}"
         ) from error
     except Exception as error:  # a damaged pickle fails in any way
         raise _unreadable(path, error) from error

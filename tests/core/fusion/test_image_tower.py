@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fantasyid_core.errors import WeightsError
-from fantasyid_core.fusion.image_tower import ImageTower, rotary, turn
+from fantasyid_core.fusion.image_tower import ImageTower, apply_rope, rotary
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_attention_sees_positions_only_relative_to_each_other(tower):
     q, k = torch.randn(2, 64)
 
     def meet(a: int, b: int) -> Tensor:
-        return turn(q, (cosine[a], sine[a])) @ turn(k, (cosine[b], sine[b]))
+        return apply_rope(q, (cosine[a], sine[a])) @ apply_rope(k, (cosine[b], sine[b]))
 
     assert torch.allclose(meet(0, 27), meet(100, 127), atol=1e-4)
     assert not torch.allclose(meet(0, 27), meet(0, 28), atol=1e-4)

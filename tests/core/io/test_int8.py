@@ -173,7 +173,7 @@ def test_a_pytorch_file_may_be_packed_too(layer, tmp_path: Path):
 
 def test_parts_are_saved_in_8_bits_on_demand_and_shared_out_by_what_is_stored(layer, tmp_path: Path):
     layer |= {f"w{i}": draw(64, 80, seed=i) for i in range(5)}
-    save_part(tmp_path, layer, None, "model", shards=3, dtype=torch.float16, eight_bits=True)
+    save_part(tmp_path, layer, None, "model", shards=3, dtype=torch.float16, int8=True)
     expected = pack({name: x.half() if x.is_floating_point() else x for name, x in layer.items()})
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in expected.values())
@@ -191,7 +191,7 @@ def test_parts_are_saved_as_they_are_by_default(layer, tmp_path: Path):
 
 def test_how_many_files_may_depend_on_the_bytes_that_are_stored(layer, tmp_path: Path):
     asked = []
-    save_part(tmp_path, layer, None, "model", shards=lambda size: asked.append(size) or 2, eight_bits=True)
+    save_part(tmp_path, layer, None, "model", shards=lambda size: asked.append(size) or 2, int8=True)
     assert asked == [sum(x.nbytes for x in pack(layer).values())]
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
@@ -227,7 +227,7 @@ def host(host_script, standin: Path, tmp_path_factory: pytest.TempPathFactory) -
     save_part(plain / "transformer", weights.read(packed / "transformer"), None, "diffusion_pytorch_model")
     for path in pack_weights.FILES.values():
         save_part(plain / path.parent, weights.read(packed / path), None, path.stem)
-    return host_script("eight_bits.py", tmp_path_factory.mktemp("host"), packed, plain)
+    return host_script("int8.py", tmp_path_factory.mktemp("host"), packed, plain)
 
 
 def test_the_stand_in_is_packed_for_the_host(host):
