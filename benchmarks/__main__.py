@@ -40,8 +40,8 @@ def measure(bench: Bench, modes: list[Mode]) -> Iterator[Row]:
         try:
             yield from mode.rows(bench, mode.name)
         except Exception as error:
-            words = (str(error).strip().splitlines() or [""])[0][:300]
-            log.error("%s: failed: %s: %s", mode.name, type(error).__name__, words)
+            reason = (str(error).strip().splitlines() or [""])[0][:300]
+            log.error("%s: failed: %s: %s", mode.name, type(error).__name__, reason)
         gc.collect()
         reset_peak()
 
@@ -91,8 +91,8 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING)
     if arguments.list:
         for mode in MODES:
-            left_out = " (only by name)" if mode.by_name else ""
-            print(mode.name + left_out if mode in chosen(arguments.smoke, ".") else f"{mode.name} (not here)")
+            remark = " (only by name)" if mode.by_name else ""
+            print(mode.name + remark if mode in chosen(arguments.smoke, ".") else f"{mode.name} (not here)")
         return 0
     rows = run(arguments, lambda text: print(text, file=sys.stderr, flush=True))
     print(report.table(rows, AS_RELEASED))

@@ -58,7 +58,7 @@ class Nano:
         from pack.nodes.host.sampler import ReleaseSampler
         from pack.nodes.sampling import trailing_sigmas
 
-        self.evaluations, made, start = 0, [], time.perf_counter()
+        self.evaluations, latents, start = 0, [], time.perf_counter()
         for number, (model, prompt) in enumerate(zip(self.models, self.prompts, strict=True)):
             changed = change(model)
             guider = comfy.samplers.CFGGuider(changed)
@@ -68,9 +68,9 @@ class Nano:
             noise = torch.randn(self.size, generator=generator)
             sampler = ReleaseSampler(scheduler, steps, generator)
             sigmas = trailing_sigmas(changed, steps)
-            made.append(guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=0, disable_pbar=True))
+            latents.append(guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=0, disable_pbar=True))
         synchronize()
-        return made, self.evaluations, time.perf_counter() - start
+        return latents, self.evaluations, time.perf_counter() - start
 
 
 def caches() -> Iterator[tuple[str, Callable]]:
@@ -98,8 +98,8 @@ def table(host: Nano, scheduler: str, steps: int) -> None:
     print(f"| exact | 0 % | 0 | {seconds:.1f} |", flush=True)
 
     def row(name: str, change: Callable, of: int = steps) -> None:
-        made, ran, took = host.videos(change, scheduler, of)
-        error = sum(map(relative_error, made, exact)) / len(made)
+        latents, ran, took = host.videos(change, scheduler, of)
+        error = sum(map(relative_error, latents, exact)) / len(latents)
         print(f"| {name} | {100 * (1 - ran / full):.0f} % | {error:.4f} | {took:.1f} |", flush=True)
 
     for name, change in caches():

@@ -21,11 +21,11 @@ def rows(bench: Bench, name: str) -> Iterator[Row]:
     try:
         model = host.compiled(add_injection(plain, Injection(host.tokens)))
         row, _ = host.run(name, model, exact, tell_first=True)
-        made, before = _graphs() - before, _graphs()
+        count, before = _graphs() - before, _graphs()
         host.noise, host.text = noise.flip(0, 2), text.flip(1)
         other = Injection(torch.cat([host.tokens, host.tokens[:9]]), 0.7, 0.1, 0.9)
         host.run(name, host.compiled(add_injection(plain, other)), steps=4)
-        again = f"{made} graphs, {_graphs() - before} more for another prompt, seed, strength, identity"
+        again = f"{count} graphs, {_graphs() - before} more for another prompt, seed, strength, identity"
         yield Row(row.name, row.milliseconds, row.peak, row.error, "; ".join(filter(None, (row.note, again))))
     finally:
         host.noise, host.text = noise, text

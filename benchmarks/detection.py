@@ -17,7 +17,7 @@ from fantasyid_core.detection.faces import detect, detect_batch
 from fantasyid_lab.people.clip import still
 from fantasyid_lab.people.person import TEST, person
 from fantasyid_lab.people.render import render
-from tools.measure.labelled_faces import judge, photos
+from tools.measure.labelled_faces import count_errors, photos
 
 LIMITS = 60.0, 25.0, 25.0  # degrees of yaw, pitch and roll
 
@@ -34,7 +34,7 @@ def photo_table(device: str, detectors: dict) -> None:
             detect(photo, find=find)
             milliseconds, faces = _timed(lambda photo=photo, find=find: detect(photo, find=find), device)
             boxes, scores = [face.box.tolist() for face in faces], [face.score for face in faces]
-            missed, false = judge(label, boxes, scores)
+            missed, false = count_errors(label, boxes, scores)
             counts = (len(label.people), missed, false, milliseconds)
             total[name] = [a + b for a, b in zip(total[name], counts, strict=True)]
             cells.append(f"{len(label.people) - missed}{' + ' + str(false) + ' false' if false else ''}")

@@ -186,10 +186,10 @@ class Bench:
                 run = self.server.run(graph, timeout, follow)
             except TimeoutError as error:
                 self.server.interrupt()
-                return self._told(Measured(name, self.patcher, time.monotonic() - start, 0, peak[0], note=str(error)))
+                return self._report(Measured(name, self.patcher, time.monotonic() - start, 0, peak[0], note=str(error)))
             seconds = time.monotonic() - start
         if run.error:
-            return self._told(
+            return self._report(
                 Measured(name, self.patcher, seconds, 0, peak[0], note=f"FAILED: {run.error.message[:300]}")
             )
         self.latents[name] = list(_latents(self.server, run))
@@ -200,9 +200,9 @@ class Bench:
             parts = pairwise([*began, ("", start + seconds - (RELEASED_STEPS - steps) * step)])
             long = [f"{name} {end - at:.1f} s" for (name, at), (_, end) in parts if end - at > 0.5]
             note = f"{steps} steps done, {RELEASED_STEPS} reckoned; done: {', '.join(long)}"
-        return self._told(Measured(name, self.patcher, seconds, step, peak[0], note=note))
+        return self._report(Measured(name, self.patcher, seconds, step, peak[0], note=note))
 
-    def _told(self, measured: Measured) -> Measured:
+    def _report(self, measured: Measured) -> Measured:
         self.say(line(measured))
         return measured
 

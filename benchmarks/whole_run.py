@@ -30,13 +30,13 @@ def rows(bench: Bench, name: str, taken: int = 0) -> Iterator[Row]:
     run = Run(bench)
     total = 0.0
     for part, do in run.phases():
-        with phase(taken) as found:
-            do(found)
-        milliseconds, note = 1000 * found.seconds, ""
-        if found.ends:
-            milliseconds, note = _of_all_steps(found)
+        with phase(taken) as measurement:
+            do(measurement)
+        milliseconds, note = 1000 * measurement.seconds, ""
+        if measurement.ends:
+            milliseconds, note = _of_all_steps(measurement)
         total += milliseconds
-        yield Row(f"{name}: {part}", milliseconds, found.peak, note=note, kind=PHASE)
+        yield Row(f"{name}: {part}", milliseconds, measurement.peak, note=note, kind=PHASE)
     yield Row(f"{name}: all of it", total, 0.0, note=run.check(), kind=PHASE)
 
 
@@ -45,10 +45,12 @@ def on_a_card_with(gib: float) -> Callable[[Bench, str], Iterator[Row]]:
 
     def limited(bench: Bench, name: str) -> Iterator[Row]:
         with bench.host.only_free(gib) as taken:
-            found = list(rows(bench, name, taken))
-        *parts, whole = found
-        told = [f"{row.name.rpartition(': ')[2]} {row.milliseconds / 1000:.1f} s ({row.peak:.1f} GiB)" for row in parts]
-        note = "; ".join([*told, whole.note, *{row.note for row in parts if row.note}])
+            measurements = list(rows(bench, name, taken))
+        *parts, whole = measurements
+        times = [
+            f"{row.name.rpartition(': ')[2]} {row.milliseconds / 1000:.1f} s ({row.peak:.1f} GiB)" for row in parts
+        ]
+        note = "; ".join([*times, whole.note, *{row.note for row in parts if row.note}])
         yield Row(name, whole.milliseconds, max(row.peak for row in parts), note=note, kind=PHASE)
 
     return limited

@@ -60,10 +60,10 @@ def _subdivide(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Transfo
         finer += [(a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca)]
     edges = torch.tensor(list(middle))
     points = torch.cat([vertices, normalize(vertices[edges].mean(1))])
-    kept = torch.arange(len(vertices))
+    old = torch.arange(len(vertices))
     new = torch.arange(len(edges)) + len(vertices)
-    rows, columns = torch.cat([kept, new, new]), torch.cat([kept, edges[:, 0], edges[:, 1]])
-    values = torch.cat([torch.ones(len(kept)), torch.full((2 * len(new),), 0.5)])
+    rows, columns = torch.cat([old, new, new]), torch.cat([old, edges[:, 0], edges[:, 1]])
+    values = torch.cat([torch.ones(len(old)), torch.full((2 * len(new),), 0.5)])
     return points, torch.tensor(finer), (rows, columns, values, (len(points), len(vertices)))
 
 

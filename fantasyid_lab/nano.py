@@ -298,12 +298,12 @@ def write(model: Nano, folder: Path, parts: Collection[str] = PARTS) -> Path:
     if "text_encoder" in parts:
         tensors = {name: x for name, x in model.text.state_dict().items() if name != "encoder.embed_tokens.weight"}
         config = model.text.config
-        kept = {name: getattr(config, name) for name in _text_config(8, 8, 1, 1) if hasattr(config, name)}
-        save_part(folder / "text_encoder", tensors, kept, "model", shards=shards, dtype=half)
+        config = {name: getattr(config, name) for name in _text_config(8, 8, 1, 1) if hasattr(config, name)}
+        save_part(folder / "text_encoder", tensors, config, "model", shards=shards, dtype=half)
     if "transformer" in parts:
-        kept = torch.bfloat16 if model.transformer.proj_out.weight.dtype == torch.bfloat16 else half
+        dtype = torch.bfloat16 if model.transformer.proj_out.weight.dtype == torch.bfloat16 else half
         tensors = published_tensors(model)
-        save_part(folder / "transformer", tensors, model.config, "diffusion_pytorch_model", shards=shards, dtype=kept)
+        save_part(folder / "transformer", tensors, model.config, "diffusion_pytorch_model", shards=shards, dtype=dtype)
     if "face_encoder" in parts:
         save_part(folder / "face_encoder", model.encoder.tower.state_dict(), None, "image_tower", dtype=half)
     if "face_model" in parts:

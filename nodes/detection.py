@@ -105,14 +105,14 @@ class FantasyIDDetectFace(FantasyIDNode):
         detector: str = YUNET,
     ) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
-        found = selection.find_face(
+        result = selection.find_face(
             image, select, index, mask, min_score=min_score, find=finder(detector), device=device
         )
-        verdict = assess(found.face)
+        verdict = assess(result.face)
         notes.show(str(verdict))
-        preview = selection.numbered(found.faces, found.face, verdict.word)
-        report = f"{verdict}\n{found.report}"
-        return io.NodeOutput(found.face, found.face.crop[None], preview[None], report, str(verdict))
+        preview = selection.numbered(result.faces, result.face, verdict.word)
+        report = f"{verdict}\n{result.report}"
+        return io.NodeOutput(result.face, result.face.crop[None], preview[None], report, str(verdict))
 
 
 class FantasyIDDrawnFace(FantasyIDNode):

@@ -70,13 +70,13 @@ class FantasyIDDownload(FantasyIDNode):
         plan = download.plan(folder, repository, revision)
         what = f"{len(plan.files)} files, {plan.size / 1e9:.2f} GB, {repository} at {plan.commit}"
         if not confirm:
-            told = (
+            message = (
                 f"Nothing was downloaded yet. It would be {what}, to {folder}. {LICENCES} "
                 "To download it, tick 'confirm' and run again."
             )
-            notes.show(told)
+            notes.show(message)
             # Not red: this is the answer that was asked for. What hangs on the model's name waits without a word.
-            return io.NodeOutput(ExecutionBlocker(None), ui={"text": [told]})
+            return io.NodeOutput(ExecutionBlocker(None), ui={"text": [message]})
         logging.info("FantasyID: downloading %s to %s", what, folder)
         bar = comfy.utils.ProgressBar(1000)
 
@@ -87,9 +87,9 @@ class FantasyIDDownload(FantasyIDNode):
                 bar.update_absolute(permille)
 
         download.fetch(plan, folder, progress)
-        told = f"Downloaded: {what}, to {folder}. Press R, then choose '{folder_name}' in FantasyID Load Model."
-        notes.show(told)
-        return io.NodeOutput(folder_name, ui={"text": [told]})
+        message = f"Downloaded: {what}, to {folder}. Press R, then choose '{folder_name}' in FantasyID Load Model."
+        notes.show(message)
+        return io.NodeOutput(folder_name, ui={"text": [message]})
 
 
 NODES = [FantasyIDDownload]

@@ -45,9 +45,9 @@ class FantasyIDFuse(FantasyIDNode):
 
     @classmethod
     def run(cls, encoder, views, mesh, combine: str) -> io.NodeOutput:
-        mesh, told = into_space(mesh, encoder.template)
-        if told:
-            notes.warn(told)
+        mesh, warning = into_space(mesh, encoder.template)
+        if warning:
+            notes.warn(warning)
         return io.NodeOutput(encoder.fuse(views, mesh, combine))
 
 

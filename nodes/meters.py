@@ -87,9 +87,9 @@ class FantasyIDLikenessMeter(FantasyIDNode):
         bar = comfy.utils.ProgressBar(len(frames))
         device = comfy.model_management.get_torch_device()
         others = () if gallery is None else list(gallery)
-        found = meters.measure_likeness(frames, photo, landmarks, chosen, device, lambda: bar.update(1), others)
-        notes.show(found.report.partition("\n")[0])
-        return io.NodeOutput(found.mean, found.between_frames, found.plot[None], found.report)
+        result = meters.measure_likeness(frames, photo, landmarks, chosen, device, lambda: bar.update(1), others)
+        notes.show(result.report.partition("\n")[0])
+        return io.NodeOutput(result.mean, result.between_frames, result.plot[None], result.report)
 
 
 class FantasyIDMotionMeter(FantasyIDNode):
@@ -126,9 +126,9 @@ class FantasyIDMotionMeter(FantasyIDNode):
         device = comfy.model_management.get_torch_device()
         [regressor] = on_device([(attribute_network, paths.resolve(REGRESSOR_MODEL) / "judge")])
         bar = comfy.utils.ProgressBar(len(frames))
-        found = meters.measure_motion(frames, regressor, device, lambda: bar.update(1))
-        report, plot = meters.motion_report(found), meters.motion_plot(found)
-        return io.NodeOutput(found.face, found.head, plot[None], report)
+        result = meters.measure_motion(frames, regressor, device, lambda: bar.update(1))
+        report, plot = meters.motion_report(result), meters.motion_plot(result)
+        return io.NodeOutput(result.face, result.head, plot[None], report)
 
 
 NODES = [FantasyIDLikenessMeter, FantasyIDMotionMeter]

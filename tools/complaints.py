@@ -33,17 +33,17 @@ def complaint(comfy: ComfyServer, graph: Graph) -> Complaint:
     return found
 
 
-def check(comfy: ComfyServer, graph: Graph, name: str, *words: str) -> None:
+def check(comfy: ComfyServer, graph: Graph, name: str, *expected: str) -> None:
     """Run a bad graph: the node `name` must complain, in these words among others."""
     found = complaint(comfy, graph)
     assert found.node == name, found
-    assert [word for word in words if word not in found.message] == [], found.message
+    assert [word for word in expected if word not in found.message] == [], found.message
 
 
 def check_choice(comfy: ComfyServer, graph: Graph, name: str, choices: tuple[str, ...]) -> None:
     """Run a graph with a choice that its node `name` does not list: the server says what there is, or the node does."""
-    words = [f"not in {list(choices)}"] if checks_choices() else ["choose one of", ", ".join(choices)]
-    check(comfy, graph, name, *words)
+    expected = [f"not in {list(choices)}"] if checks_choices() else ["choose one of", ", ".join(choices)]
+    check(comfy, graph, name, *expected)
 
 
 def good(photo: str) -> Graph:

@@ -45,9 +45,9 @@ def _switch_on_dynamic_vram() -> None:
     import comfy_aimdo.control
 
     # before CUDA is used
-    known = inspect.signature(comfy_aimdo.control.init).parameters  # ComfyUI 0.19's takes none
-    asked = {"simple_vram_headroom": None, "nvml_pressure": True}
-    comfy_aimdo.control.init(**{name: value for name, value in asked.items() if name in known})
+    parameters = inspect.signature(comfy_aimdo.control.init).parameters  # ComfyUI 0.19's takes none
+    options = {"simple_vram_headroom": None, "nvml_pressure": True}
+    comfy_aimdo.control.init(**{name: value for name, value in options.items() if name in parameters})
     import comfy.memory_management
     import comfy.model_management
     import comfy.model_patcher

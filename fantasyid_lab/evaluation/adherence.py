@@ -138,8 +138,8 @@ def compare(shown: Sequence[Shown], labels: Sequence[ClipLabels], stated: Sequen
     def share(name: str, stated_only: bool) -> float:
         return _mean(
             getattr(s, name) == getattr(label, name)
-            for s, label, words in rows
-            if (name in words if stated_only else not getattr(label, name))
+            for s, label, stated_names in rows
+            if (name in stated_names if stated_only else not getattr(label, name))
         )
 
     positive = {name: share(name, True) for name in EXPRESSIONS}

@@ -56,19 +56,19 @@ def photos(case: Case, count: int) -> list[Clip]:
     return [case.reference, *(still(case.reference.person, 1 + k) for k in range(1, count))]
 
 
-def show(clips: list[Clip], device: torch.device | str = "cpu", batch: int = 8, every: int = 1) -> RenderedClips:
+def show(clips: list[Clip], device: torch.device | str = "cpu", batch: int = 8, stride: int = 1) -> RenderedClips:
     """Render clips at 160 px, `batch` at a time, every so many frames of each; results on the CPU."""
     parts = []
     for start in range(0, len(clips), batch):
-        chosen = [thinned(one, every) for one in clips[start : start + batch]]
+        chosen = [thinned(one, stride) for one in clips[start : start + batch]]
         parts.append(render(chosen, SIZE, device=device))
     names = [field.name for field in fields(RenderedClips)]
     return RenderedClips(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in names))
 
 
-def thinned(one: Clip, every: int) -> Clip:
+def thinned(one: Clip, stride: int) -> Clip:
     """The clip with every so many of its frames."""
-    return replace(one, pose=one.pose[::every], expression=one.expression[::every], camera=one.camera[::every])
+    return replace(one, pose=one.pose[::stride], expression=one.expression[::stride], camera=one.camera[::stride])
 
 
 def as_bytes(frames: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def measure_truth(
         readings = executor.submit(lambda: [read_attributes(regressor, frames) for frames in target])
         others = executor.submit(
             lambda: [
-                cases.show([getattr(case, name) for case in drawn_cases], device, every=EMBED_EVERY).frames
+                cases.show([getattr(case, name) for case in drawn_cases], device, stride=EMBED_EVERY).frames
                 for name in ("reference", "gallery", "stranger")
             ]
         )

@@ -74,12 +74,12 @@ def caption(rng: np.random.Generator, person: "Person", scene: Scene, labels: Cl
     does = _joined(phrases_used[:MAX_EVENTS])
     kind = rng.integers(3) if does else 3
     if kind == 0:  # all in one sentence
-        return _finish(pick, _words(who, worn, does, behind))
+        return _finish(pick, _join(who, worn, does, behind))
     if kind == 1:  # the setting first
-        return _finish(pick, _words(who, worn, behind)) + f" {'She' if female else 'He'} {does}."
+        return _finish(pick, _join(who, worn, behind)) + f" {'She' if female else 'He'} {does}."
     if kind == 2 and behind:
-        return f"{behind[0].upper()}{behind[1:]}, {_words(who, worn, does)}."
-    return _finish(pick, _words(who, worn, does, behind))
+        return f"{behind[0].upper()}{behind[1:]}, {_join(who, worn, does)}."
+    return _finish(pick, _join(who, worn, does, behind))
 
 
 def stated_labels(text: str, labels: ClipLabels) -> set[str]:
@@ -137,7 +137,7 @@ def _joined(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1] if parts else ""
 
 
-def _words(*parts: str) -> str:
+def _join(*parts: str) -> str:
     return " ".join(part for part in parts if part)
 
 

@@ -82,8 +82,8 @@ class Checkpoint:
         if not self.accelerator.is_main_process:
             return
         for i, state in enumerate(states):
-            kept = {_plain(n): x.detach().cpu().contiguous() for n, x in state.items() if _plain(n) in self._trained}
-            torch.save(kept, Path(folder) / f"trained_{i}.pt")  # shared tensors allowed
+            trained = {_plain(n): x.detach().cpu().contiguous() for n, x in state.items() if _plain(n) in self._trained}
+            torch.save(trained, Path(folder) / f"trained_{i}.pt")  # shared tensors allowed
 
     def _load_trained(self, models: list[nn.Module], folder: str) -> None:
         for i in range(len(models)):

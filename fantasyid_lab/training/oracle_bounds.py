@@ -131,7 +131,7 @@ def measure(
         return likeness.average(vectors(faces, frames, device))
 
     def embed_clips(clips: list[Clip]) -> Tensor:
-        return embed_frames(cases.show(clips, device, every=EMBED_EVERY).frames)
+        return embed_frames(cases.show(clips, device, stride=EMBED_EVERY).frames)
 
     def rerender(shapes: Tensor, paints: Tensor) -> list[Clip]:
         changes = zip(drawn, shapes, paints, strict=True)

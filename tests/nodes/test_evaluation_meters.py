@@ -22,7 +22,7 @@ from tools.graphs import node
 @pytest.fixture(scope="module")
 def clips() -> RenderedClips:
     """Two people, five frames each."""
-    return cases.show([case.target for case in cases.draw(2)], every=6)
+    return cases.show([case.target for case in cases.draw(2)], stride=6)
 
 
 class TrueRegressor(torch.nn.Module):

@@ -37,9 +37,9 @@ def main() -> None:
     out: Path = arguments.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     head = load()
-    kept, mesh = hierarchy(head)
+    indices, mesh = hierarchy(head)
     mesh_hierarchy.save(mesh, out / "topology.safetensors")
-    save_file(face_model(head, kept, mesh.faces[0]), out / "generic_model.safetensors", metadata={"format": "pt"})
+    save_file(face_model(head, indices, mesh.faces[0]), out / "generic_model.safetensors", metadata={"format": "pt"})
     flame.load(out / "generic_model.safetensors")
     mesh_hierarchy.load(out / "topology.safetensors")
     print(f"{out}: levels of {mesh.levels} vertices")
@@ -51,15 +51,15 @@ def hierarchy(head: Head) -> tuple[Tensor, Topology]:
     outside = head.masks[:, names.index("inside-mouth")] < 0.5
     wanted = outside & (head.template[:, 1] > NECK)
     faces = head.faces[(head.parts == SKIN) & wanted[head.faces].all(1)]
-    kept, faces = _largest_piece(faces)
+    indices, faces = _largest_piece(faces)
     levels = []  # of (vertices as indices into the level above, faces)
-    points = head.template[kept]
+    points = head.template[indices]
     for count in LEVELS:
         chosen, faces = _decimated(points, faces, count)
         levels.append((chosen, faces))
         points = points[chosen]
-    kept = kept[levels[0][0]]
-    vertices = [head.template[kept]]
+    indices = indices[levels[0][0]]
+    vertices = [head.template[indices]]
     for chosen, _ in levels[1:]:
         vertices.append(vertices[-1][chosen])
     downs = []
@@ -70,26 +70,26 @@ def hierarchy(head: Head) -> tuple[Tensor, Topology]:
     lists = tuple(spirals(vertices[i], levels[i][1], SPIRAL_LENGTH) for i in range(len(LEVELS) - 1))
     counts = tuple(len(level) for level in vertices)
     faces_of = tuple(faces for _, faces in levels)
-    return kept, Topology(counts, vertices[0].contiguous(), faces_of, tuple(downs), tuple(ups), lists)
+    return indices, Topology(counts, vertices[0].contiguous(), faces_of, tuple(downs), tuple(ups), lists)
 
 
-def face_model(head: Head, kept: Tensor, faces: Tensor) -> dict[str, Tensor]:
-    """FLAME's arrays for the head's vertices `kept`: 100 shapes, 50 expressions, a joint that turns all, landmarks."""
-    count = len(kept)
+def face_model(head: Head, indices: Tensor, faces: Tensor) -> dict[str, Tensor]:
+    """FLAME's arrays for the head's vertices `indices`: 100 shapes, 50 expressions, one root joint, landmarks."""
+    count = len(indices)
     directions = torch.zeros(count, 3, flame.SHAPE_COLUMNS + head.expression_basis.shape[2])
-    directions[..., : head.shape_basis.shape[2]] = head.shape_basis[kept]
-    directions[..., flame.SHAPE_COLUMNS :] = head.expression_basis[kept]
+    directions[..., : head.shape_basis.shape[2]] = head.shape_basis[indices]
+    directions[..., flame.SHAPE_COLUMNS :] = head.expression_basis[indices]
     weights = torch.zeros(count, JOINTS)
     weights[:, 0] = 1
     return {
-        "v_template": head.template[kept].contiguous(),
+        "v_template": head.template[indices].contiguous(),
         "f": faces.int(),
         "shapedirs": directions.half(),
         "posedirs": torch.zeros(count, 3, 9 * (JOINTS - 1), dtype=torch.float16),
         "weights": weights.half(),
         "kintree_table": torch.tensor([[-1, 0, 1, 1, 1], [0, 1, 2, 3, 4]]),
-        "J_regressor": _sums(head, kept, head.joints[-1:], head.joint_basis[-1:]).expand(JOINTS, -1).contiguous(),
-        "landmarks": _landmarks(head, kept),
+        "J_regressor": _sums(head, indices, head.joints[-1:], head.joint_basis[-1:]).expand(JOINTS, -1).contiguous(),
+        "landmarks": _landmarks(head, indices),
         "expressiondeviations": _usual_expressions(),
     }
 
@@ -100,22 +100,22 @@ def _usual_expressions() -> Tensor:
     return torch.stack(codes).square().mean(0).sqrt().clamp(min=0.02)
 
 
-def _landmarks(head: Head, kept: Tensor) -> Tensor:
+def _landmarks(head: Head, indices: Tensor) -> Tensor:
     """(68, V) weights; not all landmarks are vertices of this mesh, and the eyes are not part of it."""
     basis = torch.cat([head.shape_basis, head.expression_basis], 2)
-    return _sums(head, kept, head.template[head.landmarks], basis[head.landmarks])
+    return _sums(head, indices, head.template[head.landmarks], basis[head.landmarks])
 
 
-def _sums(head: Head, kept: Tensor, place: Tensor, basis: Tensor) -> Tensor:
+def _sums(head: Head, indices: Tensor, place: Tensor, basis: Tensor) -> Tensor:
     """(K, V) weights of sums over the vertices that are K of the head's points for any shape, by ridge regression.
 
     Args:
         place: (K, 3) of the mean head; basis: (K, 3, 100 or 150), how they move with its shape, and its expression.
     """
-    own = torch.cat([head.shape_basis, head.expression_basis], 2)[kept, :, : basis.shape[2]]
-    shapes = torch.cat([head.template[kept][..., None], own], 2).flatten(1).double()  # (V, 3 · (1 + basis))
+    own = torch.cat([head.shape_basis, head.expression_basis], 2)[indices, :, : basis.shape[2]]
+    shapes = torch.cat([head.template[indices][..., None], own], 2).flatten(1).double()  # (V, 3 · (1 + basis))
     wanted = torch.cat([place[..., None], basis], 2).flatten(1).double()
-    columns = torch.cat([shapes, torch.ones(len(kept), 1).double()], 1)  # weights that add up to 1
+    columns = torch.cat([shapes, torch.ones(len(indices), 1).double()], 1)  # weights that add up to 1
     target = torch.cat([wanted, torch.ones(len(wanted), 1).double()], 1)
     gram = columns.T @ columns
     gram = gram + 1e-6 * gram.diagonal().mean() * torch.eye(len(gram)).double()
@@ -135,8 +135,8 @@ def _largest_piece(faces: Tensor) -> tuple[Tensor, Tensor]:
         label = new
     of_face = label[faces[:, 0]]
     faces = faces[of_face == of_face.mode().values]
-    kept, numbered = faces.unique(return_inverse=True)
-    return kept, numbered
+    indices, numbered = faces.unique(return_inverse=True)
+    return indices, numbered
 
 
 def _decimated(points: Tensor, faces: Tensor, count: int) -> tuple[Tensor, Tensor]:

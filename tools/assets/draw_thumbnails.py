@@ -27,30 +27,32 @@ def frames(person: str, count: int) -> list[Image.Image]:
 
 def beside(pictures: list[Image.Image]) -> Image.Image:
     """Pictures side by side, the middle of each."""
-    sheet = Image.new("RGB", SIZE)
+    canvas = Image.new("RGB", SIZE)
     width = SIZE[0] / len(pictures)
     for place, picture in enumerate(pictures):
         scale = max(width / picture.width, SIZE[1] / picture.height)
         left, top = (picture.width - width / scale) / 2, (picture.height - SIZE[1] / scale) / 2
         box = (left, top, picture.width - left, picture.height - top)
         start, end = round(place * width), round((place + 1) * width)
-        sheet.paste(picture.resize((end - start, SIZE[1]), box=box), (start, 0))
-    return sheet
+        canvas.paste(picture.resize((end - start, SIZE[1]), box=box), (start, 0))
+    return canvas
 
 
-def thumbnail(people: list[str], filmed: int) -> Image.Image:
-    """The people that a workflow begins with; `filmed` frames of the last one's video if it takes that."""
+def thumbnail(people: list[str], video_frames: int) -> Image.Image:
+    """The people that a workflow begins with; `video_frames` frames of the last one's video if it takes that."""
     photos = [photo(person) for person in people]
-    return beside([*photos[: len(photos) - bool(filmed)], *(frames(people[-1], filmed) if filmed else [])])
+    return beside(
+        [*photos[: len(photos) - bool(video_frames)], *(frames(people[-1], video_frames) if video_frames else [])]
+    )
 
 
 def main() -> None:
     """Write `workflows/NAME.jpg` for every workflow."""
     for workflow in workflows():
         people = [node.widgets["person"] for node in workflow.nodes.values() if "person" in node.widgets]
-        filmed = 3 if any(node.type == "GetVideoComponents" for node in workflow.nodes.values()) else 0
+        video_frames = 3 if any(node.type == "GetVideoComponents" for node in workflow.nodes.values()) else 0
         file = WORKFLOWS / f"{workflow.name}.jpg"
-        thumbnail(people, filmed).save(file, quality=88, optimize=True)
+        thumbnail(people, video_frames).save(file, quality=88, optimize=True)
 
 
 if __name__ == "__main__":

@@ -78,13 +78,13 @@ def detected(seeds: range, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Landmarks (N, 5, 2) px as the detector finds them in photos of people, where it does, and true poses (N, 3)."""
     landmarks, poses = [], []
     for start in range(0, len(seeds), _RENDERED):
-        drawn = render([posed(seed) for seed in seeds[start : start + _RENDERED]], _PHOTO, device)
-        faces = search(drawn.frames[:, 0], yunet.find, 0.5)
-        for rows, true, pose in zip(faces, drawn.landmarks[:, 0, :5].cpu(), drawn.pose[:, 0].cpu(), strict=True):
-            found = rows[:, 4:14].unflatten(1, (5, 2))
-            apart = (found - true).norm(dim=-1).mean(-1)
-            if len(found) and apart.min() < 0.3 * torch.pdist(true).max():
-                landmarks.append(found[apart.argmin()])
+        rendered = render([posed(seed) for seed in seeds[start : start + _RENDERED]], _PHOTO, device)
+        faces = search(rendered.frames[:, 0], yunet.find, 0.5)
+        for rows, true, pose in zip(faces, rendered.landmarks[:, 0, :5].cpu(), rendered.pose[:, 0].cpu(), strict=True):
+            detections = rows[:, 4:14].unflatten(1, (5, 2))
+            distance = (detections - true).norm(dim=-1).mean(-1)
+            if len(detections) and distance.min() < 0.3 * torch.pdist(true).max():
+                landmarks.append(detections[distance.argmin()])
                 poses.append(pose)
     return torch.stack(landmarks), torch.stack(poses)
 
@@ -100,8 +100,8 @@ def fit(crops: tuple[Tensor, Tensor], landmarks: tuple[Tensor, Tensor], steps: i
         pick = torch.randint(len(grey), (_BATCH,), generator=generator)
         mirrored = torch.rand(_BATCH, generator=generator) < 0.5
         true = torch.where(mirrored[:, None], crops[1][pick] * head_pose.MIRROR, crops[1][pick])
-        seen = torch.where(mirrored[:, None, None, None], grey[pick].flip(3), grey[pick])
-        return (network.of_crops(spoilt(seen, step, generator)) - true).abs().mean()
+        inputs = torch.where(mirrored[:, None, None, None], grey[pick].flip(3), grey[pick])
+        return (network.of_crops(spoilt(inputs, step, generator)) - true).abs().mean()
 
     def landmark_loss(step: int) -> Tensor:
         pick = torch.randint(len(landmarks[0]), (512,), generator=generator)

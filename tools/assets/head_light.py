@@ -26,13 +26,13 @@ def openness(vertices: Tensor, faces: Tensor) -> Tensor:
     height, turn = 1 - 2 * index / DIRECTIONS, index * math.pi * (1 + math.sqrt(5))
     width = (1 - height.square()).sqrt()
     directions = torch.stack([width * turn.cos(), height, width * turn.sin()], 1)
-    seen = torch.stack([_lit(lifted, vertices, faces, direction) for direction in directions], 1)
+    visibility = torch.stack([_lit(lifted, vertices, faces, direction) for direction in directions], 1)
 
     weight = (normal @ directions.T).clamp(min=0.02)
-    ambient = (weight * seen).sum(1) / weight.sum(1)
+    ambient = (weight * visibility).sum(1) / weight.sum(1)
     basis = harmonics(directions)
     normal_equations = torch.einsum("vd,di,dj->vij", weight, basis, basis) + 1e-3 * torch.eye(9)
-    coefficients = torch.linalg.solve(normal_equations, torch.einsum("vd,di->vi", weight * seen, basis))
+    coefficients = torch.linalg.solve(normal_equations, torch.einsum("vd,di->vi", weight * visibility, basis))
     return torch.cat([ambient[:, None], coefficients], 1)
 
 

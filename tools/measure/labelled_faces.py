@@ -63,7 +63,7 @@ def photos() -> Iterator[LabelledPhoto]:
         yield LabelledPhoto(name, folder / file, people, others)
 
 
-def judge(label: LabelledPhoto, boxes: list[list[float]], scores: list[float]) -> tuple[int, int]:
+def count_errors(label: LabelledPhoto, boxes: list[list[float]], scores: list[float]) -> tuple[int, int]:
     """How many people were missed, and how many boxes with a score above 0.8 are on no face."""
 
     def holds(box: list[float], point: tuple[int, int]) -> bool:

@@ -54,8 +54,8 @@ def photos(people: int, each: int = max(PHOTOS)) -> Photos:
         torch.from_numpy(np.concatenate([getattr(clip, name) for clip in clips]))
         for name in ("expression", "pose", "camera")
     )
-    seen = project(head.vertices(shape.repeat_interleave(each, 0), expression, pose), camera, SIZE)
-    landmarks = seen[:, head.landmarks, :2] - (SIZE - 1) / 2
+    pixels = project(head.vertices(shape.repeat_interleave(each, 0), expression, pose), camera, SIZE)
+    landmarks = pixels[:, head.landmarks, :2] - (SIZE - 1) / 2
     focal = SIZE / camera[:, 2] * camera[:, 3]
     return Photos(shape, landmarks.unflatten(0, (people, each)), focal.unflatten(0, (people, each)))
 
@@ -89,7 +89,7 @@ def by_photos(
     """
     model = face_model()
     draw = torch.Generator().manual_seed(0)
-    seen = (data.landmarks + noise * torch.randn(data.landmarks.shape, generator=draw))[:, :, :landmarks]
+    noisy = (data.landmarks + noise * torch.randn(data.landmarks.shape, generator=draw))[:, :, :landmarks]
     points, people = model.landmarks[:landmarks], len(data.shape)
 
     def shapes(marks: Tensor, focal: Tensor) -> Tensor:
@@ -104,9 +104,9 @@ def by_photos(
 
     rows = {"mean face": errors(model, torch.zeros_like(data.shape), data.shape)}
     for count in PHOTOS:
-        found = shapes(seen[:, :count], data.focal[:, :count])
-        rows[f"{count} photo{'s' * (count > 1)}"] = errors(model, found, data.shape)
-    single = shapes(seen.flatten(0, 1)[:, None], data.focal.reshape(-1, 1)).unflatten(0, (people, -1))
+        fitted = shapes(noisy[:, :count], data.focal[:, :count])
+        rows[f"{count} photo{'s' * (count > 1)}"] = errors(model, fitted, data.shape)
+    single = shapes(noisy.flatten(0, 1)[:, None], data.focal.reshape(-1, 1)).unflatten(0, (people, -1))
     rows["mean of 8 single fits"] = errors(model, single.mean(1), data.shape)
     pairs = zip(single, data.shape, strict=True)
     each = [[errors(model, code[None], true[None])[1] for code in codes] for codes, true in pairs]

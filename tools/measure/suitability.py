@@ -33,15 +33,15 @@ def main() -> None:
     print("| face | pictures | no face found | " + " | ".join((GOOD, USABLE, UNUSABLE)) + " | hardly a person's |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for label, names in json.loads(LABELS.read_text("utf-8")).items():
-        words, closed, count = Counter(), 0, 0
+        counts, closed, count = Counter(), 0, 0
         for path in files(names, list(map(Path, sys.argv[1:]))):
             count += 1
             if not (faces := detect(load_photo(path))):
-                words["none"] += 1
+                counts["none"] += 1
                 continue
-            words[assess(faces[0]).word] += 1
+            counts[assess(faces[0]).word] += 1
             closed += float(openness(faces[:1])[0]) < -2
-        numbers = (count, words["none"], words[GOOD], words[USABLE], words[UNUSABLE], closed)
+        numbers = (count, counts["none"], counts[GOOD], counts[USABLE], counts[UNUSABLE], closed)
         print(f"| {label} | " + " | ".join(map(str, numbers)) + " |", flush=True)
 
 

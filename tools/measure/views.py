@@ -166,21 +166,21 @@ def turned(people: list) -> None:
 def compared(one, source: tuple[int, int], side: tuple[int, int], size: int = 288) -> tuple[float, float, float]:
     pose = np.array([(*source, 0), (*side, 0)], np.float32)
     camera = np.tile(np.array([[0, -0.03, 0.4, 3.0, 0]], np.float32), (2, 1))
-    seen = still(one, 0)
-    light = dataclasses.replace(seen.scene.light, lamp=np.zeros(3, np.float32), sky=np.full(3, 0.9, np.float32))
-    seen = dataclasses.replace(
-        seen,
+    clip = still(one, 0)
+    light = dataclasses.replace(clip.scene.light, lamp=np.zeros(3, np.float32), sky=np.full(3, 0.9, np.float32))
+    clip = dataclasses.replace(
+        clip,
         pose=pose,
         camera=camera,
-        expression=np.repeat(seen.expression, 2, 0),
-        scene=dataclasses.replace(seen.scene, light=light),
+        expression=np.repeat(clip.expression, 2, 0),
+        scene=dataclasses.replace(clip.scene, light=light),
     )
-    drawn = render([seen], size)
+    rendered = render([clip], size)
     head = load()
-    vertices = head.vertices(one.shape_code[None], torch.from_numpy(seen.expression[:1]), torch.from_numpy(pose[:1]))
+    vertices = head.vertices(one.shape_code[None], torch.from_numpy(clip.expression[:1]), torch.from_numpy(pose[:1]))
     in_photo = project(vertices, torch.from_numpy(camera[:1]), size)[0]
     in_photo[:, 2] = -vertices[0, :, 2] * size / 0.4
-    photo, landmarks = drawn.frames[0], drawn.landmarks[0, :, :5]
+    photo, landmarks = rendered.frames[0], rendered.landmarks[0, :, :5]
     crop, to_crop = align(photo[0], landmarks[0])
     face = DetectedFace(photo[0], torch.tensor([0.0, 0, 160, 160]), landmarks[0], 1, crop, to_crop, HeadPose(*source))
     skin = (head.parts == SKIN) | (head.parts == LEFT_EYE) | (head.parts == RIGHT_EYE)

@@ -3,7 +3,7 @@
 import pytest
 
 from fantasyid_core.detection.faces import detect_batch
-from tools.measure.labelled_faces import LabelledPhoto, judge, photos
+from tools.measure.labelled_faces import LabelledPhoto, count_errors, photos
 
 PHOTOS = [label for label in photos() if max(label.read().shape) <= 700]
 WITH_PEOPLE = [label for label in photos() if label.people and label not in PHOTOS]
@@ -11,7 +11,7 @@ WITH_PEOPLE = [label for label in photos() if label.people and label not in PHOT
 
 def found(label: LabelledPhoto) -> tuple[int, int]:
     (faces,) = detect_batch(label.read()[None])
-    return judge(label, [face.box.tolist() for face in faces], [face.score for face in faces])
+    return count_errors(label, [face.box.tolist() for face in faces], [face.score for face in faces])
 
 
 @pytest.mark.skipif(not PHOTOS, reason="no package with photos is installed")
