@@ -71,7 +71,7 @@ def caption(rng: np.random.Generator, person: "Person", scene: Scene, labels: Cl
     who = _who(pick, person, scene, female)
     worn = pick(_SHIRT).format(c=labels.shirt, a=_a(labels.shirt)) if rng.random() < KEPT else ""
     behind = pick(_BEHIND).format(c=labels.background, a=_a(labels.background)) if rng.random() < KEPT else ""
-    does = _joined(phrases_used[:MAX_EVENTS])
+    does = _enumerate(phrases_used[:MAX_EVENTS])
     kind = rng.integers(3) if does else 3
     if kind == 0:  # all in one sentence
         return _finish(pick, _join(who, worn, does, behind))
@@ -133,7 +133,7 @@ def _who(pick: _Picker, person: "Person", scene: Scene, female: bool) -> str:
     return f"{article} {age}{noun}{hair_phrase}"
 
 
-def _joined(parts: list[str]) -> str:
+def _enumerate(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1] if parts else ""
 
 

@@ -31,7 +31,7 @@ def drawn() -> list[cases.Case]:
 
 @pytest.fixture(scope="module")
 def truth(drawn: list[cases.Case]) -> RenderedClips:
-    return cases.show([case.target for case in drawn], every=4)
+    return cases.show([case.target for case in drawn], stride=4)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_it_measures_how_much_faces_move(regressor: AttributeRegressor):
     template = motion.head_template()
 
     def read(clips: list[Clip]) -> tuple[float, float]:
-        shown, ours, theirs = cases.show(clips, every=2), 0.0, 0.0
+        shown, ours, theirs = cases.show(clips, stride=2), 0.0, 0.0
         for frames, landmarks in zip(shown.frames, shown.landmarks, strict=True):
             reading = attributes.read_attributes(regressor, frames)
             ours += motion.measure(reading.landmarks, template, reading.expression).face

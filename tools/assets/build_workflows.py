@@ -14,11 +14,13 @@ from typing import Any
 from ..browser import ComfyPage, find_browser, open_browser
 from ..comfy_host import ComfyServer
 from ..environment import ROOT
-from .shipped_workflows import Blueprint, Group, Node, Workflow, blueprints, workflows
+from .shipped_workflows import Blueprint, Workflow, blueprints, workflows
+from .workflow_parts import Group, Node, Source
 
 WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
 TITLE, GAP, COLUMN_GAP, PADDING, GROUP_TITLE = 30, 90, 60, 30, 50  # px; what a node says below it takes part of a gap
 SCALE = 0.5  # at which the file opens
+LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 T5 = {
     "name": "t5xxl_fp8_e4m3fn_scaled.safetensors",
     "url": "https://huggingface.co/comfyanonymous/flux_text_encoders/resolve/main/t5xxl_fp8_e4m3fn_scaled.safetensors",
@@ -143,89 +145,121 @@ def identifier(name: str) -> str:
 
 def boxed(inside: dict[str, Any], ids: dict[str, int], blueprint: Blueprint) -> dict[str, Any]:
     """A workflow of one box that holds the graph `inside`, whose nodes have these `ids` by key."""
-    nodes = {node["id"]: node for node in inside["nodes"]}
-    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
-    links = [dict(zip(names, link, strict=True)) for link in inside["links"]]
-    number = max(link["id"] for link in links)
-    box_inputs, box_outputs, shown, values = [], [], [], []
-
-    def add_link(*ends: Any) -> int:
-        links.append(dict(zip(names, (number + 1, *ends), strict=True)))
-        return number + 1
-
-    inputs, outputs = [], []
+    subgraph = _Subgraph(inside, ids, blueprint)
     for place, (name, targets) in enumerate(blueprint.inputs.items()):
-        joined = []
-        for key, socket in targets:
-            node = nodes[ids[key]]
-            slot = next(i for i, each in enumerate(node["inputs"]) if each["name"] == socket)
-            kind = node["inputs"][slot]["type"]
-            number = node["inputs"][slot]["link"] = add_link(-10, place, node["id"], slot, kind)
-            joined.append(number)
-        key, socket = targets[0]
-        first = next(each for each in nodes[ids[key]]["inputs"] if each["name"] == socket)
-        inputs.append({"id": identifier(f"{blueprint.name}/{name}"), "name": name, "type": kind, "linkIds": joined})
-        box_inputs.append({"name": name, "type": kind, "link": None})
-        if "widget" in first:
-            box_inputs[-1]["widget"] = {"name": name}
-            shown.append(["-1", name])
-            values.append(_widget_value(nodes[ids[key]], socket))
-    for place, (name, (key, output)) in enumerate(blueprint.outputs.items()):
-        node = nodes[ids[key]]
-        slot = next(i for i, each in enumerate(node["outputs"]) if each["name"] == output)
-        kind = node["outputs"][slot]["type"]
-        number = add_link(node["id"], slot, -20, place, kind)
-        node["outputs"][slot]["links"] = [*(node["outputs"][slot].get("links") or []), number]
-        outputs.append({"id": identifier(f"{blueprint.name}/{name}"), "name": name, "type": kind, "linkIds": [number]})
-        box_outputs.append({"name": name, "type": kind, "links": []})
-    right = max(node["pos"][0] + node["size"][0] for node in inside["nodes"])
-    last = max(nodes)
-    subgraph = {
-        "id": identifier(blueprint.name),
-        "version": 1,
-        "state": {"lastGroupId": 0, "lastNodeId": last, "lastLinkId": number, "lastRerouteId": 0},
-        "revision": 0,
-        "config": {},
-        "name": blueprint.name,
-        "inputNode": {"id": -10, "bounding": [-220, 60, 160, 40 + 20 * len(inputs)]},
-        "outputNode": {"id": -20, "bounding": [right + 60, 60, 160, 40 + 20 * len(outputs)]},
-        "inputs": inputs,
-        "outputs": outputs,
-        "widgets": [],
-        "nodes": inside["nodes"],
-        "groups": [],
-        "links": links,
-        "extra": {},
-        "category": blueprint.category,
-        "description": blueprint.description,
-    }
+        subgraph.add_input(place, name, targets)
+    for place, (name, source) in enumerate(blueprint.outputs.items()):
+        subgraph.add_output(place, name, source)
     box = {
-        "id": last + 1,
-        "type": subgraph["id"],
+        "id": subgraph.last_node + 1,
+        "type": identifier(blueprint.name),
         "pos": [100, 100],
-        "size": [360, 120 + 30 * len(box_inputs)],
+        "size": [360, 120 + 30 * len(subgraph.box_inputs)],
         "flags": {},
         "order": 0,
         "mode": 0,
-        "inputs": box_inputs,
-        "outputs": box_outputs,
+        "inputs": subgraph.box_inputs,
+        "outputs": subgraph.box_outputs,
         "title": blueprint.name,
-        "properties": {"proxyWidgets": shown, "cnr_id": "comfyui-fantasyid"},
-        "widgets_values": values,
+        "properties": {"proxyWidgets": subgraph.proxy_widgets, "cnr_id": "comfyui-fantasyid"},
+        "widgets_values": subgraph.widget_values,
     }
     return {
         "id": identifier(f"{blueprint.name}.json"),
         "revision": 0,
-        "last_node_id": last + 1,
+        "last_node_id": subgraph.last_node + 1,
         "last_link_id": 0,
         "nodes": [box],
         "links": [],
         "groups": [],
-        "definitions": {"subgraphs": [subgraph]},
+        "definitions": {"subgraphs": [subgraph.definition()]},
         "config": {},
         "extra": {},
         "version": 0.4,
     }
+
+
+class _Subgraph:
+    """A graph on its way into a box: sockets of the box are added one by one."""
+
+    def __init__(self, graph: dict[str, Any], ids: dict[str, int], blueprint: Blueprint):
+        self.blueprint, self.ids = blueprint, ids
+        self.nodes = {node["id"]: node for node in graph["nodes"]}
+        self.last_node = max(self.nodes)
+        self.links = [dict(zip(LINK, link, strict=True)) for link in graph["links"]]
+        self.last_link = max(link["id"] for link in self.links)
+        self.inputs: list[dict] = []
+        self.outputs: list[dict] = []
+        self.box_inputs: list[dict] = []
+        self.box_outputs: list[dict] = []
+        self.proxy_widgets: list[list[str]] = []
+        self.widget_values: list[Any] = []
+
+    def add_input(self, place: int, name: str, targets: list[Source]) -> None:
+        """An input of the box, joined to `targets` inside; a widget of the first is shown on the box."""
+        links = []
+        for key, socket in targets:
+            node, slot = self._slot(key, "inputs", socket)
+            kind = node["inputs"][slot]["type"]
+            node["inputs"][slot]["link"] = self._link(-10, place, node["id"], slot, kind)
+            links.append(self.last_link)
+        self.inputs.append(self._socket(name, kind, links))
+        self.box_inputs.append({"name": name, "type": kind, "link": None})
+        node, slot = self._slot(targets[0][0], "inputs", targets[0][1])
+        if "widget" in node["inputs"][slot]:
+            self.box_inputs[-1]["widget"] = {"name": name}
+            self.proxy_widgets.append(["-1", name])
+            self.widget_values.append(_widget_value(node, targets[0][1]))
+
+    def add_output(self, place: int, name: str, source: Source) -> None:
+        """An output of the box, joined to `source` inside."""
+        node, slot = self._slot(source[0], "outputs", source[1])
+        kind = node["outputs"][slot]["type"]
+        link = self._link(node["id"], slot, -20, place, kind)
+        node["outputs"][slot]["links"] = [*(node["outputs"][slot].get("links") or []), link]
+        self.outputs.append(self._socket(name, kind, [link]))
+        self.box_outputs.append({"name": name, "type": kind, "links": []})
+
+    def definition(self) -> dict[str, Any]:
+        """The subgraph as a workflow file defines it."""
+        nodes = list(self.nodes.values())
+        right = max(node["pos"][0] + node["size"][0] for node in nodes)
+        return {
+            "id": identifier(self.blueprint.name),
+            "version": 1,
+            "state": {
+                "lastGroupId": 0,
+                "lastNodeId": self.last_node,
+                "lastLinkId": self.last_link,
+                "lastRerouteId": 0,
+            },
+            "revision": 0,
+            "config": {},
+            "name": self.blueprint.name,
+            "inputNode": {"id": -10, "bounding": [-220, 60, 160, 40 + 20 * len(self.inputs)]},
+            "outputNode": {"id": -20, "bounding": [right + 60, 60, 160, 40 + 20 * len(self.outputs)]},
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "widgets": [],
+            "nodes": nodes,
+            "groups": [],
+            "links": self.links,
+            "extra": {},
+            "category": self.blueprint.category,
+            "description": self.blueprint.description,
+        }
+
+    def _slot(self, key: str, side: str, name: str) -> tuple[dict[str, Any], int]:
+        node = self.nodes[self.ids[key]]
+        return node, next(i for i, each in enumerate(node[side]) if each["name"] == name)
+
+    def _link(self, *ends: Any) -> int:
+        self.last_link += 1
+        self.links.append(dict(zip(LINK, (self.last_link, *ends), strict=True)))
+        return self.last_link
+
+    def _socket(self, name: str, kind: str, links: list[int]) -> dict[str, Any]:
+        return {"id": identifier(f"{self.blueprint.name}/{name}"), "name": name, "type": kind, "linkIds": links}
 
 
 def _widget_value(node: dict[str, Any], name: str) -> Any:
