@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fantasyid_core.dit import byte_tokens
 from fantasyid_core.dit.injection import LayerAttention
-from fantasyid_core.dit.transformer import run_as_is
+from fantasyid_core.dit.transformer import RunBlock, run_as_is
 from fantasyid_core.sampling.pipeline import Conditions, Guidance, sample
 
 from .. import nano
@@ -51,17 +52,7 @@ class BaseObjective(nn.Module):
         text_embeddings = text if text.is_floating_point() else self.text(input_ids=text).last_hidden_state.float()
         model_input = torch.cat([noisy, torch.zeros_like(noisy)], 2)
         block_outputs: list[Tensor] = []
-
-        def run_block(
-            index: int, block: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary
-        ) -> tuple:
-            hidden_states, encoder_hidden_states = run_as_is(
-                index, block, hidden_states, encoder_hidden_states, temb, rotary
-            )
-            if index == self.options.landmark_block:
-                block_outputs.append(hidden_states)
-            return hidden_states, encoder_hidden_states
-
+        run_block = self._run_block(block_outputs)
         predicted = self.transformer(
             model_input, text_embeddings, timestep, rotary=self.rotary(latents), run_block=run_block
         )
@@ -76,6 +67,17 @@ class BaseObjective(nn.Module):
             "velocity": loss,
             "landmarks": landmark_loss,
         }
+
+    def _run_block(self, block_outputs: list[Tensor]) -> RunBlock:
+        """Runs a block as it is, and appends the hidden states after block `landmark_block`."""
+
+        def run_block(index: int, block: nn.Module, *inputs: Any) -> tuple:
+            hidden_states, encoder_hidden_states = run_as_is(index, block, *inputs)
+            if index == self.options.landmark_block:
+                block_outputs.append(hidden_states)
+            return hidden_states, encoder_hidden_states
+
+        return run_block
 
 
 class BaseStage(Stage):

@@ -18,7 +18,6 @@ from fantasyid_core.errors import TrainingError
 
 from . import pictures
 from .checkpoint import Checkpoint
-from .ema import Ema
 from .rank_sync import Progress, RankSync
 from .stage import Stage
 from .stepper import Stepper
@@ -37,74 +36,118 @@ def train(stage: Stage, accelerator: Accelerator, resume: bool) -> dict[str, flo
         Stopped: asked to end; a checkpoint was written.
         TrainingError: the loss is not finite, or one of several processes is out of memory.
     """
-    settings, context = stage.settings, stage.context
-    stepper = Stepper(stage, accelerator)
-    ema = stepper.ema
-    checkpoint = Checkpoint(context.out / "checkpoints" / settings.stage, accelerator, stage.objective, ema)
-    progress = (checkpoint.load() if resume else None) or {"step": 0, "elapsed": 0.0, "chunks": 0}
-    start_time = context.started - progress["elapsed"]
-    pool = context.pool
-    if pool is not None:
-        pool.restore(max(progress["chunks"], pool.count))
-        pool.prefill(settings.pool.prefill)
-    writer = _Writer(context.out, settings.stage, accelerator.is_main_process)
-    ranks = RankSync(accelerator, start_time)
-    rendered_before = pool.seconds if pool is not None else 0.0
-    step = progress["step"]
-
-    def progress_now(stop: bool = False) -> Progress:
-        return ranks.agree(step, pool.seconds - rendered_before if pool is not None else 0.0, stop)
-
-    def state() -> dict:
-        return {"step": step, "elapsed": now.elapsed, "chunks": pool.count if pool is not None else 0}
-
-    now = progress_now()
-    saved = validated = now.elapsed
-    logged_step, logged_at = step, time.perf_counter()
-    losses: dict[str, Tensor] = {}
+    loop = _Loop(stage, accelerator, resume)
     try:
-        with _stop_requests() as stop:
-            while (done := _done(step, now.elapsed, settings)) < 1:
-                lr = settings.learning_rate * _lr_mult(step, done, settings.warmup)
-                due = step % settings.pool.refresh_every == 0 and now.rendered < settings.pool.share * now.elapsed
-                if pool is not None and due:
-                    pool.refresh()
-                try:
-                    losses = stepper.losses(stage.batch(step, context.generator(step)))
-                except torch.OutOfMemoryError:
-                    _halve(stage, accelerator.num_processes)
-                    stepper.clear()
-                    continue
-                stepper.step(lr)
-                step += 1
-                now = progress_now(stop.requested)
-                if step % settings.log_every == 0 or step == 1:
-                    values = {name: x.detach().item() for name, x in losses.items()}
-                    if not all(map(math.isfinite, values.values())):
-                        raise TrainingError(f"Stage {settings.stage}: the loss is not finite at step {step}: {values}.")
-                    speed = (step - logged_step) / max(time.perf_counter() - logged_at, 1e-9)
-                    logged_step, logged_at = step, time.perf_counter()
-                    writer.losses(step, now.elapsed, lr, speed, values, pool.clips if pool is not None else 0)
-                if now.stop:
-                    checkpoint.save(state())
-                    raise Stopped
-                if now.elapsed - saved > settings.checkpoint_seconds:
-                    checkpoint.save(state())
-                    now = progress_now(stop.requested)
-                    saved = now.elapsed
-                if settings.validate_minutes and now.elapsed - validated > 60 * settings.validate_minutes:
-                    _validate(stage, ema, writer, step, now.elapsed)
-                    now = progress_now(stop.requested)
-                    validated = now.elapsed
-        log.info("Stage %s: %d steps in %.0f s.", settings.stage, step, now.elapsed)
-        with ema.applied():
-            if accelerator.is_main_process:
-                stage.export()
-        checkpoint.save(state())
-        return _validate(stage, ema, writer, step, now.elapsed)
+        return loop.run()
     finally:
-        checkpoint.close()
+        loop.checkpoint.close()
         accelerator.free_memory()
+
+
+class _Loop:
+    """One stage's training.
+
+    Attributes:
+        step: that comes next; progress: how far all ranks are, as last agreed.
+    """
+
+    def __init__(self, stage: Stage, accelerator: Accelerator, resume: bool):
+        settings, context = stage.settings, stage.context
+        self.stage, self.accelerator, self.context, self.pool = stage, accelerator, context, context.pool
+        self.stepper = Stepper(stage, accelerator)
+        self.ema = self.stepper.ema
+        self.checkpoint = Checkpoint(
+            context.out / "checkpoints" / settings.stage, accelerator, stage.objective, self.ema
+        )
+        state = (self.checkpoint.load() if resume else None) or {"step": 0, "elapsed": 0.0, "chunks": 0}
+        if self.pool is not None:
+            self.pool.restore(max(state["chunks"], self.pool.count))
+            self.pool.prefill(settings.pool.prefill)
+        self.writer = _Writer(context.out, settings.stage, accelerator.is_main_process)
+        self.ranks = RankSync(accelerator, context.started - state["elapsed"])
+        self.rendered_before = self.pool.seconds if self.pool is not None else 0.0
+        self.step: int = state["step"]
+        self.progress = self._agree()
+        self.saved = self.validated = self.progress.elapsed
+        self.logged_step, self.logged_at = self.step, time.perf_counter()
+
+    def run(self) -> dict[str, float]:
+        """Steps until the stage is over, export, last validation."""
+        with _stop_requests() as stop:
+            while (done := _done(self.step, self.progress.elapsed, self.stage.settings)) < 1:
+                self._refresh_pool()
+                lr = self.stage.settings.learning_rate * _lr_mult(self.step, done, self.stage.settings.warmup)
+                losses = self._take_step(lr)
+                if losses is None:
+                    continue
+                self.progress = self._agree(stop.requested)
+                self._log(losses, lr)
+                if self.progress.stop:
+                    self._save()
+                    raise Stopped
+                self._save_and_validate_when_due(stop)
+        log.info("Stage %s: %d steps in %.0f s.", self.stage.settings.stage, self.step, self.progress.elapsed)
+        with self.ema.applied():
+            if self.accelerator.is_main_process:
+                self.stage.export()
+        self._save()
+        return self._validate()
+
+    def _agree(self, stop: bool = False) -> Progress:
+        rendered = self.pool.seconds - self.rendered_before if self.pool is not None else 0.0
+        return self.ranks.agree(self.step, rendered, stop)
+
+    def _refresh_pool(self) -> None:
+        settings, progress = self.stage.settings.pool, self.progress
+        is_due = self.step % settings.refresh_every == 0 and progress.rendered < settings.share * progress.elapsed
+        if self.pool is not None and is_due:
+            self.pool.refresh()
+
+    def _take_step(self, lr: float) -> dict[str, Tensor] | None:
+        """The losses of one step; None where the batch did not fit and is halved from now on."""
+        try:
+            losses = self.stepper.losses(self.stage.batch(self.step, self.context.generator(self.step)))
+        except torch.OutOfMemoryError:
+            _halve(self.stage, self.accelerator.num_processes)
+            self.stepper.clear()
+            return None
+        self.stepper.step(lr)
+        self.step += 1
+        return losses
+
+    def _log(self, losses: dict[str, Tensor], lr: float) -> None:
+        settings, step = self.stage.settings, self.step
+        if step % settings.log_every and step != 1:
+            return
+        values = {name: x.detach().item() for name, x in losses.items()}
+        if not all(map(math.isfinite, values.values())):
+            raise TrainingError(f"Stage {settings.stage}: the loss is not finite at step {step}: {values}.")
+        speed = (step - self.logged_step) / max(time.perf_counter() - self.logged_at, 1e-9)
+        self.logged_step, self.logged_at = step, time.perf_counter()
+        clips = self.pool.clips if self.pool is not None else 0
+        self.writer.losses(step, self.progress.elapsed, lr, speed, values, clips)
+
+    def _save_and_validate_when_due(self, stop: "_Stop") -> None:
+        settings = self.stage.settings
+        if self.progress.elapsed - self.saved > settings.checkpoint_seconds:
+            self._save()
+            self.progress = self._agree(stop.requested)
+            self.saved = self.progress.elapsed
+        if settings.validate_minutes and self.progress.elapsed - self.validated > 60 * settings.validate_minutes:
+            self._validate()
+            self.progress = self._agree(stop.requested)
+            self.validated = self.progress.elapsed
+
+    def _save(self) -> None:
+        chunks = self.pool.count if self.pool is not None else 0
+        self.checkpoint.save({"step": self.step, "elapsed": self.progress.elapsed, "chunks": chunks})
+
+    def _validate(self) -> dict[str, float]:
+        with self.ema.applied(), torch.no_grad(), _eager():
+            numbers = self.stage.validate()
+            self.writer.validation(self.step, self.progress.elapsed, numbers)
+            self.writer.sample_grid(self.stage.sample_grid(), self.step)
+        return numbers
 
 
 def _halve(stage: Stage, processes: int) -> None:
@@ -122,14 +165,6 @@ def _halve(stage: Stage, processes: int) -> None:
     log.warning("Out of memory with a batch of %d: going on with %d.", stage.settings.batch, count)
     stage.settings = replace(stage.settings, batch=count)
     torch.cuda.empty_cache()
-
-
-def _validate(stage: Stage, ema: Ema, writer: "_Writer", step: int, elapsed: float) -> dict[str, float]:
-    with ema.applied(), torch.no_grad(), _eager():
-        numbers = stage.validate()
-        writer.validation(step, elapsed, numbers)
-        writer.sample_grid(stage.sample_grid(), step)
-    return numbers
 
 
 def _done(step: int, elapsed: float, settings) -> float:
