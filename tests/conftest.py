@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,10 @@ TESTS = ROOT / "tests"
 PARITY = TESTS / "fixtures" / "parity"
 FULL_PARITY = os.environ.get("FANTASYID_PARITY")  # a folder with what licences keep out of the repository
 SEEDS = itertools.count(1000)
+if "FANTASYID_TESTS_SHARED" not in os.environ:  # what all processes of a run share: it ends with the first of them
+    _folder = tempfile.TemporaryDirectory()
+    os.environ["FANTASYID_TESTS_SHARED"] = _folder.name
+SHARED = Path(os.environ["FANTASYID_TESTS_SHARED"])
 SLOW = [  # by the beginnings of their files' names: what trains, draws people or runs networks of full width
     *("deca_flame", "detection", "download", "evaluation", "fitting", "image_tower", "int8", "model_defaults"),
     *("nano", "parity", "people", "profile_stage", "rasteriser_embree", "render", "topology", "training"),
@@ -84,7 +89,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures, reasons = set(getattr(item, "fixturenames", ())), _skip_reasons(item)
         marks = {
-            "host": fixtures & {"comfy", "host_script"} or hasattr(item.module, "ComfyServer"),
+            "host": fixtures & {"comfy", "host_script"} or hasattr(getattr(item, "module", None), "ComfyServer"),
             "browser": fixtures & {"browser", "page"},
             "perf": item.get_closest_marker("alone"),
             "gpu": any("CUDA" in reason or "card" in reason for reason in reasons),
@@ -233,21 +238,27 @@ def six_faces() -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def standin() -> Path:
     """A model folder in the published layout with small random weights."""
-    from fantasyid_lab import dummy_model as standin
+    from fantasyid_lab import dummy_model
 
-    return standin.write(tmp_path_factory.mktemp("models") / "standin")
+    folder = SHARED / "standin"
+    with FileLock(f"{folder}.lock"):
+        return folder if folder.exists() else dummy_model.write(folder)
 
 
 @pytest.fixture(scope="session")
-def standin_nano(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def standin_nano(standin: Path) -> Path:
     """The stand-in in FantasyID-nano's layout: 160 × 160, rotary positions alone, no first frame, bytes, fp16."""
+    folder = SHARED / "standin-nano"
+    with FileLock(f"{folder}.lock"):
+        return folder if folder.exists() else _in_nano_s_layout(shutil.copytree(standin, folder))
+
+
+def _in_nano_s_layout(folder: Path) -> Path:
     from fantasyid_core.dit import byte_tokens
     from fantasyid_core.io import weights
 
-    folder = tmp_path_factory.mktemp("models") / "standin-nano"
-    shutil.copytree(standin, folder)
     sizes = {"sample_width": 20, "sample_height": 20}
     other = {"use_learned_positional_embeddings": False, "first_frame_condition": False}
     changes = {"transformer": sizes | other, "text_encoder": {"vocab_size": byte_tokens.VOCABULARY}, "vae": {}}

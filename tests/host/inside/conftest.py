@@ -1,0 +1,126 @@
+"""Tests inside ComfyUI: plain modules of pytest, which import it at their top; each runs in a process of its own.
+
+ComfyUI reads the command line when it is imported, and puts its folder on `sys.path`: no test can come before or after.
+So the run that collects these modules (the outer one) only reads the names of their tests. A second pytest starts
+ComfyUI and runs those that were chosen, once for each of ComfyUI's ways to hold weights; what became of them is told
+test by test, with skips and expected failures as what they are.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import pytest
+
+from tools import in_process
+from tools.environment import ROOT, find_host
+
+INSIDE = json.loads(os.environ.get("FANTASYID_INSIDE", "null"))  # an inner process: how it starts ComfyUI
+PATCHERS = ["plain", *["dynamic VRAM"] * in_process.has_dynamic_vram(find_host())]
+AS_ON_A_GPU = ("test_compiling", "test_benchmark_rows")  # ComfyUI's attention for CPUs breaks graphs
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # several threads only get in each other's way here
+    # glibc keeps what is freed: asking the system for every large tensor anew takes up to a third of the time.
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+}
+
+
+if INSIDE:
+    import torch
+
+    in_process.start(Path(INSIDE["base"]), *INSIDE["arguments"], dynamic_vram=INSIDE["dynamic_vram"])
+    torch.set_grad_enabled(False)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> "InnerModule | None":
+    """Outside a module that only knows its tests' names, inside pytest's own."""
+    return None if INSIDE else InnerModule.from_parent(parent, path=module_path)
+
+
+@pytest.fixture(scope="session")
+def base() -> Path:
+    """ComfyUI's base directory: `models`, `input`, `output` are in it."""
+    return Path(INSIDE["base"])
+
+
+class InnerModule(pytest.File):
+    """The names of a module's tests; and what their process told, by patcher."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        self._told = {}
+        for patcher in PATCHERS:
+            for number, line in enumerate(self.path.read_text("utf-8").splitlines()):
+                if match := re.match(r"def (test_\w+)", line):
+                    name = f"{match[1]}[{patcher}]"
+                    yield InnerTest.from_parent(self, name=name, test=match[1], patcher=patcher, line=number)
+
+    def told(self, patcher: str) -> "Told":
+        """Of all tests that were chosen: who asks first waits for them."""
+        if patcher not in self._told:
+            items = [item for item in self.session.items if item.path == self.path and item.patcher == patcher]
+            self._told[patcher] = self._run([f"{self.path}::{item.test}" for item in items], patcher)
+        return self._told[patcher]
+
+    def _run(self, tests: list[str], patcher: str) -> "Told":
+        outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder, "report.xml")
+            arguments = ["--cpu", *["--use-pytorch-cross-attention"] * (self.path.stem in AS_ON_A_GPU)]
+            start = {"base": f"{folder}/base", "arguments": arguments, "dynamic_vram": patcher == "dynamic VRAM"}
+            options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", f"--basetemp={folder}/temporary"]
+            try:
+                ended = subprocess.run(
+                    [sys.executable, "-m", "pytest", *options, *tests],
+                    cwd=ROOT,
+                    env=outer | ENVIRONMENT | {"FANTASYID_INSIDE": json.dumps(start)},
+                    capture_output=True,
+                    text=True,
+                    timeout=300,
+                    check=False,
+                )
+                end = f"The process ended with {ended.returncode}:\n{ended.stdout[-4000:]}\n{ended.stderr[-4000:]}"
+            except subprocess.TimeoutExpired as error:
+                end = str(error)
+            cases = defaultdict(list)
+            for case in ElementTree.parse(report).iter("testcase") if report.is_file() else ():
+                cases[case.get("name").partition("[")[0]].append(case)
+        return Told(cases, end)
+
+
+class Told(NamedTuple):
+    """What a process told of its tests."""
+
+    cases: dict[str, list[ElementTree.Element]]  # by their names, one for each set of parameters, in JUnit's format
+    end: str
+
+
+class InnerTest(pytest.Item):
+    """One test of an inner process, with all its parameters."""
+
+    def __init__(self, *, test: str, patcher: str, line: int, **settings):
+        super().__init__(**settings)
+        self.test, self.patcher, self.line = test, patcher, line
+        self.add_marker("host")
+
+    def runtest(self) -> None:
+        told = self.parent.told(self.patcher)
+        if not (cases := told.cases[self.test]):
+            pytest.fail(told.end, pytrace=False)
+        said = {kind: [x for case in cases for x in case.iter(kind)] for kind in ("failure", "error", "skipped")}
+        if failed := said["failure"] + said["error"]:
+            pytest.fail("\n\n".join(element.text for element in failed), pytrace=False)
+        for element in said["skipped"]:
+            end = pytest.xfail if element.get("type") == "pytest.xfail" else pytest.skip
+            end(element.get("message"))
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, self.line, self.name
