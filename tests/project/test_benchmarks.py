@@ -63,18 +63,6 @@ def test_the_table_and_the_plot_show_every_step(smoke):
         assert picture.size[1] > 50 * len(steps)
 
 
-def test_rows_for_a_gpu_run_here_too(host_script, tmp_path):
-    found = host_script("benchmark_rows.py", tmp_path)
-    error, note = found["ours, exact, compiled by the host's node"]
-    assert error < 1e-3
-    assert note.startswith("first step ")
-    assert "1 graphs, 0 more for another prompt, seed, strength, identity" in note
-    assert 1e-4 < found["ours, fp8 products"][0] < 0.2
-    assert found["ours, exact, 7 GiB free"][0] == 0
-    told = found["whole run, 6 GiB free"][1]
-    assert all(part in told for part in ("load", "text", "identity", "sampling, 50 steps", "VAE decode", "9 frames"))
-
-
 def test_a_mode_that_fails_loses_nothing_but_itself(caplog):
     def broken(bench, name):
         yield Row("before", 1.0, 0.0)
