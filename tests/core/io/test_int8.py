@@ -217,33 +217,6 @@ def test_a_packed_model_is_read_as_what_was_packed(tiny: Path, copy: Path):
                 assert torch.equal(found[name], tensor.to(found[name].dtype)), name
 
 
-@pytest.fixture(scope="module")
-def host(host_script, standin: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What the nodes make of the stand-in in 8 bits, and of the same values in fp16."""
-    packed = shutil.copytree(standin, tmp_path_factory.mktemp("models") / "packed")
-    for part in pack_weights.PARTS:
-        pack_weights.pack_part(packed, part)
-    plain = shutil.copytree(packed, packed.with_name("plain"))
-    save_part(plain / "transformer", weights.read(packed / "transformer"), None, "diffusion_pytorch_model")
-    for path in pack_weights.FILES.values():
-        save_part(plain / path.parent, weights.read(packed / path), None, path.stem)
-    return host_script("int8.py", tmp_path_factory.mktemp("host"), packed, plain)
-
-
-def test_the_stand_in_is_packed_for_the_host(host):
-    assert host["stored"] == {"packed": True, "plain": False}
-
-
-@pytest.mark.parametrize("dtype", ["default", "fp8_e4m3fn", "fp32"])
-def test_the_host_s_model_is_the_same(host, dtype: str):
-    assert host[f"model, {dtype}"] == {"tensors": [], "size": True, "prediction": True}
-
-
-def test_the_host_s_encoder_and_the_mesh_are_the_same(host):
-    assert host["encoder"] == []
-    assert host["mesh"]
-
-
 # The command
 
 

@@ -119,7 +119,7 @@ def test_what_comfyui_saves_of_a_model_with_a_lora_loads_again(loaded, expected,
     model, vae, _ = again
     assert difference(expected, loaded.prediction) > 0.01, "the LoRA acts"
     assert difference(prediction(model), expected) < 1e-5
-    assert dict(transformer_of(model).config) == dict(transformer_of(loaded.model).config)
+    assert transformer_of(model).config == transformer_of(loaded.model).config
     assert model.model.latent_format.scale_factor == loaded.model.model.latent_format.scale_factor
     assert difference(vae.encode(PIXELS), loaded.vae.encode(PIXELS)) == 0
 
