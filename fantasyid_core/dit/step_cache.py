@@ -10,6 +10,7 @@ skipped blocks on top of what already holds them.
 """
 
 import math
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +24,7 @@ Through = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
 
 THRESHOLD, START = 0.15, 0.1
 EVERY = 8  # tokens: how much a step has changed is read from every eighth
+PATIENCE = 10.0  # seconds; a first GPU that fails, or whose step another cache skips, decides nothing
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class _Full:
 class StepCache:
     """What one sampling run keeps of its last full steps. Make a new one for every run.
 
-    One decision holds for all guidance branches of a step: guidance multiplies the difference between them.
+    One decision holds for all guidance branches of a step: guidance multiplies the difference between them. Where they
+    are computed at the same time, each GPU in a thread of its own, the first GPU decides and the others wait for it.
 
     Attributes:
         computed, skipped: steps so far.
@@ -125,9 +128,19 @@ class StepCache:
         self._asked: set[Hashable] = set()
         self._progress: float | None = None
         self._skip, self._in_a_row = False, 0
+        self._decided = threading.Condition()
 
     @torch.compiler.disable(recursive=False)
-    def apply(self, through: Through, start: Tensor, words: Tensor, branch: Hashable, progress: float) -> Tensor:
+    def apply(
+        self,
+        through: Through,
+        start: Tensor,
+        words: Tensor,
+        branch: Hashable,
+        progress: float,
+        *,
+        decides: bool = True,
+    ) -> Tensor:
         """The visual tokens after the last block, computed or put together from what was kept.
 
         Waits for the device once a step, where a decision is to be made.
@@ -138,31 +151,40 @@ class StepCache:
             words: (B, N, dim) text tokens.
             branch: which guidance branches are in the batch; each keeps its own.
             progress: 0 first step … 1 last.
+            decides: False on a further GPU.
         """
         first, words = through(start, words, slice(1))
         change = first[:, ::EVERY] - start[:, ::EVERY]
-        if self._skips(branch, progress, change, first):
+        if self._skips(branch, progress, change, first, decides):
             return first + self._full[branch].continued(progress)
         visual, _ = through(first, words, slice(1, None))
         self._keep(branch, progress, change, visual - first)
         return visual
 
     @torch.compiler.disable
-    def _skips(self, branch: Hashable, progress: float, change: Tensor, first: Tensor) -> bool:
+    def _skips(self, branch: Hashable, progress: float, change: Tensor, first: Tensor, decides: bool) -> bool:
         full = self._full.get(branch)
         fits = full is not None and full.fits(first)
-        if progress != self._progress or branch in self._asked:  # a new step: its first branch decides for all
-            self._progress, self._asked = progress, set()
-            self._skip = fits and self._may_skip(progress, change, full.change)
-            self._in_a_row = self._in_a_row + 1 if self._skip else 0
-            self.skipped += self._skip
-            self.computed += not self._skip
-        self._asked.add(branch)
-        if self._skip and fits:
-            return True
-        if full is not None:  # it would only take memory while the step is computed
+        with self._decided:
+            if decides and not self._is_decided(branch, progress):
+                self._decide(progress, fits and self._may_skip(progress, change, full.change))
+            decided = self._decided.wait_for(lambda: self._is_decided(branch, progress), PATIENCE)
+            skip = decided and self._skip and fits
+            self._asked.add(branch)
+        if not skip and full is not None:  # it would only take memory while the step is computed
             self._full[branch] = replace(full, before=None)
-        return False
+        return skip
+
+    def _is_decided(self, branch: Hashable, progress: float) -> bool:
+        """Whether the last decision is that of this step: a branch that asks again has come to the next."""
+        return progress == self._progress and branch not in self._asked
+
+    def _decide(self, progress: float, skip: bool) -> None:
+        self._progress, self._asked, self._skip = progress, set(), skip
+        self._in_a_row = self._in_a_row + 1 if skip else 0
+        self.skipped += skip
+        self.computed += not skip
+        self._decided.notify_all()
 
     @torch.compiler.disable
     def _keep(self, branch: Hashable, progress: float, change: Tensor, rest: Tensor) -> None:
@@ -177,6 +199,18 @@ class StepCache:
         return bool(difference < s.threshold * before.abs().mean(dtype=torch.float32))
 
 
+@dataclass(frozen=True)
+class FollowingCache:
+    """A `StepCache` as a further GPU sees it: what the first one decides holds."""
+
+    cache: StepCache
+
+    @torch.compiler.disable(recursive=False)
+    def apply(self, through: Through, start: Tensor, words: Tensor, branch: Hashable, progress: float) -> Tensor:
+        """See `StepCache.apply`."""
+        return self.cache.apply(through, start, words, branch, progress, decides=False)
+
+
 class StepCaches:
     """One `StepCache` for each context window of a sampling run."""
 
@@ -184,11 +218,10 @@ class StepCaches:
         self._new = partial(StepCache, settings)
         self._caches: dict[Hashable, StepCache] = {}
 
-    def of(self, window: Hashable) -> StepCache:
-        """The window's own, made at first use."""
-        if window not in self._caches:
-            self._caches[window] = self._new()
-        return self._caches[window]
+    def of(self, window: Hashable, decides: bool = True) -> StepCache | FollowingCache:
+        """The window's own, made at first use. decides: False on a further GPU."""
+        cache = self._caches.setdefault(window, self._new())  # one call: GPUs may ask in the same moment
+        return cache if decides else FollowingCache(cache)
 
     def report(self) -> str:
         """How much was skipped, for the log."""

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from ...fantasyid_core.dit.attention import Attend, FastestBackend, Shape, scaled_dot_product, time_on_gpu
+from ...fantasyid_core.dit.attention import (
+    Attend,
+    FastestBackend,
+    Shape,
+    in_own_order,
+    scaled_dot_product,
+    time_on_gpu,
+)
 from ...fantasyid_core.errors import SamplingError
 
 OVERRIDE = "optimized_attention_override"
@@ -51,7 +58,7 @@ def attention_for(options: Mapping, shape: Shape, dtype: torch.dtype, device: to
         return Attention(host_attention, host_attention)
     # nothing is known of backward passes
     backend = fastest_backend(shape, dtype, device) if _has_kernels(device) and not torch.is_grad_enabled() else None
-    return Attention(host_attention if backend is None else scaled_dot_product, scaled_dot_product, backend)
+    return Attention(host_attention if backend is None else scaled_dot_product, in_own_order, backend)
 
 
 def _has_kernels(device: torch.device) -> bool:

@@ -51,7 +51,7 @@ class NativeTransformer(FantasyIDTransformer):
         unconditional = tuple(extra.get(MARK, ()))
         injections = run.injections(unconditional)
         # reading a timestep back from the GPU waits for it, so only where something acts on a part of the run
-        wanted = injections.depends_on_progress or run.step_caches is not None
+        wanted = injections.depends_on_progress or run.skips_steps
         progress = 1 - timesteps[0].item() / (TRAIN_STEPS - 1) if wanted else 0.0
         attention = attention_for(options, self._queries(x, context), x.dtype, x.device)
         injector = BatchInjector(injections, unconditional, attention.injections, run.norm_weights)
@@ -63,7 +63,7 @@ class NativeTransformer(FantasyIDTransformer):
             injector=injector,
             progress=progress,
             run_block=_BlockPatches(self, options, x, attention, run),
-            cache=None if run.step_caches is None else run.step_caches.of(tuple(window_of(options) or ())),
+            cache=run.step_cache(tuple(window_of(options) or ()), card_of(options)),
             # where an identity sets in or ends, a step is not like the one before
             branch=(*options.get("uuids", ()), *(i.acts(progress) for i in injections.injections)),
         )
@@ -79,6 +79,11 @@ class NativeTransformer(FantasyIDTransformer):
 def window_of(options: Mapping) -> list[int] | None:
     """The latent frames of the context window that is being predicted; None for the whole video."""
     return getattr(options.get("context_window"), "index_list", None)
+
+
+def card_of(options: Mapping) -> torch.device | None:
+    """The card of this thread, where ComfyUI shares the guidance branches out over several; None on a single one."""
+    return options.get("multigpu_thread_device")
 
 
 class _BlockPatches:

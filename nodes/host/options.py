@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.model_patcher
 import comfy.patcher_extension
+import torch
 from torch import Tensor
 
 from ...fantasyid_core.dit import fp8
@@ -77,12 +78,24 @@ def set_fp8_products(model: comfy.model_patcher.ModelPatcher, on: bool) -> comfy
         HardwareError: the card has no such products.
     """
     transformer_of(model)
-    if on and (why := fp8.missing(model.load_device)):
-        raise HardwareError(
-            f"fp8_products needs an NVIDIA card of compute capability 8.9 or more (RTX 40 and 50, L4, L40, H100 and "
-            f"newer); {why}. Switch it off; to save memory, weight_dtype fp8_e4m3fn of Load Model works everywhere."
-        )
+    if on:
+        _check_fp8(model)
     return _with(model, fp8=on)
+
+
+def _check_fp8(model: comfy.model_patcher.ModelPatcher) -> None:
+    for card in cards_of(model):
+        if why := fp8.missing(card):
+            raise HardwareError(
+                f"fp8_products needs an NVIDIA card of compute capability 8.9 or more (RTX 40 and 50, L4, L40, H100 "
+                f"and newer); {why}. Switch it off; to save memory, weight_dtype fp8_e4m3fn of Load Model works "
+                "everywhere."
+            )
+
+
+def cards_of(model: comfy.model_patcher.ModelPatcher) -> list[torch.device]:
+    """What a `MODEL` is sampled on: its own card, then those that ComfyUI's MultiGPU CFG Split (0.33) added."""
+    return [model.load_device, *(copy.load_device for copy in model.get_additional_models_with_key("multigpu"))]
 
 
 def set_step_cache(
@@ -126,12 +139,20 @@ def around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
     mark(guider, ours.injections)
     constant = "registered_hooks" not in guider.model_options  # hooks swap weights in the middle of a run
     negative = negative_model(guider)
-    run = Run(ours.injections, ours.step_cache, None if negative is None else injections_of(negative), keep=constant)
+    if ours.fp8:
+        _check_fp8(guider.model_patcher)  # the node that adds cards may come after the one that asks for 8 bits
+    run = Run(
+        ours.injections,
+        ours.step_cache,
+        None if negative is None else injections_of(negative),
+        card=guider.model_patcher.load_device,
+        keep=constant,
+    )
     options[KEY] = replace(ours, run=run)
     try:
         latents = executor(*args, **kwargs)
-        if run.step_caches is not None:
-            logging.info("FantasyID: %s.", run.step_caches.report())
+        if report := run.report():
+            logging.info("FantasyID: %s.", report)
         return latents
     finally:
         options[KEY] = ours

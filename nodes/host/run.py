@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...fantasyid_core.dit.injection import Injection, InjectionRun
 from ...fantasyid_core.dit.kernels import Rotary
-from ...fantasyid_core.dit.step_cache import CacheSettings, StepCaches
+from ...fantasyid_core.dit.step_cache import CacheSettings, FollowingCache, StepCache, StepCaches
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
 from .compat import cast_weights
 
@@ -23,6 +23,7 @@ class Run:
         injections: the identities.
         step_cache: settings of the step cache; None computes all.
         negative_injections: those of the negative prompt's own model; None: it has no model of its own.
+        card: the one that decides which steps are skipped, where ComfyUI uses several; None where it uses one.
         keep: False where ComfyUI changes weights in the middle of a run; then nothing that depends on them is kept.
     """
 
@@ -31,11 +32,13 @@ class Run:
         injections: tuple[Injection, ...] = (),
         step_cache: CacheSettings | None = None,
         negative_injections: tuple[Injection, ...] | None = None,
+        card: torch.device | None = None,
         keep: bool = True,
     ):
         self._injections = InjectionRun(injections, keep)
         self._negative = None if negative_injections is None else InjectionRun(negative_injections, keep)
-        self.step_caches = None if step_cache is None else StepCaches(step_cache)
+        self._step_caches = None if step_cache is None else StepCaches(step_cache)
+        self._card = card
         self._keep = keep
         self._norms: dict[tuple, tuple[Tensor, Tensor]] = {}
         self._rotary: dict[tuple, Rotary | None] = {}
@@ -44,6 +47,23 @@ class Run:
         """The identities of a batch, of whose parts these are unconditional branches."""
         alone = bool(unconditional) and all(unconditional)
         return self._negative if alone and self._negative is not None else self._injections
+
+    @property
+    def skips_steps(self) -> bool:
+        """Whether there is a step cache."""
+        return self._step_caches is not None
+
+    def step_cache(
+        self, window: tuple[int, ...], card: torch.device | None = None
+    ) -> StepCache | FollowingCache | None:
+        """That of a context window, for the card that asks; None computes all."""
+        if self._step_caches is None:
+            return None
+        return self._step_caches.of(window, decides=card is None or card == self._card)
+
+    def report(self) -> str | None:
+        """For the log: how many steps were skipped; None without a step cache."""
+        return None if self._step_caches is None else self._step_caches.report()
 
     def norm_weights(self, norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
         """As `cast_weights`. Streaming tensors so small anew for every block would wait for the card."""

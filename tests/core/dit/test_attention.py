@@ -1,5 +1,7 @@
 """Which of PyTorch's attention kernels is the fastest: the decision with a fake timer, the measuring on a GPU."""
 
+import threading
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
@@ -118,3 +120,41 @@ def test_the_chosen_kernel_is_the_fastest_of_a_whole_block_and_computes_the_same
     assert times[chosen] < 1.1 * min(times.values()), times
     for out in outs.values():
         assert (out - outs[chosen]).float().norm() < 0.01 * out.float().norm()
+
+
+def test_threads_that_ask_for_different_kernels_wait_for_each_other():
+    before, seen, inside = first_backend(), [], threading.Barrier(2, timeout=5)
+
+    def other() -> None:
+        inside.wait()
+        with asking_for(EFFICIENT):
+            seen.append(first_backend())
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with asking_for(CUDNN):
+        inside.wait()
+        thread.join(0.1)
+        assert thread.is_alive()
+        assert first_backend() == CUDNN.value
+    thread.join(5)
+    assert seen == [EFFICIENT.value]
+    assert first_backend() == before
+
+
+def test_threads_that_ask_for_the_same_kernel_share_it_until_the_last_has_left():
+    before, inside, left = first_backend(), threading.Barrier(2, timeout=5), threading.Event()
+
+    def other() -> None:
+        with asking_for(CUDNN):
+            inside.wait()
+            left.wait(5)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with asking_for(CUDNN):
+        inside.wait()
+    assert first_backend() == CUDNN.value
+    left.set()
+    thread.join(5)
+    assert first_backend() == before

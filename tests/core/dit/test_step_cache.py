@@ -1,13 +1,15 @@
 """Which steps are skipped, and what stands in for them."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from fantasyid_core.dit.step_cache import CacheSettings, StepCache, StepCaches
+from fantasyid_core.dit import step_cache
+from fantasyid_core.dit.step_cache import CacheSettings, FollowingCache, StepCache, StepCaches
 from fantasyid_core.errors import SamplingError
 
 ALWAYS = CacheSettings(1e9, start=0.0, most=1000)
@@ -25,7 +27,9 @@ class Blocks:
         return visual, words
 
 
-def step(cache: StepCache, blocks: Blocks, progress: float, branch: object = (), tokens: int = 16) -> float:
+def step(
+    cache: StepCache | FollowingCache, blocks: Blocks, progress: float, branch: object = (), tokens: int = 16
+) -> float:
     """What the model adds to tokens of zeros."""
     out = cache.apply(blocks, torch.zeros(1, tokens, 4), torch.zeros(1, 3, 4), branch, progress)
     assert out.shape == (1, tokens, 4)
@@ -133,6 +137,29 @@ def test_context_windows_keep_their_own():
         step(caches.of((1, 2)), Blocks(rest=2.0), progress)
     assert step(caches.of((0, 1)), Blocks(), 0.2) == 5
     assert caches.report() == "the step cache skipped 1 of 5 steps"
+
+
+def test_a_further_gpu_waits_for_what_the_first_decides():
+    caches = StepCaches(CacheSettings(0.15, start=0.0))
+    first, further = caches.of(()), caches.of((), decides=False)
+    changes = [1.0, 1.0, 1.3, 1.3]  # of the first GPU; those of the other never change
+    with ThreadPoolExecutor(1) as other:
+        for i, change in enumerate(changes):
+            blocks = Blocks()
+            waiting = other.submit(step, further, blocks, 0.1 * i, "negative")
+            if i == 2:
+                assert not wait([waiting], 0.05).done
+            step(first, mine := Blocks(change), 0.1 * i, "positive")
+            waiting.result(5)
+            assert blocks.ran == mine.ran == (1 if i == 3 else 5), i
+
+
+def test_a_further_gpu_computes_where_the_first_decides_nothing(monkeypatch):
+    monkeypatch.setattr(step_cache, "PATIENCE", 0.01)
+    further = StepCaches(ALWAYS).of((), decides=False)
+    for i in range(3):
+        step(further, blocks := Blocks(), 0.1 * i)
+        assert blocks.ran == 5
 
 
 @pytest.mark.parametrize(
