@@ -7,27 +7,6 @@ from types import ModuleType
 
 from .errors import PackageMissingError, cause
 
-DIFFUSERS = {
-    "diffusers": (
-        "AutoencoderKLCogVideoX",
-        "CogVideoXDDIMScheduler",
-        "CogVideoXDPMScheduler",
-        "CogVideoXTransformer3DModel",
-    ),
-    "diffusers.models.activations": ("GELU",),
-    "diffusers.models.autoencoders.autoencoder_kl_cogvideox": (
-        "CogVideoXCausalConv3d",
-        "CogVideoXResnetBlock3D",
-        "CogVideoXSpatialNorm3D",
-    ),
-    "diffusers.models.downsampling": ("CogVideoXDownsample3D",),
-    "diffusers.models.embeddings": ("get_1d_rotary_pos_embed", "get_3d_rotary_pos_embed"),
-    "diffusers.models.transformers.cogvideox_transformer_3d": ("CogVideoXBlock",),
-    "diffusers.models.upsampling": ("CogVideoXUpsample3D",),
-    "diffusers.pipelines.cogvideo.pipeline_cogvideox": ("get_resize_crop_region_for_grid",),
-}
-"""What this pack's nodes use of diffusers: module → names."""
-
 
 def require(module: str, purpose: str, install: str | None = None, names: Sequence[str] = ()) -> ModuleType:
     """Import `module` (dotted name), and what is used of it, or say which package is missing and how to install it.
@@ -65,10 +44,9 @@ def require(module: str, purpose: str, install: str | None = None, names: Sequen
 
 
 def require_diffusers(purpose: str) -> ModuleType:
-    """`require` for diffusers, with all that the pack uses of it. Raises PackageMissingError."""
-    for module, names in DIFFUSERS.items():
-        require(module, purpose, "'diffusers>=0.35' transformers", names)
-    return importlib.import_module("diffusers")
+    """`require` for diffusers' schedulers, which are all that the pack uses of it. Raises PackageMissingError."""
+    names = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
+    return require("diffusers", purpose, "'diffusers>=0.35' transformers", names)
 
 
 def _is_installed(package: str) -> bool:

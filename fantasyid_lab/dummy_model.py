@@ -134,10 +134,9 @@ def _transformer(mesh: Topology, generator: torch.Generator) -> dict[str, Tensor
 
 
 def _vae(generator: torch.Generator) -> dict[str, Tensor]:
-    from diffusers import AutoencoderKLCogVideoX
+    from fantasyid_core.video import autoencoder
 
-    config = {key: value for key, value in VAE.items() if not key.startswith("_")}
-    return _fill(_shapes(AutoencoderKLCogVideoX(**config)), generator)
+    return _fill(_shapes(autoencoder.build(VAE)), generator)
 
 
 def _t5(generator: torch.Generator) -> dict[str, Tensor]:

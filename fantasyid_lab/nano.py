@@ -29,7 +29,6 @@ from fantasyid_core.sampling.schedule import RELEASE_SCHEDULE
 from fantasyid_core.video import autoencoder
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLCogVideoX
     from transformers import T5EncoderModel
 
     from fantasyid_core.dit.transformer import FantasyIDTransformer
@@ -164,7 +163,7 @@ class Nano:
         tokenizer_folder: where the vocabulary of the text encoder lies; `None`: it reads bytes.
     """
 
-    vae: "AutoencoderKLCogVideoX"
+    vae: autoencoder.Autoencoder
     text: "T5EncoderModel"
     transformer: "FantasyIDTransformer"
     encoder: IdentityEncoder
@@ -197,7 +196,6 @@ def build(face_folder: Path = SHIPPED / "face_model", sizes: Sizes = NANO, seed:
     Raises:
         WeightsMissingError, WeightsError, MeshError: the folder's files are missing or damaged.
     """
-    from diffusers import AutoencoderKLCogVideoX
     from transformers import T5Config, T5EncoderModel
 
     from fantasyid_core.dit.config import InjectionSizes, TransformerConfig
@@ -219,7 +217,7 @@ def build(face_folder: Path = SHIPPED / "face_model", sizes: Sizes = NANO, seed:
             VertexReducer(list(sizes.reducer)),
         )
         model = Nano(
-            vae=AutoencoderKLCogVideoX(**_arguments(sizes.vae)),
+            vae=autoencoder.build(sizes.vae),
             text=T5EncoderModel(T5Config(**_arguments(sizes.text))),
             transformer=transformer,
             encoder=encoder,
@@ -291,9 +289,7 @@ def write(model: Nano, folder: Path, parts: Collection[str] = PARTS) -> Path:
     if "scheduler" in parts:
         write_json(folder / "scheduler" / "scheduler_config.json", RELEASE_SCHEDULE)
     if "vae" in parts:
-        config = {"_class_name": "AutoencoderKLCogVideoX"} | {
-            name: value for name, value in model.vae.config.items() if not name.startswith("_")
-        }
+        config = {"_class_name": "AutoencoderKLCogVideoX"} | model.vae.config.published()
         save_part(folder / "vae", model.vae.state_dict(), config, "diffusion_pytorch_model", shards=shards, dtype=half)
     if "text_encoder" in parts:
         tensors = {name: x for name, x in model.text.state_dict().items() if name != "encoder.embed_tokens.weight"}

@@ -33,6 +33,7 @@ from fantasyid_core.reconstruction.deca import Regressor
 from fantasyid_core.reconstruction.flame import load as load_flame
 from fantasyid_core.reconstruction.mesh_files import read_ply
 from fantasyid_core.sampling.pipeline import Conditions, Guidance, encode_first_frame, sample
+from fantasyid_core.video import autoencoder
 from fantasyid_lab import reference
 
 LIMIT = 1e-4
@@ -153,10 +154,8 @@ def transformer_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
 
 def pipeline_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
     """The sampling loop: image encode, guidance, DPM scheduler, all drawing from one generator."""
-    from diffusers import AutoencoderKLCogVideoX
-
     meta = fixtures.meta
-    vae = AutoencoderKLCogVideoX.from_config(fixtures.json("vae_config.json"))
+    vae = autoencoder.build(fixtures.json("vae_config.json"))
     fixtures.recipe.fill_module(vae)
     model = fixtures.transformer(interval=1)
     pixels = np.clip(80 * np.abs(fixtures.recipe.draw("input:image", (64, 96, 3))), 0, 255).astype(np.uint8)

@@ -3,7 +3,6 @@
 from comfy_api.latest import io
 
 from ..fantasyid_core.dit.step_cache import START, THRESHOLD, CacheSettings
-from ..fantasyid_core.optional_import import require_diffusers
 from .host.base import FantasyIDNode, listed
 
 STEP_CACHES = ("off", "first block")
@@ -96,7 +95,6 @@ class FantasyIDFaster(FantasyIDNode):
         cache_start: float = START,
         cache_end: float = 1.0,
     ) -> io.NodeOutput:
-        require_diffusers("The video transformer")
         from .host.options import set_fp8_products, set_step_cache
 
         cache = CacheSettings(cache_threshold, cache_start, cache_end) if step_cache == "first block" else None

@@ -3,7 +3,6 @@
 from comfy_api.latest import io
 
 from ..fantasyid_core.dit.injection import Injection, parse_curve
-from ..fantasyid_core.optional_import import require_diffusers
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Identity
 
@@ -94,7 +93,6 @@ class FantasyIDApply(FantasyIDNode):
         layer_weights: str,
         guide_identity: bool = False,
     ) -> io.NodeOutput:
-        require_diffusers("The video transformer")
         from .host.options import add_injection, transformer_of
 
         curve = parse_curve(layer_weights, len(transformer_of(model).layer_attention))

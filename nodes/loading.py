@@ -7,7 +7,6 @@ from comfy_api.latest import io
 
 from ..fantasyid_core.errors import WeightsMissingError
 from ..fantasyid_core.io.weights import read_config
-from ..fantasyid_core.optional_import import require_diffusers
 from .host import paths
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Encoder
@@ -76,7 +75,6 @@ class FantasyIDLoadModel(FantasyIDNode):
     def run(
         cls, model_name: str, weight_dtype: str, vae_name: str = FROM_FOLDER, parts_from: str = NOTHING_MORE
     ) -> io.NodeOutput:
-        require_diffusers("The video transformer")
         from .host.encoder import NativeEncoder
         from .host.model import load_model, read_model
         from .host.vae import load_vae
@@ -86,7 +84,7 @@ class FantasyIDLoadModel(FantasyIDNode):
         weights = _transformer(path)
         config, published = read_model(weights, *map(_transformer, others))
         vae = load_vae(_vae_path([path, *others], vae_name))
-        model = load_model(config, published, weight_dtype, vae.first_stage_model.config, source=weights)
+        model = load_model(config, published, weight_dtype, vae.first_stage_model.config.published(), source=weights)
         if others and not published.has_encoder:
             [path] = others
             weights = _transformer(path)

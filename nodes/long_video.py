@@ -5,7 +5,6 @@ from importlib.util import find_spec
 from comfy_api.latest import io
 
 from ..fantasyid_core.errors import SamplingError
-from ..fantasyid_core.optional_import import require_diffusers
 from ..fantasyid_core.sampling.windows import windows
 from .host.base import FantasyIDNode, listed
 
@@ -65,7 +64,6 @@ class FantasyIDLongVideo(FantasyIDNode):
 
     @classmethod
     def run(cls, model, window_frames: int, overlap: int, first_frame: str) -> io.NodeOutput:
-        require_diffusers("The video transformer")
         if find_spec("comfy.context_windows") is None:
             raise SamplingError("This ComfyUI has no context windows, which long videos need: update ComfyUI.")
         from .host.options import transformer_of

@@ -12,34 +12,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..io.weights import load_into
-
-
-class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of (B, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+from ..operations import TORCH, Operations
 
 
 class ConvNorm(nn.Module):
-    """Bias-free convolution, then normalisation (timm: `ConvNormAct` without its activation)."""
+    """Bias-free convolution, then layer norm over the channels (timm: `ConvNormAct` without its activation)."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int = 1, groups: int = 1):
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int = 1, groups: int = 1, operations: Operations = TORCH
+    ):
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, groups=groups, bias=False)
-        self.bn = LayerNorm2d(channels_out)
+        self.conv = operations.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, groups=groups, bias=False)
+        self.bn = operations.LayerNorm(channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+        return self.bn(self.conv(x).movedim(1, -1)).movedim(-1, 1)
 
 
 class SqueezeExcite(nn.Module):
     """Channel gate from the spatial mean."""
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int, operations: Operations = TORCH):
         super().__init__()
-        self.fc1 = nn.Conv2d(channels, hidden, 1)
-        self.fc2 = nn.Conv2d(hidden, channels, 1)
+        self.fc1 = operations.Conv2d(channels, hidden, 1)
+        self.fc2 = operations.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
@@ -48,13 +44,15 @@ class SqueezeExcite(nn.Module):
 class RegBlock(nn.Module):
     """RegNet-Y bottleneck with group size 1, SiLU and layer norms (timm: `Bottleneck`)."""
 
-    def __init__(self, channels_in: int, channels: int):
+    def __init__(self, channels_in: int, channels: int, operations: Operations = TORCH):
         super().__init__()
-        self.conv1 = ConvNorm(channels_in, channels)
-        self.conv2 = ConvNorm(channels, channels, kernel=3, groups=channels)
-        self.se = SqueezeExcite(channels, channels_in // 4)
-        self.conv3 = ConvNorm(channels, channels)
-        self.downsample = ConvNorm(channels_in, channels) if channels_in != channels else nn.Identity()
+        self.conv1 = ConvNorm(channels_in, channels, operations=operations)
+        self.conv2 = ConvNorm(channels, channels, kernel=3, groups=channels, operations=operations)
+        self.se = SqueezeExcite(channels, channels_in // 4, operations)
+        self.conv3 = ConvNorm(channels, channels, operations=operations)
+        self.downsample = nn.Identity()
+        if channels_in != channels:
+            self.downsample = ConvNorm(channels_in, channels, operations=operations)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.silu(self.conv1(x))
@@ -62,8 +60,8 @@ class RegBlock(nn.Module):
         return F.silu(self.conv3(y) + self.downsample(x))
 
 
-def _stage(channels_in: int, channels: int, depth: int) -> nn.Sequential:
-    blocks = [RegBlock(channels_in if i == 0 else channels, channels) for i in range(depth)]
+def _stage(channels_in: int, channels: int, depth: int, operations: Operations) -> nn.Sequential:
+    blocks = [RegBlock(channels_in if i == 0 else channels, channels, operations) for i in range(depth)]
     return nn.Sequential(*blocks)
 
 
@@ -77,6 +75,7 @@ class FaceAbstractor(nn.Module):
         patches: G², patch tokens of the image tower (576).
         queries: output tokens, a square number (36).
         output_dim: K (2048).
+        operations: the layers that it is built from.
     """
 
     def __init__(
@@ -87,20 +86,22 @@ class FaceAbstractor(nn.Module):
         patches: int = 576,
         queries: int = 36,
         output_dim: int = 2048,
+        operations: Operations = TORCH,
     ):
         super().__init__()
         self.side = int(queries**0.5)
+        linear, norm = operations.Linear, operations.LayerNorm
         self.mapping = nn.Sequential(
-            *(nn.Linear(dim, dim), nn.LayerNorm(dim), nn.LeakyReLU()),
-            *(nn.Linear(dim, dim), nn.LayerNorm(dim), nn.LeakyReLU()),
-            nn.Linear(dim, dim),
+            *(linear(dim, dim), norm(dim), nn.LeakyReLU()),
+            *(linear(dim, dim), norm(dim), nn.LeakyReLU()),
+            linear(dim, dim),
         )
         self.pos_emb = nn.Parameter(torch.zeros(1, patches, dim))
-        self.stage1 = _stage(dim, width, depth)
-        self.stage2 = _stage(width, width, depth)
-        self.readout = nn.Sequential(nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.stage1 = _stage(dim, width, depth, operations)
+        self.stage2 = _stage(width, width, depth, operations)
+        self.readout = nn.Sequential(linear(width, dim), nn.SiLU(), linear(dim, dim))
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False)
+            norm(dim), linear(dim, 4 * dim, bias=False), nn.GELU(), linear(4 * dim, dim, bias=False)
         )
         self.proj_out = nn.Parameter(torch.zeros(dim, output_dim))
 
@@ -113,7 +114,9 @@ class FaceAbstractor(nn.Module):
         return self.feed_forward(x) @ self.proj_out.to(x)
 
     @classmethod
-    def from_published(cls, tensors: dict[str, Tensor], queries: int = 36) -> "FaceAbstractor":
+    def from_published(
+        cls, tensors: dict[str, Tensor], queries: int = 36, operations: Operations = TORCH
+    ) -> "FaceAbstractor":
         """Build from the published tensors (names with or without dead ones, prefix `face_abstractor.` removed).
 
         Raises:
@@ -128,6 +131,7 @@ class FaceAbstractor(nn.Module):
                 patches=state["pos_emb"].shape[1],
                 queries=queries,
                 output_dim=state["proj_out"].shape[1],
+                operations=operations,
             )
         load_into(module, state, what="face abstractor")
         return module.eval()

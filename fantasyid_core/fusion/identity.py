@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import IdentityError
 from ..io.layout import save_tensors
+from ..operations import TORCH, Operations
 from ..reconstruction.face_mesh import FaceMesh
 from ..views.collection import FaceViews
 from .checkpoint import Published
@@ -89,19 +90,28 @@ class IdentityEncoder(nn.Module):
         return self.reducer(self.spiral_net(vertices, face_tokens))
 
 
-def build_encoder(published: Published, tower: ImageTower, topology: Topology, config: Mapping) -> IdentityEncoder:
+def build_encoder(
+    published: Published,
+    tower: ImageTower,
+    topology: Topology,
+    config: Mapping,
+    operations: Operations = TORCH,
+) -> IdentityEncoder:
     """The identity encoder from the published transformer's identity tensors, an image tower and a mesh hierarchy.
+
+    Args:
+        operations: the layers that all but the tower are built from.
 
     Raises:
         WeightsError: tensors are missing or do not fit each other.
     """
     return IdentityEncoder(
         tower,
-        FaceAbstractor.from_published(published.face_abstractor, int(config.get("face_queries", 36))),
+        FaceAbstractor.from_published(published.face_abstractor, int(config.get("face_queries", 36)), operations),
         VertexSpiralNet.from_published(
-            published.vertex_spiral_net, topology, float(config.get("vertex_depth_scale", 0.5))
+            published.vertex_spiral_net, topology, float(config.get("vertex_depth_scale", 0.5)), operations
         ),
-        VertexReducer.from_published(published.vertex_reducer),
+        VertexReducer.from_published(published.vertex_reducer, operations),
         config.get("identity_branches", BRANCHES),
         topology.template,
     ).requires_grad_(False)

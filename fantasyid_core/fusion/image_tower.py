@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from ..io.weights import load_into
+from ..operations import TORCH, Operations
 
 PREFIX = "visual."  # of the tower in the published CLIP checkpoint; its text tower is not needed
 HIDDEN_STATES = 5
@@ -61,9 +62,9 @@ class TowerSizes:
 class PatchEmbed(nn.Module):
     """(B, 3, H, W) → (B, N, C), row by row."""
 
-    def __init__(self, channels: int, patch: int):
+    def __init__(self, channels: int, patch: int, operations: Operations = TORCH):
         super().__init__()
-        self.proj = nn.Conv2d(3, channels, patch, patch)
+        self.proj = operations.Conv2d(3, channels, patch, patch)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).flatten(2).transpose(1, 2)
@@ -88,16 +89,16 @@ class Rope(nn.Module):
 class Attention(nn.Module):
     """Self-attention with rotary positions, a bias on queries and values only, and a norm before the projection."""
 
-    def __init__(self, channels: int, head_dim: int):
+    def __init__(self, channels: int, head_dim: int, operations: Operations = TORCH):
         super().__init__()
         self.head_dim = head_dim
-        self.q_proj = nn.Linear(channels, channels, bias=False)
-        self.k_proj = nn.Linear(channels, channels, bias=False)
-        self.v_proj = nn.Linear(channels, channels, bias=False)
+        self.q_proj = operations.Linear(channels, channels, bias=False)
+        self.k_proj = operations.Linear(channels, channels, bias=False)
+        self.v_proj = operations.Linear(channels, channels, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(channels))
         self.v_bias = nn.Parameter(torch.zeros(channels))
-        self.inner_attn_ln = nn.LayerNorm(channels, EPS)
-        self.proj = nn.Linear(channels, channels)
+        self.inner_attn_ln = operations.LayerNorm(channels, EPS)
+        self.proj = operations.Linear(channels, channels)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         q, k, v = self.q_proj(x) + self.q_bias.to(x), self.k_proj(x), self.v_proj(x) + self.v_bias.to(x)
@@ -109,12 +110,12 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """Gated feed-forward with a norm before the last layer."""
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int, operations: Operations = TORCH):
         super().__init__()
-        self.w1 = nn.Linear(channels, hidden)
-        self.w2 = nn.Linear(channels, hidden)
-        self.ffn_ln = nn.LayerNorm(hidden, EPS)
-        self.w3 = nn.Linear(hidden, channels)
+        self.w1 = operations.Linear(channels, hidden)
+        self.w2 = operations.Linear(channels, hidden)
+        self.ffn_ln = operations.LayerNorm(hidden, EPS)
+        self.w3 = operations.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x)))
@@ -123,12 +124,12 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, channels: int, head_dim: int, hidden: int):
+    def __init__(self, channels: int, head_dim: int, hidden: int, operations: Operations = TORCH):
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels, EPS)
-        self.attn = Attention(channels, head_dim)
-        self.norm2 = nn.LayerNorm(channels, EPS)
-        self.mlp = SwiGLU(channels, hidden)
+        self.norm1 = operations.LayerNorm(channels, EPS)
+        self.attn = Attention(channels, head_dim, operations)
+        self.norm2 = operations.LayerNorm(channels, EPS)
+        self.mlp = SwiGLU(channels, hidden, operations)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         x = x + self.attn(self.norm1(x), rope)
@@ -140,25 +141,26 @@ class ImageTower(nn.Module):
 
     Args:
         live_only: leave out what comes after the fifth hidden state.
+        operations: the layers that it is built from.
 
     Attributes:
         image_size: side of the images it takes, px (release: 336).
         taps: the blocks on entry to which the hidden states are taken (release: 4, 8, 12, 16, 20 of 24).
     """
 
-    def __init__(self, sizes: TowerSizes, live_only: bool = False):
+    def __init__(self, sizes: TowerSizes, live_only: bool = False, operations: Operations = TORCH):
         super().__init__()
         width, patches = sizes.width, sizes.grid**2
         self.taps = tuple(sizes.depth // 6 * (i + 1) for i in range(HIDDEN_STATES))
         self.image_size = sizes.grid * sizes.patch
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + patches, width))
-        self.patch_embed = PatchEmbed(width, sizes.patch)
+        self.patch_embed = PatchEmbed(width, sizes.patch, operations)
         self.rope = Rope(patches, sizes.head_dim)
         depth = self.taps[-1] if live_only else sizes.depth
-        self.blocks = nn.ModuleList(Block(width, sizes.head_dim, sizes.mlp) for _ in range(depth))
-        self.norm = None if live_only else nn.LayerNorm(width, EPS)
-        self.head = None if live_only else nn.Linear(width, sizes.out)
+        self.blocks = nn.ModuleList(Block(width, sizes.head_dim, sizes.mlp, operations) for _ in range(depth))
+        self.norm = None if live_only else operations.LayerNorm(width, EPS)
+        self.head = None if live_only else operations.Linear(width, sizes.out)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Images (B, 3, S, S) as `preprocess` makes them → all that the published tower gives.
@@ -194,12 +196,15 @@ class ImageTower(nn.Module):
         return torch.cat([self.cls_token.to(x).expand(len(x), -1, -1), x], 1) + self.pos_embed.to(x)
 
     @classmethod
-    def from_state_dict(cls, tensors: dict[str, Tensor], live_only: bool = False) -> "ImageTower":
+    def from_state_dict(
+        cls, tensors: dict[str, Tensor], live_only: bool = False, operations: Operations = TORCH
+    ) -> "ImageTower":
         """Build from the published CLIP checkpoint or its image tower; sizes are read from the tensors.
 
         Args:
             tensors: of `EVA02_CLIP_L_336_psz14_s6B.pt` (prefix `visual.`) or without prefix. Their dtype is kept.
             live_only: leave out what comes after the fifth hidden state.
+            operations: the layers that it is built from.
 
         Raises:
             WeightsError: tensors are missing, or the tower is of another kind.
@@ -211,7 +216,7 @@ class ImageTower(nn.Module):
             # Constructed, as files hold them in half precision.
             state["rope.freqs_cos"], state["rope.freqs_sin"] = rotary(state["pos_embed"].shape[1] - 1, head_dim)
             with torch.device("meta"):
-                module = cls(TowerSizes.of(state), live_only)
+                module = cls(TowerSizes.of(state), live_only, operations)
         except (KeyError, ValueError, IndexError) as error:
             raise WeightsError(
                 f"These weights are not of an EVA02-CLIP image tower ({error} is missing or odd). "

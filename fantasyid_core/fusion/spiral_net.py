@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import MeshError
 from ..io.weights import load_into
+from ..operations import TORCH, Operations
 from .mesh_hierarchy import Topology
 
 HEADS = 4  # of every transformer layer; the release fixes it, so no tensor shape tells it
@@ -47,9 +48,9 @@ class SpiralConv(nn.Module):
 
     spirals: Tensor
 
-    def __init__(self, channels: int, spirals: Tensor):
+    def __init__(self, channels: int, spirals: Tensor, operations: Operations = TORCH):
         super().__init__()
-        self.layer = nn.Linear(channels * spirals.shape[1], channels)
+        self.layer = operations.Linear(channels * spirals.shape[1], channels)
         self.register_buffer("spirals", spirals, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,10 +60,10 @@ class SpiralConv(nn.Module):
 class SpiralDeblock(nn.Module):
     """To the next finer level, then a spiral convolution and ELU."""
 
-    def __init__(self, channels: int, spirals: Tensor, up: Pool):
+    def __init__(self, channels: int, spirals: Tensor, up: Pool, operations: Operations = TORCH):
         super().__init__()
         self.up = up
-        self.conv = SpiralConv(channels, spirals)
+        self.conv = SpiralConv(channels, spirals, operations)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.elu(self.conv(self.up(x)))
@@ -71,11 +72,11 @@ class SpiralDeblock(nn.Module):
 class SpiralDecoder(nn.Module):
     """Coarsest level used (B, V', C) → full mesh (B, V, C)."""
 
-    def __init__(self, channels: int, topology: Topology):
+    def __init__(self, channels: int, topology: Topology, operations: Operations = TORCH):
         super().__init__()
         levels = reversed(range(len(topology.spirals)))
-        blocks = [SpiralDeblock(channels, topology.spirals[i], Pool(*topology.up[i])) for i in levels]
-        self.de_layers = nn.Sequential(*blocks, SpiralConv(channels, topology.spirals[0]))
+        blocks = [SpiralDeblock(channels, topology.spirals[i], Pool(*topology.up[i]), operations) for i in levels]
+        self.de_layers = nn.Sequential(*blocks, SpiralConv(channels, topology.spirals[0], operations))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.de_layers(x)
@@ -84,9 +85,9 @@ class SpiralDecoder(nn.Module):
 class PreNorm(nn.Module):
     """x + fn(norm(x))."""
 
-    def __init__(self, dim: int, fn: nn.Module):
+    def __init__(self, dim: int, fn: nn.Module, operations: Operations = TORCH):
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        self.norm = operations.LayerNorm(dim)
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,10 +97,10 @@ class PreNorm(nn.Module):
 class SelfAttention(nn.Module):
     """Self-attention over (B, N, D)."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, operations: Operations = TORCH):
         super().__init__()
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.to_qkv = operations.Linear(dim, 3 * dim, bias=False)
+        self.to_out = nn.ModuleList([operations.Linear(dim, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.to_qkv(x).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
@@ -109,9 +110,10 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers, on every token by itself."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, operations: Operations = TORCH):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Identity(), nn.Linear(2 * dim, dim))
+        up, down = operations.Linear(dim, 2 * dim), operations.Linear(2 * dim, dim)
+        self.net = nn.Sequential(up, nn.GELU(), nn.Identity(), down)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -120,10 +122,16 @@ class FeedForward(nn.Module):
 class FusionTransformer(nn.Module):
     """Pre-norm self-attention layers over 3-D queries and 2-D tokens together."""
 
-    def __init__(self, dim: int, depth: int):
+    def __init__(self, dim: int, depth: int, operations: Operations = TORCH):
         super().__init__()
         self.layers = nn.Sequential(
-            *(nn.Sequential(PreNorm(dim, SelfAttention(dim)), PreNorm(dim, FeedForward(dim))) for _ in range(depth))
+            *(
+                nn.Sequential(
+                    PreNorm(dim, SelfAttention(dim, operations), operations),
+                    PreNorm(dim, FeedForward(dim, operations), operations),
+                )
+                for _ in range(depth)
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,10 +141,10 @@ class FusionTransformer(nn.Module):
 class Mlp(nn.Module):
     """Linear layers from one token width to another."""
 
-    def __init__(self, dim_in: int, dim_out: int):
+    def __init__(self, dim_in: int, dim_out: int, operations: Operations = TORCH):
         super().__init__()
-        self.fc1 = nn.Linear(dim_in, dim_in)
-        self.fc2 = nn.Linear(dim_in, dim_out)
+        self.fc1 = operations.Linear(dim_in, dim_in)
+        self.fc2 = operations.Linear(dim_in, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -150,9 +158,17 @@ class VertexSpiralNet(nn.Module):
         widths: token widths from K down to C (release: 2048, 1024, 512, 256, 128).
         depth: transformer layers (release: 6).
         depth_scale: a vertex's z in metres times this, plus 0.5, is the depth in 0…1 that is encoded (release: 0.5).
+        operations: the layers that it is built from.
     """
 
-    def __init__(self, topology: Topology, widths: list[int], depth: int = 6, depth_scale: float = 0.5):
+    def __init__(
+        self,
+        topology: Topology,
+        widths: list[int],
+        depth: int = 6,
+        depth_scale: float = 0.5,
+        operations: Operations = TORCH,
+    ):
         super().__init__()
         self.depth_scale = depth_scale
         dim, levels = widths[-1], len(topology.spirals)
@@ -160,10 +176,10 @@ class VertexSpiralNet(nn.Module):
         pools = [Pool(*topology.down[i]) for i in range(levels)]
         self.down = nn.Sequential(*pools)
         self.vtx_query = nn.Parameter(torch.zeros(1, len(pools[-1].index), dim))
-        self.hw_down = nn.Sequential(*(Mlp(a, b) for a, b in pairwise(widths)))
-        self.transformer = FusionTransformer(dim, depth)
-        self.vtx_upsampler = SpiralDecoder(dim, topology)
-        self.vtx_descriptor_head = nn.Sequential(nn.Linear(dim, dim))
+        self.hw_down = nn.Sequential(*(Mlp(a, b, operations) for a, b in pairwise(widths)))
+        self.transformer = FusionTransformer(dim, depth, operations)
+        self.vtx_upsampler = SpiralDecoder(dim, topology, operations)
+        self.vtx_descriptor_head = nn.Sequential(operations.Linear(dim, dim))
 
     def forward(self, vertices: Tensor, face_tokens: Tensor) -> Tensor:
         if vertices.shape[-2:] != (self.vertex_count, 3):
@@ -179,7 +195,11 @@ class VertexSpiralNet(nn.Module):
 
     @classmethod
     def from_published(
-        cls, tensors: dict[str, Tensor], topology: Topology, depth_scale: float = 0.5
+        cls,
+        tensors: dict[str, Tensor],
+        topology: Topology,
+        depth_scale: float = 0.5,
+        operations: Operations = TORCH,
     ) -> "VertexSpiralNet":
         """Build from the published tensors (prefix `vertex_spiral_net.` removed) on a mesh hierarchy.
 
@@ -189,7 +209,7 @@ class VertexSpiralNet(nn.Module):
         steps = len({name.split(".")[1] for name in tensors if name.startswith("hw_down.")})
         widths = [tensors[f"hw_down.{i}.fc1.weight"].shape[1] for i in range(steps)] + [tensors["vtx_query"].shape[2]]
         depth = len({name.split(".")[2] for name in tensors if name.startswith("transformer.layers.")})
-        module = cls(topology, widths, depth, depth_scale)
+        module = cls(topology, widths, depth, depth_scale, operations)
         load_into(module, tensors, what="spiral network")
         return module.eval()
 
@@ -197,10 +217,10 @@ class VertexSpiralNet(nn.Module):
 class ConvBlock(nn.Module):
     """1-D convolution, group norm, Mish."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int):
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, operations: Operations = TORCH):
         super().__init__()
-        self.conv1d = nn.Conv1d(channels_in, channels_out, kernel, stride, padding=kernel // 2)
-        self.group_norm = nn.GroupNorm(8, channels_out)
+        self.conv1d = operations.Conv1d(channels_in, channels_out, kernel, stride, padding=kernel // 2)
+        self.group_norm = operations.GroupNorm(8, channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.mish(self.group_norm(self.conv1d(x)))
@@ -209,12 +229,12 @@ class ConvBlock(nn.Module):
 class ResConv1D(nn.Module):
     """Residual block that shortens the sequence: by 4 with kernel 5, by 2 with kernel 3."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int):
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, operations: Operations = TORCH):
         super().__init__()
         stride = kernel - 1
-        self.conv_in = ConvBlock(channels_in, channels_out, kernel, stride)
-        self.conv_out = ConvBlock(channels_out, channels_out, 3, 1)
-        self.residual_conv = nn.Conv1d(channels_in, channels_out, kernel, stride, padding=kernel // 2)
+        self.conv_in = ConvBlock(channels_in, channels_out, kernel, stride, operations)
+        self.conv_out = ConvBlock(channels_out, channels_out, 3, 1, operations)
+        self.residual_conv = operations.Conv1d(channels_in, channels_out, kernel, stride, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_out(self.conv_in(x)) + self.residual_conv(x)
@@ -227,10 +247,10 @@ class VertexReducer(nn.Module):
         shapes: (channels in, channels out, kernel) of each block.
     """
 
-    def __init__(self, shapes: list[tuple[int, int, int]]):
+    def __init__(self, shapes: list[tuple[int, int, int]], operations: Operations = TORCH):
         super().__init__()
         for i, shape in enumerate(shapes, start=1):
-            self.add_module(f"conv_block{i}", ResConv1D(*shape))
+            self.add_module(f"conv_block{i}", ResConv1D(*shape, operations))
 
     def forward(self, descriptor: Tensor) -> Tensor:
         x = descriptor.transpose(1, 2)
@@ -239,12 +259,12 @@ class VertexReducer(nn.Module):
         return x.transpose(1, 2)
 
     @classmethod
-    def from_published(cls, tensors: dict[str, Tensor]) -> "VertexReducer":
+    def from_published(cls, tensors: dict[str, Tensor], operations: Operations = TORCH) -> "VertexReducer":
         """Build from the published tensors (prefix `vertex_reducer.` removed); WeightsError where they do not fit."""
         blocks = sorted({name.split(".")[0] for name in tensors})
         shapes = [tensors[f"{block}.conv_in.conv1d.weight"].shape for block in blocks]
         with torch.device("meta"):
-            module = cls([(c_in, c_out, kernel) for c_out, c_in, kernel in shapes])
+            module = cls([(c_in, c_out, kernel) for c_out, c_in, kernel in shapes], operations)
         load_into(module, tensors, what="vertex reducer")
         return module.eval()
 

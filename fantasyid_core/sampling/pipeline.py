@@ -10,7 +10,7 @@ from torch import Tensor
 from ..dit.injection import LayerAttention, SampleInjector
 from ..dit.kernels import Rotary
 from ..dit.step_cache import StepCache
-from ..video.autoencoder import Autoencoder, decode
+from ..video.autoencoder import Autoencoder
 from ..video.latents import first_frame_condition
 from .schedule import GUIDANCE, RELEASE_SCHEDULE, STEPS, TRAIN_STEPS, denoise, guide
 
@@ -134,7 +134,7 @@ def encode_first_frame(autoencoder: Autoencoder, pixels: Tensor, frames: int, ge
     Returns:
         (1, T, C, h, w) float32, the reference first, then zeros, scaled as the transformer sees them.
     """
-    drawn = autoencoder.encode(pixels, return_dict=False)[0].sample(generator)
+    drawn = autoencoder.encode(pixels).sample(generator)
     return first_frame_condition(drawn.float() * autoencoder.config.scaling_factor, frames).transpose(1, 2)
 
 
@@ -147,6 +147,6 @@ def decode_frames(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
     like = next(autoencoder.parameters())
     videos = []
     for one in latents.transpose(1, 2).split(1):
-        pixels = decode(autoencoder, (one / autoencoder.config.scaling_factor).to(like))
+        pixels = autoencoder.decode((one / autoencoder.config.scaling_factor).to(like))
         videos.append((pixels.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
     return torch.cat(videos).permute(0, 2, 3, 4, 1)

@@ -1,4 +1,5 @@
-"""CogVideoX's autoencoder blocks in half the memory: the same operations in the same order, on less at once.
+"""The blocks of CogVideoX's autoencoder, for inference, in half of diffusers' memory: the same operations on less at
+once.
 
 diffusers pads every convolution's input by a copy, keeps the inputs of convolutions over one frame for the next ones,
 which never look at them, and computes the spatial norms' scale and shift at the full size of the picture.
@@ -6,122 +7,148 @@ which never look at them, and computes the spatial norms' scale and shift at the
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_kl_cogvideox import (
-    CogVideoXCausalConv3d,
-    CogVideoXResnetBlock3D,
-    CogVideoXSpatialNorm3D,
-)
-from diffusers.models.downsampling import CogVideoXDownsample3D
-from diffusers.models.upsampling import CogVideoXUpsample3D
 from torch import Tensor, nn
 
+from ..operations import TORCH, Operations
+
 AT_ONCE = 1 << 27  # values of a convolution's input; more are cut into groups of frames
+Cache = dict[nn.Module, Tensor]
+"""The last frames that each causal convolution saw of the chunk before."""
 
 
-def make_lean(autoencoder: nn.Module) -> None:
-    """Give the blocks of an `AutoencoderKLCogVideoX` these classes, in place; with gradients on they act as before."""
-    for module in autoencoder.modules():
-        if type(module) in _LEAN:
-            module.__class__ = _LEAN[type(module)]
+class CausalConv(nn.Module):
+    """Causal in time: a few output frames at once, each of its frame and those before."""
 
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, operations: Operations = TORCH):
+        super().__init__()
+        padding = (0, kernel // 2, kernel // 2)
+        self.before = kernel - 1
+        self.conv = operations.Conv3d(channels_in, channels_out, kernel, padding=padding)
 
-class LeanConv(CogVideoXCausalConv3d):
-    """Causal in time: a few output frames at once, each of its frame and the two before."""
-
-    def forward(self, inputs: Tensor, conv_cache: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(B, C, T, H, W) and the last two frames before it, or none → (B, D, T, H, W) and its own last two.
-
-        The frames before it are overwritten by those handed back.
-        """
-        before = self.time_kernel_size - 1
-        if torch.is_grad_enabled() or self.pad_mode == "replicate" or before == 0:
-            return super().forward(inputs, conv_cache)
-        past = inputs[:, :, :1].repeat(1, 1, before, 1, 1) if conv_cache is None else conv_cache
+    def forward(self, inputs: Tensor, cache: Cache) -> Tensor:
+        """(B, C, T, H, W) → (B, D, T, H, W); what the cache has of the chunk before is overwritten by this one's."""
+        if not self.before:
+            return self.conv(inputs)
+        past = cache[self] if self in cache else inputs[:, :, :1].repeat(1, 1, self.before, 1, 1)
         out = None
         for start, stop in _parts(inputs):
-            window = inputs[:, :, max(start - before, 0) : stop]
-            if start < before:
+            window = inputs[:, :, max(start - self.before, 0) : stop]
+            if start < self.before:
                 window = torch.cat([past[:, :, start:], window], 2)
             out = _put(out, self.conv(window), inputs, start)
-        kept = inputs[:, :, -before:]
-        if kept.shape[2] < before:
-            kept = torch.cat([past[:, :, kept.shape[2] :], kept], 2)
-        return out, past.copy_(kept)
+        last = inputs[:, :, -self.before :]
+        if last.shape[2] < self.before:
+            last = torch.cat([past[:, :, last.shape[2] :], last], 2)
+        cache[self] = past.copy_(last)
+        return out
 
 
-class LeanSpatialNorm(CogVideoXSpatialNorm3D):
-    """Scale and shift from the latents at their own size: a convolution over single pixels commutes with enlarging."""
+class SpatialNorm(nn.Module):
+    """A group norm that the latents scale and shift, at their own size: a convolution over single pixels commutes with
+    enlarging.
+    """
 
-    def forward(self, f: Tensor, zq: Tensor, conv_cache: dict | None = None) -> tuple[Tensor, dict]:
-        """Features (B, C, T, H, W), latents (B, c, t, h, w) → the same features, normalised; nothing to keep."""
-        if torch.is_grad_enabled() or self.conv_y.time_kernel_size != 1:
-            return super().forward(f, zq, conv_cache)
+    def __init__(self, channels: int, latent_channels: int, groups: int, operations: Operations = TORCH):
+        super().__init__()
+        self.norm_layer = operations.GroupNorm(groups, channels, eps=1e-6)
+        self.conv_y = CausalConv(latent_channels, channels, 1, operations)
+        self.conv_b = CausalConv(latent_channels, channels, 1, operations)
+
+    def forward(self, f: Tensor, latents: Tensor) -> Tensor:
+        """Features (B, C, T, H, W), latents (B, c, t, h, w) → the same features, normalised."""
         out = self.norm_layer(f)
-        scale, shift = self.conv_y(zq)[0], self.conv_b(zq)[0]
-        frames, latents, size = f.shape[2], zq.shape[2], f.shape[-2:]
+        scale, shift = self.conv_y(latents, {}), self.conv_b(latents, {})
+        frames, count, size = f.shape[2], latents.shape[2], f.shape[-2:]
         alone = int(frames > 1 and frames % 2 == 1)  # the first latent stands for one frame
-        shown = [i if i < alone else alone + (i - alone) * (latents - alone) // (frames - alone) for i in range(frames)]
+        shown = [i if i < alone else alone + (i - alone) * (count - alone) // (frames - alone) for i in range(frames)]
         for latent in dict.fromkeys(shown):
             part = out[:, :, shown.index(latent) : shown.index(latent) + shown.count(latent)]
             part.mul_(F.interpolate(scale[:, :, latent], size=size)[:, :, None])
             part.add_(F.interpolate(shift[:, :, latent], size=size)[:, :, None])
-        return out, {}
+        return out
 
 
-class LeanResnet(CogVideoXResnetBlock3D):
-    """Works in place where it can, and lets go of every tensor as soon as the next is there."""
+class Resnet(nn.Module):
+    """Residual block. Works in place where it can, and lets go of every tensor as soon as the next is there.
 
-    def forward(
-        self, inputs: Tensor, temb: Tensor | None = None, zq: Tensor | None = None, conv_cache: dict | None = None
-    ) -> tuple[Tensor, dict]:
-        """(B, C, T, H, W) → (B, D, T, H, W), as the block of diffusers without time embedding."""
-        if (
-            torch.is_grad_enabled()
-            or temb is not None
-            or self.use_conv_shortcut
-            or not isinstance(self.nonlinearity, nn.SiLU)
-        ):
-            return super().forward(inputs, temb, zq, conv_cache)
-        before, kept, hidden = conv_cache or {}, {}, inputs
-        for norm, conv in (("norm1", "conv1"), ("norm2", "conv2")):
-            hidden = getattr(self, norm)(hidden) if zq is None else getattr(self, norm)(hidden, zq)[0]
-            hidden = F.silu(hidden, inplace=True)
-            hidden, kept[conv] = getattr(self, conv)(hidden, conv_cache=before.get(conv))
+    Args:
+        latent_channels: those of the latents that scale and shift its norms, in the decoder; None in the encoder.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        groups: int,
+        eps: float,
+        latent_channels: int | None = None,
+        operations: Operations = TORCH,
+    ):
+        super().__init__()
+        self.in_channels, self.out_channels = channels_in, channels_out
+
+        def norm(channels: int) -> nn.Module:
+            if latent_channels is None:
+                return operations.GroupNorm(groups, channels, eps=eps)
+            return SpatialNorm(channels, latent_channels, groups, operations)
+
+        self.norm1, self.norm2 = norm(channels_in), norm(channels_out)
+        self.conv1 = CausalConv(channels_in, channels_out, 3, operations)
+        self.conv2 = CausalConv(channels_out, channels_out, 3, operations)
+        if channels_in != channels_out:
+            self.conv_shortcut = operations.Conv3d(channels_in, channels_out, 1)
+
+    def forward(self, inputs: Tensor, latents: Tensor | None, cache: Cache) -> Tensor:
+        """(B, C, T, H, W) → (B, D, T, H, W)."""
+        hidden = inputs
+        for norm, conv in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
+            hidden = norm(hidden) if latents is None else norm(hidden, latents)
+            hidden = conv(F.silu(hidden, inplace=True), cache)
         if self.in_channels == self.out_channels:
-            return hidden.add_(inputs), kept
+            return hidden.add_(inputs)
         for start, stop in _parts(inputs):
             hidden[:, :, start:stop] += self.conv_shortcut(inputs[:, :, start:stop])
-        return hidden, kept
+        return hidden
 
 
-class LeanUpsample(CogVideoXUpsample3D):
-    """Enlarges and convolves frame by frame."""
+class Upsample(nn.Module):
+    """Enlarges and convolves frame by frame.
+
+    Args:
+        compress_time: whether it makes two frames of every one but the first.
+    """
+
+    def __init__(self, channels: int, compress_time: bool, operations: Operations = TORCH):
+        super().__init__()
+        self.compress_time = compress_time
+        self.conv = operations.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, C, T, H, W) → (B, C, T or 2 T or 2 T − 1, 2 H, 2 W)."""
-        if torch.is_grad_enabled():
-            return super().forward(inputs)
         frames = list(range(inputs.shape[2]))
         if self.compress_time and len(frames) > 1:
             alone = len(frames) % 2
             frames = frames[:alone] + [i for i in frames[alone:] for _ in range(2)]
-        out, last = None, None
+        out, made = None, None
         for i, frame in enumerate(frames):
-            if frame != last:
-                made, last = self.conv(F.interpolate(inputs[:, :, frame], scale_factor=2.0)), frame
+            if made is None or frame != frames[i - 1]:
+                made = self.conv(F.interpolate(inputs[:, :, frame], scale_factor=2.0))
             if out is None:
                 out = made.new_empty(*made.shape[:2], len(frames), *made.shape[2:])
             out[:, :, i] = made
         return out
 
 
-class LeanDownsample(CogVideoXDownsample3D):
-    """Halves time and space frame by frame."""
+class Downsample(nn.Module):
+    """Halves space, and time where asked, frame by frame."""
+
+    def __init__(self, channels: int, compress_time: bool, operations: Operations = TORCH):
+        super().__init__()
+        self.compress_time = compress_time
+        self.conv = operations.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) → (B, C, T or T / 2 or (T + 1) / 2, H / 2, W / 2)."""
-        if torch.is_grad_enabled():
-            return super().forward(x)
         frames = [(i,) for i in range(x.shape[2])]
         if self.compress_time and len(frames) > 1:
             alone = len(frames) % 2
@@ -134,13 +161,6 @@ class LeanDownsample(CogVideoXDownsample3D):
                 out = made.new_empty(*made.shape[:2], len(frames), *made.shape[2:])
             out[:, :, i] = made
         return out
-
-
-_LEAN = {
-    base: lean
-    for lean in (LeanConv, LeanSpatialNorm, LeanResnet, LeanUpsample, LeanDownsample)
-    for base in lean.__bases__
-}
 
 
 def _parts(x: Tensor) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fantasyid_core.detection.faces import DetectedFace, detect
 from fantasyid_core.dit import byte_tokens
@@ -67,7 +67,7 @@ class Generator:
         for module in model.modules.values():
             module.to(self.device).eval().requires_grad_(False)
         for module in (model.transformer, model.vae):
-            nn.Module.to(module, dtype)  # diffusers' own warns of what does not concern us
+            module.to(dtype)
         self._face_model = model.face.to(self.device)
 
     @torch.no_grad()

@@ -1,9 +1,9 @@
 """The autoencoder's encoder and decoder once more, for training: the same sums in an order that a GPU likes.
 
-diffusers' modules hold the weights and are the plain twin (test_training_vae.py compares). Three things differ:
-tensors lie as (B, T, H, W, C), so that nothing is transposed between convolutions and norms; a causal 3-D convolution
-is a 2-D one over frames stacked in the channels, for which cuDNN has far better kernels; the decoder's maps of the
-latents, 1 × 1 × 1, are computed at the latents' size and never spread out.
+The autoencoder's own modules hold the weights but take no gradients; `test_training_vae.py` compares with diffusers'.
+Three things differ: tensors lie as (B, T, H, W, C), so that nothing is transposed between convolutions and norms; a
+causal 3-D convolution is a 2-D one over frames stacked in the channels, for which cuDNN has far better kernels; the
+decoder's maps of the latents, 1 × 1 × 1, are computed at the latents' size and never spread out.
 """
 
 import torch
@@ -31,7 +31,7 @@ def decode(vae: nn.Module, latents: Tensor) -> Tensor:
 
 
 def _chunks(x: Tensor, length: int) -> list[Tensor]:
-    """As diffusers cuts: what is left over goes into the first."""
+    """As the autoencoder cuts: what is left over goes into the first."""
     first = min(x.shape[1], length + x.shape[1] % length)
     return [x[:, :first], *x[:, first:].split(length, 1)] if first < x.shape[1] else [x]
 
@@ -69,7 +69,7 @@ def _resnet(resnet: nn.Module, x: Tensor, latents: Tensor | None, cache: Cache) 
 
 
 def _causal(module: nn.Module, x: Tensor, cache: Cache) -> Tensor:
-    """The convolution of a `CogVideoXCausalConv3d`, this frame and those before it."""
+    """The convolution of a `CausalConv`, this frame and those before it."""
     weight, bias = module.conv.weight, module.conv.bias
     reach, frames = weight.shape[2], x.shape[1]
     before = cache.get(module)
@@ -97,7 +97,7 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, padding: int, stride: int =
 
 
 def _norm(norm: nn.Module, x: Tensor, latents: Tensor | None) -> Tensor:
-    """A group norm, or one that the latents scale and shift (`CogVideoXSpatialNorm3D`)."""
+    """A group norm, or one that the latents scale and shift (`SpatialNorm`)."""
     if latents is None:
         return _group_norm(norm, x)
     factor, offset = _affine(norm.norm_layer, x)

@@ -1,5 +1,7 @@
 """Stage vae: frames → latents → frames."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -165,7 +167,7 @@ class VaeStage(Stage):
         if not self.options.encoder:
             nano.write(model, self.context.model_folder, ["vae"])
             return
-        vae.register_to_config(scaling_factor=1.0)
+        vae.config = replace(vae.config, scaling_factor=1.0)
         with evaluating(vae), torch.no_grad(), self.context.autocast():
             pairs = [fast_vae.encode(vae, to_model(part)) for part in pool.frames[: min(256, pool.clips)].split(16)]
         mean, std = (torch.cat(x).float().movedim(-1, 2) for x in zip(*pairs, strict=True))

@@ -17,7 +17,7 @@ from ...fantasyid_core.io.layout import TOPOLOGIES, TOWERS
 from ...fantasyid_core.reconstruction.face_mesh import FaceMesh
 from ...fantasyid_core.views.collection import FaceViews
 from .compat import make_patcher, read_weights
-from .operators import to_host_operators
+from .operators import Operators
 from .paths import SOURCE
 
 
@@ -68,14 +68,13 @@ class NativeEncoder:
             "transform.pkl comes with the code of FantasyID (assets/) and of CVTHead; copy it there.",
         )
         logging.info("FantasyID: %s", published.report)
-        encoder = build_encoder(
+        return build_encoder(
             published,
-            ImageTower.from_state_dict(read_weights(tower), live_only=True),
+            ImageTower.from_state_dict(read_weights(tower), live_only=True, operations=Operators),
             load_topology(topology),
             self._config,
+            Operators,
         )
-        to_host_operators(encoder)
-        return encoder
 
 
 def find_first(folders: list[Path], names: tuple[str, ...], what: str, cure: str) -> Path:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ...fantasyid_core.errors import SamplingError, WeightsError
 from ...fantasyid_core.io import weights
-from ...fantasyid_core.video.autoencoder import build, decode
+from ...fantasyid_core.video.autoencoder import Autoencoder, Posterior, build
 from .compat import free_memory, make_patcher, read_weights, remember_loader
-from .operators import to_host_operators
+from .operators import Operators
 
 CHECKPOINT = "first_stage_model."  # beneath which a ComfyUI checkpoint holds its VAE
 TEMPORAL = 4  # video frames a latent, after the first
@@ -48,7 +48,7 @@ def load_vae(path: Path, dynamic: bool = True) -> comfy.sd.VAE:
     else:
         config = weights.embedded_config(path) or carried or _infer_config(tensors, path)
     with weights.configured("CogVideoX VAE"), torch.device("meta"):
-        autoencoder = build(config)
+        autoencoder = build(config, Operators)
     weights.load_into(autoencoder, tensors, what="CogVideoX VAE")
     vae = CogVideoXVAE(autoencoder, dynamic=dynamic)
     remember_loader(vae.patcher, _load_patcher, path)
@@ -87,9 +87,9 @@ def encode_sample(vae: comfy.sd.VAE, pixels: Tensor, generator: torch.Generator 
 
 
 class CogVideoXVAE(comfy.sd.VAE):
-    """The host's VAE around diffusers' `AutoencoderKLCogVideoX` (loaded; its layers become host operators)."""
+    """The host's VAE around CogVideoX's autoencoder, built from the host's layers and loaded."""
 
-    def __init__(self, autoencoder: nn.Module, dtype: torch.dtype | None = None, dynamic: bool = True):
+    def __init__(self, autoencoder: Autoencoder, dtype: torch.dtype | None = None, dynamic: bool = True):
         _init_without_weights(super())
         config = autoencoder.config
         space = 2 ** (len(config.block_out_channels) - 1)
@@ -105,12 +105,6 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.device = management.vae_device()
         self.vae_dtype = dtype or management.vae_dtype(self.device, self.working_dtypes)
         self.output_device = management.intermediate_device()
-        left = to_host_operators(autoencoder)
-        if left:
-            raise WeightsError(
-                f"These layers of the VAE cannot be managed by ComfyUI: {', '.join(left[:5])}. "
-                "Use the VAE of CogVideoX as published."
-            )
         self.first_stage_model = _FirstStage(autoencoder).to(self.vae_dtype).eval().requires_grad_(False)
         self.patcher = make_patcher(self.first_stage_model, self.device, management.vae_offload_device(), dynamic)
         self.model_size()
@@ -146,33 +140,32 @@ class CogVideoXVAE(comfy.sd.VAE):
         With the configuration, since tensors do not tell the scale of the latents.
         """
         autoencoder = self.first_stage_model.autoencoder
-        config = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
-        return weights.with_config(autoencoder.state_dict(), config)
+        return weights.with_config(autoencoder.state_dict(), autoencoder.config.published())
 
 
 class _FirstStage(nn.Module):
     """What the host calls: tensors in, tensors out, (B, C, T, H, W), pixels in -1…1, latents not scaled."""
 
-    def __init__(self, autoencoder: nn.Module):
+    def __init__(self, autoencoder: Autoencoder):
         super().__init__()
         self.autoencoder = autoencoder
         self.config = autoencoder.config
 
-    def posterior(self, pixels: Tensor) -> Any:
-        """The distribution of the latents (diffusers' `DiagonalGaussianDistribution`)."""
+    def posterior(self, pixels: Tensor) -> Posterior:
+        """The distribution of the latents."""
         frames = (pixels.shape[2] - 1) // TEMPORAL * TEMPORAL + 1  # what is left over makes no latent
-        return self.autoencoder.encode(pixels[:, :, :frames]).latent_dist
+        return self.autoencoder.encode(pixels[:, :, :frames])
 
     def encode(self, pixels: Tensor) -> Tensor:
-        return self.posterior(pixels).mode()
+        return self.posterior(pixels).mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, t, h, w) → (B, 3, 4t - 3, 8h, 8w)."""
-        return decode(self.autoencoder, latents)
+        return self.autoencoder.decode(latents)
 
 
 # Peak memory in units of (pixels × width of the first block): at once, for each frame, and how many frames count,
-# since diffusers works on some 8 at a time. At 480 × 720 in bf16 decoding 49 frames takes 7.5 GiB (on an H100; 6.8 by
+# since it works on some 8 at a time. At 480 × 720 in bf16 decoding 49 frames takes 7.5 GiB (on an H100; 6.8 by
 # a count of tensors without values, the rest is what convolutions take for themselves). 15 % more are asked for: when
 # it was 7.8, the host tried all at once where 8 were free, ran out of memory and went on in its smallest tiles, 10.9
 # s instead of 4. 1 frame: 3.3 by count. Encoding, as measured on an H100 with diffusers' own blocks: 1, 5, 9, 13 and

@@ -73,7 +73,7 @@ def test_the_first_frame_is_the_one_that_the_sampler_makes_of_the_crop(stage: Ca
             }
         )
         frames = torch.cat([squeeze_to_frame(crop, 32, 32) for crop in crops]).movedim(-1, 1)[:, :, None]
-        first = vae.encode(frames * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
+        first = vae.encode(frames * 2 - 1).mean * vae.config.scaling_factor
     assert not batch["image"][:, 1:].any()
     error, to_another = ((batch["image"][:, 0] - x).norm() for x in (first[:, :, 0], first[:, :, 0].roll(1, 0)))
     assert error < 0.1 * to_another  # another filter squeezes it

@@ -25,7 +25,7 @@ def fit(folder: Path) -> None:
     people = [person(seed) for seed in VALIDATION[:PEOPLE]]
     frames = render([clip(who, seed=0, frames=9) for who in people], nano.HEIGHT).frames
     pixels = frames.permute(0, 4, 1, 2, 3) * 2 - 1
-    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in pixels.split(4)]) * vae.config.scaling_factor
+    latents = torch.cat([vae.encode(part).mean for part in pixels.split(4)]) * vae.config.scaling_factor
     file = folder / "vae" / "config.json"
     config = json.loads(file.read_text("utf-8")) | autoencoder.preview_colours(latents, frames)
     file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")

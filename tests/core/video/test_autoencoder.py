@@ -27,8 +27,15 @@ def test_it_is_built_from_what_it_knows_and_keeps_the_preview_colours():
     vae = autoencoder.build({**dummy_model.VAE, **colours, "a newer entry": 1})
     assert vae.config.latent_rgb_factors == colours["latent_rgb_factors"]
     assert vae.config.latent_rgb_factors_bias == [0.0, 0.1, 0.2]
-    assert "a newer entry" not in vae.config
-    assert "latent_rgb_factors" not in autoencoder.build(dummy_model.VAE).config
+    kept = {name: value for name, value in dummy_model.VAE.items() if not name.startswith("_")}
+    assert vae.config.published().items() >= (kept | colours).items()
+    assert "latent_rgb_factors" not in autoencoder.build(dummy_model.VAE).config.published()
+
+
+@pytest.mark.parametrize("change", [{"act_fn": "gelu"}, {"use_quant_conv": True}, {"down_block_types": ["Other"] * 4}])
+def test_another_autoencoder_is_refused(change):
+    with pytest.raises(ValueError, match="its "):
+        autoencoder.build({**dummy_model.VAE, **change})
 
 
 def test_preview_colours_are_the_linear_map_from_latents_to_mean_colours():
@@ -46,19 +53,28 @@ def test_preview_colours_are_the_linear_map_from_latents_to_mean_colours():
 def plain_and_lean():
     """diffusers' own autoencoder and ours with the same random weights."""
     torch.manual_seed(0)
-    plain, lean = AutoencoderKLCogVideoX(**SMALL).eval(), autoencoder.build(SMALL).eval()
+    plain, lean = AutoencoderKLCogVideoX(**SMALL).eval(), autoencoder.build(SMALL)
+    assert list(lean.state_dict()) == list(plain.state_dict())
     lean.load_state_dict(plain.state_dict())
     return plain, lean
 
 
 @pytest.mark.parametrize("at_once", [autoencoder_block.AT_ONCE, 512])
-@pytest.mark.parametrize("latents", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("latents", [1, 3, 5, 7])
 @torch.no_grad()
 def test_lean_blocks_decode_as_diffusers_does(plain_and_lean, latents, at_once, monkeypatch):
     monkeypatch.setattr(autoencoder_block, "AT_ONCE", at_once)
     z = torch.randn(2, 16, latents, 4, 6, generator=torch.Generator().manual_seed(latents))
-    theirs, ours = (model.decode(z).sample for model in plain_and_lean)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    plain, lean = plain_and_lean
+    torch.testing.assert_close(lean.decode(z), plain.decode(z).sample, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_of_an_even_number_the_first_latent_is_shown_twice(plain_and_lean):
+    z = torch.randn(1, 16, 4, 4, 6, generator=torch.Generator().manual_seed(4))
+    plain, lean = plain_and_lean
+    theirs = plain.decode(torch.cat([z[:, :, :1], z], 2)).sample[:, :, 4:]
+    torch.testing.assert_close(lean.decode(z), theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("at_once", [autoencoder_block.AT_ONCE, 512])
@@ -67,17 +83,12 @@ def test_lean_blocks_decode_as_diffusers_does(plain_and_lean, latents, at_once, 
 def test_lean_blocks_encode_as_diffusers_does(plain_and_lean, frames, at_once, monkeypatch):
     monkeypatch.setattr(autoencoder_block, "AT_ONCE", at_once)
     x = torch.rand(1, 3, frames, 32, 48, generator=torch.Generator().manual_seed(frames))
-    theirs, ours = (model.encode(x).latent_dist.mode() for model in plain_and_lean)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_training_runs_through_diffusers_own_blocks(plain_and_lean):
-    z = torch.randn(1, 16, 3, 4, 6)
-    theirs, ours = (
-        torch.autograd.grad(model.decode(z).sample.square().mean(), model.decoder.conv_in.conv.weight)[0]
-        for model in plain_and_lean
-    )
-    assert torch.equal(ours, theirs)
+    plain, lean = plain_and_lean
+    theirs, ours = plain.encode(x).latent_dist, lean.encode(x)
+    torch.testing.assert_close(ours.mean, theirs.mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.std, theirs.std, rtol=1e-4, atol=1e-4)
+    drawn = (posterior.sample(torch.Generator().manual_seed(7)) for posterior in (ours, theirs))
+    torch.testing.assert_close(*drawn, rtol=1e-4, atol=1e-4)
 
 
 def test_49_frames_at_full_size_need_less_than_half_of_diffusers_memory():
@@ -85,8 +96,8 @@ def test_49_frames_at_full_size_need_less_than_half_of_diffusers_memory():
     with torch.device("meta"):
         full = autoencoder.build(FULL).to(torch.bfloat16)
         latents, video = torch.empty(1, 16, 13, 60, 90), torch.empty(1, 3, 49, 480, 720)
-    assert peak_gib(lambda: full.decode(latents.bfloat16()).sample) < 7  # diffusers: 14.7
-    assert peak_gib(lambda: full.encode(video.bfloat16()).latent_dist.mode()) < 5.2  # diffusers: 6.2
+    assert peak_gib(lambda: full.decode(latents.bfloat16())) < 7  # diffusers: 14.7
+    assert peak_gib(lambda: full.encode(video.bfloat16()).mean) < 5.2  # diffusers: 6.2
 
 
 def peak_gib(run) -> float:

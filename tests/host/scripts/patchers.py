@@ -80,8 +80,7 @@ patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)
 found["patched by the trained"] = len(patched.patches) > 0
 
 # dynamic VRAM lends weights and takes them back; and keeps a LoRA in a place of its own
-norm = nn.LayerNorm(4)
-operators.to_host_operators(norm)
+norm = operators.Operators.LayerNorm(4)
 norm.weight.data, norm.bias.data = torch.full((4,), 2.0), torch.full((4,), 3.0)
 lent, asked = (norm.weight.clone(), norm.bias.clone()), []
 cast, uncast = comfy.ops.cast_bias_weight, comfy.ops.uncast_bias_weight
@@ -89,8 +88,7 @@ comfy.ops.cast_bias_weight = lambda layer, *_, **options: asked.append(options.g
 comfy.ops.uncast_bias_weight = lambda layer, weight, bias, stream: [x.zero_() for x in (weight, bias)]
 norm._v = object()
 found["norms outlive the loan"] = [float(x.mean()) for x in compat.cast_weights(norm, torch.ones(1, 4))]
-linear = nn.Linear(4, 4)
-operators.to_host_operators(linear)
+linear = operators.Operators.Linear(4, 4)
 linear.weight.data = linear.weight.data.to(torch.float8_e4m3fn)
 asked.clear()
 for patch in (None, lambda weight: weight):
