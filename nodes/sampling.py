@@ -113,7 +113,7 @@ class FantasyIDSampler(FantasyIDNode):
         settings: str = AS_SET,
     ) -> io.NodeOutput:
         require_diffusers("The FantasyID Sampler")
-        from .host.options import add_injection, at_once, defaults_of, injections_of, transformer_of
+        from .host.options import add_injection, check_size, defaults_of, injections_of, transformer_of
         from .host.sampler import ReleaseSampler
         from .host.vae import encode_sample
 
@@ -129,7 +129,7 @@ class FantasyIDSampler(FantasyIDNode):
         latent = empty_latent(frames, height, width)
         zeros = latent["samples"]
         transformer = transformer_of(model)
-        transformer.check_sizes(*at_once(model.model_options, zeros))
+        check_size(model.model_options, zeros, transformer)
         if not injections_of(model):
             model = add_injection(model, Injection(identity.tokens, guided=guide_identity))
         generator = torch.Generator().manual_seed(seed)

@@ -15,7 +15,7 @@ from ...fantasyid_core.dit.injection import Injection
 from ...fantasyid_core.dit.injection import check as check_injection
 from ...fantasyid_core.dit.step_cache import CacheSettings
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
-from ...fantasyid_core.errors import HardwareError, IdentityError
+from ...fantasyid_core.errors import HardwareError, IdentityError, SamplingError
 from ...fantasyid_core.sampling.defaults import SamplingDefaults
 from . import notes
 from .dit import NativeTransformer
@@ -23,6 +23,8 @@ from .guidance import mark, negative_model
 from .run import KEY, Options, Run
 
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+USE_ITS_SIZE = "Set 'settings' to 'default for this model', or width, height and frames to what it knows."
+MOST_WORK = 16.0  # times what a model was trained on; more is an hour's wait for noise
 
 
 def transformer_of(model: comfy.model_patcher.ModelPatcher) -> NativeTransformer:
@@ -116,13 +118,31 @@ def at_once(model_options: Mapping, latents: Tensor) -> tuple[int, int, int]:
     return min(frames, getattr(model_options.get("context_handler"), "context_length", frames)), height, width
 
 
+def check_size(model_options: Mapping, latents: Tensor, transformer: NativeTransformer) -> tuple[int, int, int]:
+    """`at_once`, where the model can and should be asked for it.
+
+    Raises:
+        SamplingError: the size does not suit the model, or is far above what it knows.
+    """
+    size = at_once(model_options, latents)
+    transformer.check_sizes(*size)
+    if (work := transformer.work_at(*size)) > MOST_WORK:
+        frames, height, width = size
+        raise SamplingError(
+            f"{width * 8} × {height * 8} pixels and {4 * frames - 3} frames are {work:.0f} times what this model knows "
+            f"({transformer.trained_size}): it would take at least {work:.0f} times as long and come out as noise. "
+            f"{USE_ITS_SIZE}"
+        )
+    return size
+
+
 def other_size(transformer: NativeTransformer, size: tuple[int, int, int]) -> str:
     """What to expect of latents of `size` (frames, height, width) that the model was not trained on, and the cure."""
     work = transformer.work_at(*size)
     longer = f" and take at least {work:.0f} times as long" if work >= 1.5 else ""
     return (
-        f"This model knows {transformer.trained_size}; other videos come out worse{longer}. Cancel and set "
-        "'settings' to 'default for this model', or width, height and frames to what it knows."
+        f"This model knows {transformer.trained_size}; other videos come out worse{longer}. Cancel if you did not mean "
+        f"it. {USE_ITS_SIZE}"
     )
 
 
@@ -130,8 +150,7 @@ def around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
     """Around each sampling run: what is constant over it is computed once and forgotten afterwards."""
     guider, noise = executor.class_obj, args[0]
     options, transformer = guider.model_options["transformer_options"], transformer_of(guider.model_patcher)
-    size = at_once(guider.model_options, noise)
-    transformer.check_sizes(*size)
+    size = check_size(guider.model_options, noise, transformer)
     notes.show()
     if not transformer.trained_at(*size):
         notes.warn(other_size(transformer, size))

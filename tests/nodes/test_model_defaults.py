@@ -1,7 +1,7 @@
 """Sizes, steps and guidance that follow the model, and what the page says under a node before the wait."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from safetensors.torch import load
@@ -82,6 +82,17 @@ def test_another_size_is_said_under_the_node_and_gone_in_the_next_run(comfy: Com
     assert "default for this model" in comfy.notes["sample"]
     latents(comfy, changed(graph, sample={"width": 160, "height": 160, "seed": 7}))
     assert comfy.notes["sample"] == ""
+
+
+@pytest.mark.parametrize("make", [released, stock], ids=["FantasyID Sampler", "KSampler"])
+def test_a_size_far_above_the_model_s_is_refused_before_the_wait(comfy: ComfyServer, photo: str, make: Callable):
+    """FantasyID-nano in the place of the published model, with the widgets left as they were."""
+    name = {"model_name": "FantasyID-nano"}
+    graph = changed(make(photo, steps=1), load=name, clip=name, mesh=name)
+    sized = "cond" if "cond" in graph else "sample"
+    run = comfy.run(latents_of(changed(graph, **{sized: {"width": 720, "height": 480, "frames": 49}})))
+    assert "720 × 480 pixels and 49 frames are 25 times what this model knows" in run.error.message
+    assert "'default for this model'" in run.error.message
 
 
 def test_a_prompt_that_is_cut_off_is_said_under_its_node(comfy: ComfyServer, photo: str):
