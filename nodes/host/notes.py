@@ -11,7 +11,8 @@ _shown: dict[str, tuple[str, tuple[str, ...]]] = {}
 def show(*sentences: str) -> None:
     """Add sentences to what the node that runs shows under it; what an earlier run showed there goes.
 
-    Outside of a run, as in tests of one node, nothing is shown.
+    A box (subgraph) around it shows the sentences of all nodes in it. Outside of a run, as in tests of one node,
+    nothing is shown.
     """
     if (context := get_executing_context()) is None:
         return
@@ -23,8 +24,18 @@ def show(*sentences: str) -> None:
     run, before = _shown.get(context.node_id, (context.prompt_id, ()))
     now = (*(before if run == context.prompt_id else ()), *sentences)
     _shown[context.node_id] = context.prompt_id, now
-    if now != before:
-        server.send_progress_text("\n".join(now), context.node_id)
+    if now == before:
+        return
+    server.send_progress_text("\n".join(now), context.node_id)
+    for box in _boxes(context.node_id):
+        inside = [said for node, said in _shown.items() if node.startswith(f"{box}:") and said[0] == context.prompt_id]
+        server.send_progress_text("\n".join(line for _, lines in inside for line in lines), box)
+
+
+def _boxes(node: str) -> list[str]:
+    """Ids of the subgraphs around a node, whose own is theirs and its number in it: "7:2:5" is in "7:2" and "7"."""
+    parts = node.split(":")
+    return [":".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
 
 
 def warn(sentence: str) -> None:

@@ -95,3 +95,12 @@ def test_the_page_shows_the_verdict_under_the_node(comfy: ComfyServer, photo: st
     assert run.status == "success", run.error
     assert run.outputs["show"]["text"] == ["good."]
     assert comfy.notes["face"] == "good."
+
+
+def test_a_box_shows_what_the_nodes_in_it_say(comfy: ComfyServer, photo: str):
+    """The page numbers nodes in subgraphs so: 7 is the box, 7:2 a box in it."""
+    face = node("FantasyIDDetectFace", image=["photo", 0], select="largest", index=0, min_score=0.61)
+    graph = {"photo": node("LoadImage", image=photo), "7:2:1": face}
+    run = comfy.run(graph | {"show": node("PreviewAny", source=["7:2:1", 4])})
+    assert run.status == "success", run.error
+    assert [comfy.notes[name] for name in ("7:2:1", "7:2", "7")] == ["good."] * 3
