@@ -11,13 +11,14 @@ from ..fantasyid_core.reconstruction import deca_input, face_mesh, render
 from ..fantasyid_core.reconstruction.face_mesh import FaceMesh
 from ..fantasyid_core.reconstruction.glb import write_glb
 from ..fantasyid_core.reconstruction.mesh_files import write_obj, write_ply
-from .host import paths
+from .host import notes, paths
 from .host.base import FantasyIDNode, listed
 from .host.resident import deca_regressor, face_model, on_device
 from .host.sockets import Face, Mesh
 
 DECA, LANDMARK_FIT = METHODS = ("DECA", "landmark fit")
 WRITERS = {"glb": write_glb, "obj": write_obj, "ply": write_ply}
+MOST_MISFIT = 0.6  # of the eyes' distance; measured in docs/reconstruction.md
 NEEDED = 1 << 29  # bytes: the activations of DECA's regressor
 
 
@@ -61,8 +62,8 @@ class FantasyIDReconstruct(FantasyIDNode):
                     options=list(deca_input.FRAMINGS),
                     default=deca_input.WHOLE_PHOTO,
                     optional=True,
-                    tooltip="What DECA sees. whole photo: squeezed to a square, as released. face crop: DECA's own "
-                    "crop; better where the face is small in the photo, or the photo is wide.",
+                    tooltip="What DECA sees. face crop: the crop that it was trained on, right for any photo. whole "
+                    "photo: squeezed to a square, as released; the mesh fits only where the face fills a third of it.",
                 ),
                 io.Image.Input(
                     "images",
@@ -105,6 +106,7 @@ class FantasyIDReconstruct(FantasyIDNode):
             others = _largest_faces(images, device)
             mesh = face_mesh.reconstruct(face, regressor, model.flame, mode, look_at, others)
         assert mesh.in_photo is not None, "both ways leave where the photo shows the face"
+        _say_how_it_fits(face_mesh.misfit(mesh, face, model.flame), look_at)
         overlay = render.overlay(face.image.to(device), mesh.in_photo, mesh.faces)
         return io.NodeOutput(mesh, _picture(mesh), _shown(overlay[None]), _host_mesh(mesh))
 
@@ -203,6 +205,18 @@ class FantasyIDSaveMesh(FantasyIDNode):
         folder, _, file = name.rpartition("/")
         saved = {"filename": file, "subfolder": folder, "type": "output"}
         return io.NodeOutput(name, ui={"3d": [saved], "text": [name]})
+
+
+def _say_how_it_fits(away: float, look_at: str) -> None:
+    """Warn under the node of a mesh that lies `away` from the face, in distances of the eyes."""
+    notes.show()
+    if away > MOST_MISFIT:
+        cure = (
+            f"DECA knows pictures that a face fills: set 'look_at' to '{deca_input.FACE_CROP}'."
+            if look_at == deca_input.WHOLE_PHOTO
+            else f"Use a photo that looks at the viewer, or the method '{LANDMARK_FIT}'."
+        )
+        notes.warn(f"The mesh is not on the face: off by {away:.1f} times the distance of the eyes. {cure}")
 
 
 def _outputs() -> list[io.Output]:

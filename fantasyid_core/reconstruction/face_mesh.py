@@ -1,6 +1,7 @@
 """Face → mesh: DECA's regressor and FLAME's decoder on the photo, or a vertex file that was made elsewhere."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..errors import FaceNotFoundError, MeshError, WeightsMissingError
 from ..io.layout import DECA_NAMES, FLAME_NAMES
 from . import deca, flame
 from .deca_input import WHOLE_PHOTO, prepare, to_photo
-from .landmark_fit import fit
+from .landmark_fit import at_landmarks, fit
 from .mesh_files import read_mesh
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,18 @@ def from_landmarks(
     posed = model.turn(expressed, fitted.rotation[:, 0])
     vertices = posed if mode == AS_RELEASED else model.decode(fitted.shape)
     return _finite(FaceMesh(vertices[0], model.faces, fitted.shape[0], in_photo), "no face fits these landmarks")
+
+
+def misfit(mesh: FaceMesh, face: DetectedFace, model: flame.Flame) -> float:
+    """How far eyes, nose and mouth of a mesh lie from those of its face in the photo: mean, in distances of the eyes.
+
+    NaN where it is not known which of the model's vertices these are, or where the photo shows the mesh.
+    """
+    if model.landmarks is None or mesh.in_photo is None:
+        return math.nan
+    seen = face.landmarks.to(mesh.in_photo)
+    shown = at_landmarks(model.landmarks[: len(seen)], mesh.in_photo[:, :2])
+    return float((shown - seen).norm(dim=1).mean() / (seen[1] - seen[0]).norm())
 
 
 def largest_faces(images: Tensor, device: torch.device | str | None = None) -> list[DetectedFace]:

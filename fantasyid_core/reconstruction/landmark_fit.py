@@ -157,12 +157,12 @@ def _problem(
     if focal is not None:
         inverse_focal = 1 / torch.as_tensor(focal, **options).expand_as(spread)
     arrays = (model.template, model.shape_basis, model.expression_basis)
-    mean, *bases = (_at_landmarks(points, x).to(**options) for x in arrays)
+    mean, *bases = (at_landmarks(points, x).to(**options) for x in arrays)
     shape, expression = (basis[..., :count] for basis, count in zip(bases, COMPONENTS, strict=True))
     return Problem(mean, _remove_size(mean, shape), expression, observed, weight, inverse_focal)
 
 
-def _at_landmarks(points: Tensor, values: Tensor) -> Tensor:
+def at_landmarks(points: Tensor, values: Tensor) -> Tensor:
     """The values (V, …) at the points that landmarks mark, (L, …)."""
     points = points.to(values.device)
     return torch.tensordot(points.to(values), values, 1) if points.is_floating_point() else values[points]
