@@ -52,10 +52,9 @@ class FantasyIDLongVideo(FantasyIDNode):
                     options=list(FIRST_FRAME),
                     default="as trained",
                     tooltip=(
-                        "Whether every window begins with the video's first frame, and with it the reference face, "
-                        "where the model was trained so; what is predicted there counts once. 'as trained': in every "
-                        "window for the published model, in the first only for FantasyID-nano. If later windows turn "
-                        "back to the first picture, try 'in the first window only'."
+                        "Whether every window sees the video's first frame too. 'as trained': yes for the published "
+                        "model, whose first frame is the reference face; no for FantasyID-nano, which was trained "
+                        "without one. If later windows turn back to the first picture, try 'in the first window only'."
                     ),
                 ),
             ],
