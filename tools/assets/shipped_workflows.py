@@ -287,6 +287,7 @@ def identity_box() -> Blueprint:
             "identity": ("id", "identity"),
             "faces found": ("face", "preview"),
             "contact sheet": ("views", "contact_sheet"),
+            "verdict": ("face", "verdict"),
         },
         [["face"], ["mesh", "views"], ["id"]],
     )
@@ -312,7 +313,12 @@ def video_box() -> Blueprint:
             "mode": [("mesh", "mode")],
             **{name: [("sample", name)] for name in settings},
         },
-        {"video": ("frames", "VIDEO"), "frames": ("decode", "IMAGE"), "faces found": ("face", "preview")},
+        {
+            "video": ("frames", "VIDEO"),
+            "frames": ("decode", "IMAGE"),
+            "faces found": ("face", "preview"),
+            "verdict": ("face", "verdict"),
+        },
         [["load", "clip", "face"], ["pos", "neg"], ["mesh", "views"], ["id"], ["sample"], ["decode", "frames"]],
     )
 

@@ -90,9 +90,8 @@ def fuse(**widgets: Any) -> Node:
 
 def identity(model: str, person: str) -> dict[str, Node]:
     """From the photo to the node `id`, with a preview of each stage."""
-    # As released the whole photo is squeezed, and the mesh fits only where the face fills it.
-    mode, framing = ("as released", "whole photo") if model == PUBLISHED else ("shape only", "face crop")
-    reconstruct = {"model_name": model, "mode": mode, "look_at": framing}
+    mode = "as released" if model == PUBLISHED else "shape only"
+    reconstruct = {"model_name": model, "mode": mode, "look_at": "face crop"}
     return {
         "photo": photo(person),
         "face": Node("FantasyIDDetectFace", inputs={"image": ("photo", "photo")}),
