@@ -47,6 +47,27 @@ def as_photos(images: Tensor, name: str = "image") -> Tensor:
     Raises:
         ImageError: as `as_photo`; or there is no frame.
     """
+    images = _check_batch(images, name)
+    height, width = images.shape[1:3]
+    step = -(-max(height, width) // MAX_SIDE)
+    images = images[:, ::step, ::step, :3]
+    if min(images.shape[1:3]) < MIN_SIDE:
+        raise ImageError(f"The {name} is {width} × {height} px, too narrow to be a photo. Crop it around the face.")
+    photos = images.to(torch.float32)
+    if images.dtype in _INTEGER_RANGE:
+        photos = photos / _INTEGER_RANGE[images.dtype]
+    low, high = torch.stack(photos.aminmax()).tolist()
+    if not np.isfinite(low + high):
+        raise ImageError(f"The {name} contains NaN or infinite values; check the node that made it.")
+    if high > _LARGEST_VALUE:
+        raise ImageError(f"The {name} has values up to {high:g}; expected 0…1. Divide it by 255 if it is in 0…255.")
+    if low < 0 or high > 1:
+        photos = photos.clamp(0, 1)
+    return photos.expand(-1, -1, -1, 3)
+
+
+def _check_batch(images: Tensor, name: str) -> Tensor:
+    """(B, H, W, C), of one picture as well. Raises ImageError where its shape or dtype is no picture's."""
     _check_tensor(images, name)
     shape = tuple(images.shape)
     if images.ndim == 3:
@@ -67,22 +88,7 @@ def as_photos(images: Tensor, name: str = "image") -> Tensor:
         raise ImageError(
             f"The {name} holds {images.dtype} values; expected float in 0…1, uint8 or uint16. Convert it first."
         )
-
-    step = -(-max(height, width) // MAX_SIDE)
-    images = images[:, ::step, ::step, :3]
-    if min(images.shape[1:3]) < MIN_SIDE:
-        raise ImageError(f"The {name} is {width} × {height} px, too narrow to be a photo. Crop it around the face.")
-    photos = images.to(torch.float32)
-    if images.dtype in _INTEGER_RANGE:
-        photos = photos / _INTEGER_RANGE[images.dtype]
-    low, high = torch.stack(photos.aminmax()).tolist()
-    if not np.isfinite(low + high):
-        raise ImageError(f"The {name} contains NaN or infinite values; check the node that made it.")
-    if high > _LARGEST_VALUE:
-        raise ImageError(f"The {name} has values up to {high:g}; expected 0…1. Divide it by 255 if it is in 0…255.")
-    if low < 0 or high > 1:
-        photos = photos.clamp(0, 1)
-    return photos.expand(-1, -1, -1, 3)
+    return images
 
 
 def _check_tensor(image: Tensor, name: str) -> None:

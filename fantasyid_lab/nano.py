@@ -239,8 +239,6 @@ def read(folder: Path, large: torch.dtype = torch.float32) -> Nano:
     Raises:
         WeightsMissingError, WeightsError, MeshError: files are missing or damaged.
     """
-    from transformers import T5Config, T5EncoderModel
-
     from fantasyid_core.dit.transformer import from_published
 
     files = locate(folder)
@@ -254,13 +252,8 @@ def read(folder: Path, large: torch.dtype = torch.float32) -> Nano:
     mesh = mesh_hierarchy.load(files.topology)
     with weights.configured("CogVideoX autoencoder"):
         vae = autoencoder.build(weights.read_config(files.vae))
-    with weights.configured("T5 text encoder"), torch.device("meta"):
-        text = T5EncoderModel(T5Config(**_arguments(weights.read_config(files.text_encoder))))
+    text = _read_text_encoder(files.text_encoder)
     weights.load_into(vae, weights.read(files.vae), what="autoencoder")
-    tensors = weights.read(files.text_encoder)
-    text_names = {"encoder.embed_tokens.weight": tensors["shared.weight"]} if "shared.weight" in tensors else {}
-    weights.load_into(text, tensors | text_names, what="text encoder")
-    text.encoder.embed_tokens.weight = text.shared.weight  # one tensor under two names
     model = Nano(
         vae=vae,
         text=text,
@@ -275,6 +268,18 @@ def read(folder: Path, large: torch.dtype = torch.float32) -> Nano:
     for name, module in model.modules.items():
         module.to(large if name in ("text", "transformer") else torch.float32).eval().requires_grad_(False)
     return model
+
+
+def _read_text_encoder(folder: Path) -> nn.Module:
+    from transformers import T5Config, T5EncoderModel
+
+    with weights.configured("T5 text encoder"), torch.device("meta"):
+        text = T5EncoderModel(T5Config(**_arguments(weights.read_config(folder))))
+    tensors = weights.read(folder)
+    shared = {"encoder.embed_tokens.weight": tensors["shared.weight"]} if "shared.weight" in tensors else {}
+    weights.load_into(text, tensors | shared, what="text encoder")
+    text.encoder.embed_tokens.weight = text.shared.weight  # one tensor under two names
+    return text
 
 
 def write(model: Nano, folder: Path, parts: Collection[str] = PARTS) -> Path:

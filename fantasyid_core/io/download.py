@@ -81,25 +81,8 @@ def plan(folder: Path, repository: str = REPOSITORY, revision: str = "main", end
             f"{folder} holds {lock['repository']} at {pinned}, but {repository} at {revision} was asked for: "
             f"choose another folder name, or delete {folder / LOCK} to replace the model."
         )
-    url = f"{endpoint}/api/models/{repository}/revision/{quote(pinned or revision, safe='')}?blobs=true"
-    try:
-        with _open(url) as response:
-            info = json.load(response)
-        commit = info["sha"]
-        listed = [_remote_file(entry) for entry in info["siblings"]]
-    except (URLError, HTTPException) as error:
-        raise DownloadError(f"{url} cannot be reached ({error}): check the connection and run again.") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise DownloadError(
-            f"{url} answered something that is no model's listing ({error!r}). "
-            "Check the address of the mirror (HF_ENDPOINT) and run again."
-        ) from error
-    if not _is_commit(commit) or (_is_commit(pinned or revision) and commit != (pinned or revision)):
-        raise DownloadError(
-            f"{url} answered with commit {commit!r}, not the one that was asked for. "
-            "Check the address of the mirror (HF_ENDPOINT) and run again."
-        )
-    files = tuple(file for file in listed if file.path in wanted([file.path for file in listed]))
+    commit, listing = _list_files(endpoint, repository, pinned or revision)
+    files = tuple(file for file in listing if file.path in needed([file.path for file in listing]))
     if not files:
         raise DownloadError(
             f"{repository} at {commit} holds none of the folders {', '.join(LAYOUT)}. "
@@ -114,7 +97,30 @@ def plan(folder: Path, repository: str = REPOSITORY, revision: str = "main", end
     return Plan(endpoint, repository, commit, files)
 
 
-def wanted(paths: list[str]) -> list[str]:
+def _list_files(endpoint: str, repository: str, revision: str) -> tuple[str, list[RemoteFile]]:
+    """The commit that a revision stands for, and its files."""
+    url = f"{endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
+    try:
+        with _open(url) as response:
+            info = json.load(response)
+        commit = info["sha"]
+        files = [_remote_file(entry) for entry in info["siblings"]]
+    except (URLError, HTTPException) as error:
+        raise DownloadError(f"{url} cannot be reached ({error}): check the connection and run again.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DownloadError(
+            f"{url} answered something that is no model's listing ({error!r}). "
+            "Check the address of the mirror (HF_ENDPOINT) and run again."
+        ) from error
+    if not _is_commit(commit) or (_is_commit(revision) and commit != revision):
+        raise DownloadError(
+            f"{url} answered with commit {commit!r}, not the one that was asked for. "
+            "Check the address of the mirror (HF_ENDPOINT) and run again."
+        )
+    return commit, files
+
+
+def needed(paths: list[str]) -> list[str]:
     """Those of a repository's files that the pack reads: the published layout without what it never needs."""
     safe = {str(PurePosixPath(path).parent) for path in paths if path.endswith(".safetensors")}
     averaged = any(path.startswith("transformer_ema/") for path in paths)  # what the release prefers, as the pack does

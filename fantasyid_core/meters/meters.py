@@ -131,13 +131,7 @@ def measure_likeness(
         ImageError: a picture cannot be used.
     """
     _check_frames(frames)
-    if reference_landmarks is None:
-        [reference_landmarks], [covered] = clear_faces([reference], device)
-        if covered:
-            raise FaceNotFoundError("The reference hardly shows an open face of a person. Use a clear photo of a face.")
-    own = embed(embedding, [reference], reference_landmarks[None], unit=False)
-    if not own.found.any():
-        raise FaceNotFoundError("The reference shows no face to compare with. Use a photo with an upright, lit face.")
+    reference_vector = _embed_reference(reference, reference_landmarks, embedding, device)
     landmarks, covered = clear_faces(frames, device, progress)
     faces = embed(embedding, frames, landmarks, unit=False)
     if not faces.found.any():
@@ -147,22 +141,36 @@ def measure_likeness(
             "Use a video in which the face is seen."
         )
     unit = F.normalize(faces.vectors, dim=1)
-    similarity = likeness.reference_similarity(unit, F.normalize(own.vectors[0], dim=0))
+    similarity = likeness.reference_similarity(unit, F.normalize(reference_vector, dim=0))
     return Likeness(
         similarity,
-        embedding.compare(faces.vectors, own.vectors[0]),
+        embedding.compare(faces.vectors, reference_vector),
         float(similarity.nanmean()),
         likeness.inter_frame_similarity(unit[faces.found]) if faces.found.sum() > 1 else 1.0,
         covered,
         embedding,
-        _compare_gallery(embedding, faces.vectors[faces.found], own.vectors[0], gallery, device)
+        _compare_gallery(embedding, faces.vectors[faces.found], reference_vector, gallery, device)
         if len(gallery)
         else None,
     )
 
 
+def _embed_reference(
+    reference: Tensor, landmarks: Tensor | None, embedding: Embedding, device: torch.device | str | None
+) -> Tensor:
+    """The reference's face as the network gives it, (D,). Raises FaceNotFoundError where it shows no clear face."""
+    if landmarks is None:
+        [landmarks], [covered] = clear_faces([reference], device)
+        if covered:
+            raise FaceNotFoundError("The reference hardly shows an open face of a person. Use a clear photo of a face.")
+    face = embed(embedding, [reference], landmarks[None], unit=False)
+    if not face.found.any():
+        raise FaceNotFoundError("The reference shows no face to compare with. Use a photo with an upright, lit face.")
+    return face.vectors[0]
+
+
 def _compare_gallery(
-    embedding: Embedding, faces: Tensor, own: Tensor, gallery: Sequence[Tensor], device: torch.device | str | None
+    embedding: Embedding, faces: Tensor, reference: Tensor, gallery: Sequence[Tensor], device: torch.device | str | None
 ) -> Gallery:
     """Faces (T, D) against the reference (D,) and a gallery of others."""
     others = embed(embedding, gallery, clear_faces(gallery, device)[0], unit=False)
@@ -171,14 +179,14 @@ def _compare_gallery(
             f"None of the {len(gallery)} pictures of the gallery shows a clear face of a person. "
             "Use photos of other people's faces, or none."
         )
-    known = torch.cat([own[None], others.vectors[others.found]])
-    near = torch.stack([embedding.compare(faces, one) for one in known], 1)  # (T, K + 1)
+    people = torch.cat([reference[None], others.vectors[others.found]])
+    similarity = torch.stack([embedding.compare(faces, one) for one in people], 1)  # (T, K + 1)
     if embedding.measure == DISTANCE:
-        near = -near
-    mean = near.mean(0)
+        similarity = -similarity
+    mean = similarity.mean(0)
     return Gallery(
-        len(known) - 1,
-        float((near.argmax(1) == 0).double().mean()),
+        len(people) - 1,
+        float((similarity.argmax(1) == 0).double().mean()),
         int((mean[1:] > mean[0]).sum()),
         float(mean[0] - mean[1:].max()),
     )
@@ -234,20 +242,24 @@ def measure_motion(
             f"Only {int(has_face.sum())} of the {len(frames)} frames show a face; expected at least 2. "
             "Use a video in which the face is seen."
         )
-    window = window[has_face]
+    found, strengths = _read_windows(frames[has_face], window[has_face], regressor)
+    landmarks = frames.new_full((len(frames), *found.shape[1:]), float("nan"), device="cpu")
+    landmarks[has_face] = found
+    expression = strengths.new_zeros(len(frames), strengths.shape[1])
+    expression[has_face] = strengths
+    return motion.measure(landmarks, motion.head_template(), expression)
+
+
+def _read_windows(frames: Tensor, window: Tensor, regressor: AttributeRegressor) -> tuple[Tensor, Tensor]:
+    """Frames (T, H, W, 3) and their windows (T, 3) → landmarks (T, 68, 2) px and expressions (T, 50), on the CPU."""
     scale = SIZE / window[:, 2]
     corner = window[:, :2] - window[:, 2:] / 2
     to_crop = torch.cat([torch.diag_embed(scale[:, None].expand(-1, 2)), (-corner * scale[:, None])[..., None]], 2)
     crops = torch.cat(
-        [warp(frame[None], one[None].to(frame), SIZE) for frame, one in zip(frames[has_face], to_crop, strict=True)]
+        [warp(frame[None], one[None].to(frame), SIZE) for frame, one in zip(frames, to_crop, strict=True)]
     )
     reading = read_attributes(regressor, crops)
-    unit, strengths = reading.landmarks.cpu(), reading.expression.cpu()
-    landmarks = frames.new_full((len(frames), *unit.shape[1:]), float("nan"), device="cpu")
-    landmarks[has_face] = (unit * SIZE - 0.5) / scale[:, None, None] + corner[:, None]
-    expression = strengths.new_zeros(len(frames), strengths.shape[1])
-    expression[has_face] = strengths
-    return motion.measure(landmarks, motion.head_template(), expression)
+    return (reading.landmarks.cpu() * SIZE - 0.5) / scale[:, None, None] + corner[:, None], reading.expression.cpu()
 
 
 def motion_report(motion: Motion) -> str:

@@ -40,35 +40,49 @@ def chart(
     shown = [v for values in curves.values() for v in values if math.isfinite(v)]
     low, high = min([low, *shown]), max([high, *shown])
     high = high if high > low else low + 1
-    count = max(len(values) for values in curves.values())
     picture = Image.new("RGB", (WIDTH, HEIGHT), (252, 252, 252))
-    draw = ImageDraw.Draw(picture)
-
-    def place(frame: float, value: float) -> tuple[float, float]:
-        x = _LEFT + (WIDTH - _LEFT - _RIGHT) * (frame / max(count - 1, 1))
-        return x, _TOP + (HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low)
-
-    draw.text((_LEFT, 8), title, fill=_INK)
-    for value in torch.linspace(low, high, 5).tolist():
-        (x0, y), (x1, _) = place(0, value), place(count - 1 or 1, value)
-        draw.line((x0, y, x1 if count > 1 else WIDTH - _RIGHT, y), fill=_GRID)
-        draw.text((8, y - 6), f"{value:.2f}", fill=_INK)
-    for frame in sorted({0, (count - 1) // 2, count - 1}):
-        draw.text((place(frame, low)[0] - 4, HEIGHT - _BOTTOM + 8), str(frame), fill=_INK)
-    draw.text((WIDTH // 2 + 24, HEIGHT - _BOTTOM + 8), "frame", fill=_INK)
+    axes = _Axes(ImageDraw.Draw(picture), low, high, max(len(values) for values in curves.values()))
+    axes.draw_grid(title)
     for name, value in marks.items():
-        (x0, y), x1 = place(0, value), WIDTH - _RIGHT
-        draw.line((x0, y, x1, y), fill=_MARK)
-        draw.text((x0 + 4, y - 14), name, fill=_MARK)
+        axes.draw_mark(name, value)
     for (name, values), colour, row in zip(curves.items(), _COLOURS, range(len(_COLOURS)), strict=False):
-        points = [place(i, v) if math.isfinite(v) else None for i, v in enumerate(values)]
+        axes.draw_curve(values, colour)
+        if len(curves) > 1:
+            axes.draw.text((WIDTH - _RIGHT - 150, 8 + 12 * row), name, fill=colour)
+    return from_pil(picture)
+
+
+class _Axes:
+    """Where frames and values lie in the picture, and what is drawn there."""
+
+    def __init__(self, draw, low: float, high: float, count: int):
+        self.draw, self.low, self.high, self.count = draw, low, high, count
+
+    def point(self, frame: float, value: float) -> tuple[float, float]:
+        """Px of a frame's value."""
+        x = _LEFT + (WIDTH - _LEFT - _RIGHT) * (frame / max(self.count - 1, 1))
+        return x, _TOP + (HEIGHT - _TOP - _BOTTOM) * (self.high - value) / (self.high - self.low)
+
+    def draw_grid(self, title: str) -> None:
+        self.draw.text((_LEFT, 8), title, fill=_INK)
+        last = self.count - 1
+        for value in torch.linspace(self.low, self.high, 5).tolist():
+            (x0, y), (x1, _) = self.point(0, value), self.point(last or 1, value)
+            self.draw.line((x0, y, x1 if last else WIDTH - _RIGHT, y), fill=_GRID)
+            self.draw.text((8, y - 6), f"{value:.2f}", fill=_INK)
+        for frame in sorted({0, last // 2, last}):
+            self.draw.text((self.point(frame, self.low)[0] - 4, HEIGHT - _BOTTOM + 8), str(frame), fill=_INK)
+        self.draw.text((WIDTH // 2 + 24, HEIGHT - _BOTTOM + 8), "frame", fill=_INK)
+
+    def draw_mark(self, name: str, value: float) -> None:
+        x, y = self.point(0, value)
+        self.draw.line((x, y, WIDTH - _RIGHT, y), fill=_MARK)
+        self.draw.text((x + 4, y - 14), name, fill=_MARK)
+
+    def draw_curve(self, values: Sequence[float], colour: tuple[int, int, int]) -> None:
+        points = [self.point(i, v) if math.isfinite(v) else None for i, v in enumerate(values)]
         for a, b in pairwise(points):
             if a and b:
-                draw.line((*a, *b), fill=colour, width=2)
-        for point in points:
-            if point:
-                x, y = point
-                draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
-        if len(curves) > 1:
-            draw.text((WIDTH - _RIGHT - 150, 8 + 12 * row), name, fill=colour)
-    return from_pil(picture)
+                self.draw.line((*a, *b), fill=colour, width=2)
+        for x, y in filter(None, points):
+            self.draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)

@@ -37,6 +37,11 @@ def write_glb(path: str | Path, vertices: Tensor, faces: Tensor | None = None) -
         normal = normals(vertices, faces)
         parts += [("NORMAL", torch.where(normal.any(1, keepdim=True), normal, up)), ("indices", faces)]
 
+    write_bytes(Path(path), _container(*_document(parts, _TRIANGLES if faces is not None else _POINTS)))
+
+
+def _document(parts: list[tuple[str, Tensor]], mode: int) -> tuple[bytes, bytes]:
+    """Named arrays → the JSON document that describes them, and their bytes."""
     data, views, accessors = b"", [], []
     for name, tensor in parts:
         numbers = tensor.numpy().astype("<u4" if name == "indices" else "<f4").tobytes()
@@ -45,7 +50,7 @@ def write_glb(path: str | Path, vertices: Tensor, faces: Tensor | None = None) -
         accessors.append(_accessor(name, tensor, len(views) - 1))
         data += numbers
     primitive = {"attributes": {name: i for i, (name, _) in enumerate(parts) if name != "indices"}, "material": 0}
-    primitive |= {"mode": _POINTS} if faces is None else {"mode": _TRIANGLES, "indices": len(parts) - 1}
+    primitive |= {"mode": mode} | ({"indices": len(parts) - 1} if mode == _TRIANGLES else {})
     document = {
         "asset": {"version": "2.0", "generator": "ComfyUI-FantasyID"},
         "buffers": [{"byteLength": len(data)}],
@@ -62,7 +67,7 @@ def write_glb(path: str | Path, vertices: Tensor, faces: Tensor | None = None) -
         "scenes": [{"nodes": [0]}],
         "scene": 0,
     }
-    write_bytes(Path(path), _container(json.dumps(document).encode(), data))
+    return json.dumps(document).encode(), data
 
 
 def _accessor(name: str, tensor: Tensor, view: int) -> dict:

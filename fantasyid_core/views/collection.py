@@ -79,17 +79,7 @@ def collect(
     Raises:
         ImageError: `images` is not a batch of pictures, or none of them can be used.
     """
-    if max_views < 1:
-        raise ImageError(f"max_views is {max_views}; expected at least 1, the reference. Set it to 4, the default.")
-    if people not in PEOPLE:
-        raise ImageError(
-            f"There is no choice '{people}' for people; expected one of: {', '.join(PEOPLE)}. Choose from these."
-        )
-    if isinstance(images, Tensor) and images.ndim != 4:
-        raise ImageError(
-            f"The images have shape {tuple(images.shape)}; expected a batch (frames, height, width, channels). "
-            "Connect a batch of images."
-        )
+    _check(images, max_views, people)
     crops = [reference.crop]
     chosen: list[Sighting] = []
     report = "1 view: the reference."
@@ -112,6 +102,20 @@ def collect(
         ("photo", *(f"frame {s.frame}" for s in chosen)),
         report=report,
     )
+
+
+def _check(images: Tensor | Sequence[Tensor] | None, max_views: int, people: str) -> None:
+    if max_views < 1:
+        raise ImageError(f"max_views is {max_views}; expected at least 1, the reference. Set it to 4, the default.")
+    if people not in PEOPLE:
+        raise ImageError(
+            f"There is no choice '{people}' for people; expected one of: {', '.join(PEOPLE)}. Choose from these."
+        )
+    if isinstance(images, Tensor) and images.ndim != 4:
+        raise ImageError(
+            f"The images have shape {tuple(images.shape)}; expected a batch (frames, height, width, channels). "
+            "Connect a batch of images."
+        )
 
 
 def _of_person(tracking: Tracks, reference: Tensor, people: str, recogniser: Recogniser) -> tuple[list[Sighting], str]:

@@ -120,7 +120,7 @@ def follow(
     tracks: list[Track] = []
     active: list[Track] = []
     without_face, unusable = [], {}
-    previous: Tensor | None = None
+    thumbnail: Tensor | None = None
     first_error: ImageError | None = None
     for number, image in enumerate(images):
         try:
@@ -129,25 +129,31 @@ def follow(
             first_error = first_error or error
             unusable[number] = str(error)
             continue
-        thumbnail = resize(photo, _THUMBNAIL, _THUMBNAIL)
+        previous, thumbnail = thumbnail, resize(photo, _THUMBNAIL, _THUMBNAIL)
         if previous is None or float((thumbnail - previous).abs().mean()) > _CUT:
             active = []
-        previous = thumbnail
         faces = [face for face in detect(photo, min_score=min_score, device=device) if _large(face)]
         if not faces:
             without_face.append(number)
             continue
-        sightings = _sightings(number, faces, recogniser)
         active = [track for track in active if number - track.last.frame <= _MAX_GAP]
-        for sighting, track in _match_tracks(active, sightings):
-            if track is None:
-                track = Track(sighting)
-                tracks.append(track)
-                active.append(track)
-            track.add(sighting)
+        new = _add_sightings(active, _sightings(number, faces, recogniser))
+        active += new
+        tracks += new
     if first_error is not None and len(unusable) == len(images):
         raise first_error
     return Tracks(tracks, len(images), without_face, unusable)
+
+
+def _add_sightings(tracks: Sequence[Track], sightings: Sequence[Sighting]) -> list[Track]:
+    """Add the sightings of one frame to the tracks that they continue; new tracks of the others."""
+    new = []
+    for sighting, track in _match_tracks(tracks, sightings):
+        if track is None:
+            track = Track(sighting)
+            new.append(track)
+        track.add(sighting)
+    return new
 
 
 def _large(face: DetectedFace) -> bool:

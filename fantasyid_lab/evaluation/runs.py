@@ -50,16 +50,7 @@ def make(
 
     The first mode's latents are what the others' errors are measured from: ‖z − z₀‖ / ‖z₀‖, mean over the videos.
     """
-    say("Making identities from the reference photos")
-    clips = [clip for case in drawn_cases for clip in cases.photos(case, settings.references)]
-    photos = cases.show(clips, generator.device).frames[:, 0]
-    identities = [_identity(generator, of_one) for of_one in photos.split(settings.references)]
-    controls = range(settings.controls)
-    prompts = [case.target.caption for case in drawn_cases]
-    seeds = [1000 * settings.seed + i for i in range(len(drawn_cases))]
-    prompted_requests = [Request(p, who, s) for p, who, s in zip(prompts, identities, seeds, strict=True)]
-    off = [Request(prompts[i], identities[i], seeds[i], strength=0.0) for i in controls]
-    swapped = [Request(prompts[i], identities[(i + 1) % len(controls)], seeds[i]) for i in controls]
+    prompted, controls = _requests(generator, drawn_cases, settings, say)
     runs: list[Run] = []
     exact: Tensor | None = None
     for mode in modes:
@@ -68,24 +59,35 @@ def make(
         def progress(done: int, of: int, start: float = start, mode: Mode = mode) -> None:
             say(f"{mode.name}: {done} of {of} videos, {time.perf_counter() - start:.0f} s")
 
-        requests = prompted_requests if runs else [*prompted_requests, *off, *swapped]
+        requests = prompted if runs else [*prompted, *controls]
         latents = generator.sample(requests, batch=batch, progress=progress, mode=mode, **settings.sampling)
         seconds = (time.perf_counter() - start) / len(requests)
-        exact = latents[: len(prompted_requests)] if exact is None else exact
-        error = float(
-            ((latents[: len(prompted_requests)] - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).mean()
-        )
+        exact = latents[: len(prompted)] if exact is None else exact
+        error = (latents[: len(prompted)] - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
         say(f"{mode.name}: decoding")  # minutes of a CPU
-        videos = generator.decode(latents)
-        prompted, *controls_frames = videos.split(
-            [len(drawn_cases), *(0, 0)] if runs else [len(drawn_cases), len(controls), len(controls)]
-        )
-        outputs = Outputs(prompted, *(x[:, ::EMBED_EVERY].contiguous() for x in controls_frames))
-        mode_settings = replace(
-            settings, mode=mode.name, seconds=seconds, error=error, controls=len(controls_frames[0])
-        )
+        count = 0 if runs else len(controls) // 2
+        videos, *control_videos = generator.decode(latents).split([len(prompted), count, count])
+        outputs = Outputs(videos, *(x[:, ::EMBED_EVERY].contiguous() for x in control_videos))
+        mode_settings = replace(settings, mode=mode.name, seconds=seconds, error=float(error.mean()), controls=count)
         runs.append(Run(mode.name, mode_settings, outputs))
     return runs
+
+
+def _requests(
+    generator: Generator, drawn_cases: Sequence[Case], settings: Settings, say: Say
+) -> tuple[list[Request], list[Request]]:
+    """Requests of all cases as prompted; of the controls at strength 0, then with the next one's reference."""
+    say("Making identities from the reference photos")
+    clips = [clip for case in drawn_cases for clip in cases.photos(case, settings.references)]
+    photos = cases.show(clips, generator.device).frames[:, 0]
+    identities = [_identity(generator, of_one) for of_one in photos.split(settings.references)]
+    controls = range(settings.controls)
+    prompts = [case.target.caption for case in drawn_cases]
+    seeds = [1000 * settings.seed + i for i in range(len(drawn_cases))]
+    prompted = [Request(p, who, s) for p, who, s in zip(prompts, identities, seeds, strict=True)]
+    strength_0 = [Request(prompts[i], identities[i], seeds[i], strength=0.0) for i in controls]
+    wrong = [Request(prompts[i], identities[(i + 1) % len(controls)], seeds[i]) for i in controls]
+    return prompted, [*strength_0, *wrong]
 
 
 def _identity(generator: Generator, photos: Tensor) -> Identity:

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,14 +77,7 @@ def prepare_clip(
     window = choose_window(count, config.sample_frames, fps / options.fps, f"{context.settings.seed} {path.name}")
     outside = [i for i in range(count) if not window[0] <= i <= window[-1]]
     searched = {*window[::TIME_SCALE], *(_spread(outside) if options.multi_view else ())}
-    pictures, views = {}, {}
-    for i, frame in read_frames(path, {*window, *searched}):
-        view = _view(frame, device) if i in searched else None
-        if view is not None:
-            views[i] = view
-        if i in window:
-            pictures[i] = _covering(frame.to(device), size)
-            scale = pictures[i].shape[0] / frame.shape[0]
+    pictures, views, scale = _read(path, window, searched, size, device)
     if not views:
         raise TrainingError("no face is seen in it")
     boxes = {i: view.box * scale for i, view in views.items() if i in window}
@@ -106,6 +99,21 @@ def prepare_clip(
         window=window,
         middle=pixels[len(window) // 2, None].cpu(),
     )
+
+
+def _read(
+    path: Path, window: range, searched: Collection[int], size: tuple[int, int], device: torch.device
+) -> tuple[dict[int, Tensor], dict[int, _View], float]:
+    """Frames of the window that cover `size`, faces of the frames `searched`, and how much the frames were scaled."""
+    pictures, views, scale = {}, {}, 1.0
+    for i, frame in read_frames(path, {*window, *searched}):
+        view = _view(frame, device) if i in searched else None
+        if view is not None:
+            views[i] = view
+        if i in window:
+            pictures[i] = _covering(frame.to(device), size)
+            scale = pictures[i].shape[0] / frame.shape[0]
+    return pictures, views, scale
 
 
 def choose_window(count: int, length: int, stride: float, seed: str) -> range:

@@ -253,5 +253,5 @@ def test_a_full_disk_is_said_before_anything_is_fetched(hub, tmp_path, monkeypat
 def test_pickled_weights_are_left_out_where_safetensors_lie_beside_them():
     paths = ["vae/model.safetensors", "vae/pytorch_model.bin", "text_encoder/pytorch_model.bin", "docs/x.json"]
     paths += ["transformer_ema/config.json", "model_index.json"]
-    assert download.wanted(paths) == [paths[0], paths[2], paths[4], paths[5]]
-    assert "transformer/config.json" not in download.wanted([*paths, "transformer/config.json"])
+    assert download.needed(paths) == [paths[0], paths[2], paths[4], paths[5]]
+    assert "transformer/config.json" not in download.needed([*paths, "transformer/config.json"])
