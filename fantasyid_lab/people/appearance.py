@@ -69,45 +69,15 @@ def vertex_parts(head: Head) -> Tensor:
 
 
 def paint_vertices(head: Head, paint: SimpleNamespace, hair: SimpleNamespace, collar: Tensor) -> Tensor:
-    """(B, V, PAINTED) of what is the same for all frames of a clip."""
+    """(B, V, PAINT_CHANNELS) of what is the same for all frames of a clip."""
     x, y, z = head.canonical.T
     side, part = x.abs(), vertex_parts(head)
     masks = dict(zip(head.mask_names, head.masks.T, strict=True))
 
-    def spot(x0: float, y0: float, width: float, height: float) -> Tensor:
-        return torch.exp(-((side - x0) / width).square() - ((y - y0) / height).square())
-
-    def column(value: Tensor) -> Tensor:
-        return value[:, None, None]
-
-    skin = paint.skin[:, None]
-    colour = skin.expand(-1, len(x), -1)
-    cheeks = (spot(0.040, -0.036, 0.016, 0.014) + 0.7 * spot(0, -0.038, 0.012, 0.012)) * (z > -0.0445)
-    colour = _mix(colour, skin * skin.new_tensor([1.04, 0.74, 0.68]), cheeks[:, None] * column(paint.blush))
-    socket = spot(0.031, 0, 0.020, 0.012) * (z > -0.035)
-    colour = _mix(colour, skin * skin.new_tensor([0.68, 0.58, 0.58]), socket[:, None] * column(paint.socket))
-    nostril = spot(0.009, -0.0489, 0.0035, 0.0028) * (z > 0.0155)
-    colour = _mix(colour, skin * 0.25, 0.7 * nostril[:, None])
-    colour = _mix(colour, paint.lips[:, None], 0.9 * masks["lips"][:, None])
     inside = masks["inside-mouth"] * (masks["lips"] < 0.5)
-    colour = _mix(colour, colour.new_tensor(_MOUTH), inside[:, None])
-    for number, value in ((TONGUE, _TONGUE), (TEETH, _TEETH), (LEFT_EYE, _SCLERA), (RIGHT_EYE, _SCLERA)):
-        colour = torch.where((part == number)[:, None], colour.new_tensor(value), colour)
-    lashes = torch.lerp(
-        0.45 * skin, 0.25 * paint.brow[:, None], smoothstep(-0.004, 0.001, y)[:, None]
-    )  # the upper are darker
-    colour = torch.where((part == LASHES)[:, None], lashes, colour)
-
-    below = (
-        smoothstep(0.006, -0.006, y - _piecewise_linear(_BEARD, z))
-        * smoothstep(-0.1282, -0.1162, y - 0.15 * z)
-        * smoothstep(-0.0545, -0.0465, z)
-    )
-    middle = -0.0529 - 0.10 * (side - 0.012).clamp(min=0) - 0.9 * (side - 0.022).clamp(min=0)
-    upper = smoothstep(1.15, 0.75, (y - middle).abs() / 0.0062) * smoothstep(0.034, 0.028, side) * (z > -0.0145)
-    beard = torch.maximum(below * paint.beard[:, None], upper * paint.moustache[:, None])
-    beard = beard * (1 - masks["lips"]) * (part == SKIN)
-
+    cheeks = (_spot(head, 0.040, -0.036, 0.016, 0.014) + 0.7 * _spot(head, 0, -0.038, 0.012, 0.012)) * (z > -0.0445)
+    colour = _vertex_colours(head, paint, masks["lips"], inside, cheeks)
+    beard = _beard(head, paint) * (1 - masks["lips"]) * (part == SKIN)
     gloss = torch.where(part == SKIN, 0.09 + 0.13 * masks["lips"], 0.0) * (1 - inside)
     gloss = torch.where(part == TEETH, 0.3, gloss)
     place = torch.where(part == HAIR, 1.0, torch.where(part == SKIN, _hairline_distance(head, hair), -1.0))
@@ -125,13 +95,58 @@ def paint_vertices(head: Head, paint: SimpleNamespace, hair: SimpleNamespace, co
     return torch.cat([colour, torch.stack(channels, -1)], -1)
 
 
+def _spot(head: Head, x0: float, y0: float, width: float, height: float) -> Tensor:
+    """(V,) 0…1, a blurred spot on both sides of the face."""
+    x, y, _ = head.canonical.T
+    return torch.exp(-((x.abs() - x0) / width).square() - ((y - y0) / height).square())
+
+
+def _vertex_colours(head: Head, paint: SimpleNamespace, lips: Tensor, inside: Tensor, cheeks: Tensor) -> Tensor:
+    """(B, V, 3) linear colours without hair and shirt; masks (V,) of lips, inside of the mouth, and cheeks."""
+    x, y, z = head.canonical.T
+    part = vertex_parts(head)
+
+    def column(value: Tensor) -> Tensor:
+        return value[:, None, None]
+
+    skin = paint.skin[:, None]
+    colour = skin.expand(-1, len(x), -1)
+    colour = _mix(colour, skin * skin.new_tensor([1.04, 0.74, 0.68]), cheeks[:, None] * column(paint.blush))
+    socket = _spot(head, 0.031, 0, 0.020, 0.012) * (z > -0.035)
+    colour = _mix(colour, skin * skin.new_tensor([0.68, 0.58, 0.58]), socket[:, None] * column(paint.socket))
+    nostril = _spot(head, 0.009, -0.0489, 0.0035, 0.0028) * (z > 0.0155)
+    colour = _mix(colour, skin * 0.25, 0.7 * nostril[:, None])
+    colour = _mix(colour, paint.lips[:, None], 0.9 * lips[:, None])
+    colour = _mix(colour, colour.new_tensor(_MOUTH), inside[:, None])
+    for number, value in ((TONGUE, _TONGUE), (TEETH, _TEETH), (LEFT_EYE, _SCLERA), (RIGHT_EYE, _SCLERA)):
+        colour = torch.where((part == number)[:, None], colour.new_tensor(value), colour)
+    lashes = torch.lerp(
+        0.45 * skin, 0.25 * paint.brow[:, None], smoothstep(-0.004, 0.001, y)[:, None]
+    )  # the upper are darker
+    return torch.where((part == LASHES)[:, None], lashes, colour)
+
+
+def _beard(head: Head, paint: SimpleNamespace) -> Tensor:
+    """(B, V) 0…1, beard and moustache by their places."""
+    x, y, z = head.canonical.T
+    side = x.abs()
+    below = (
+        smoothstep(0.006, -0.006, y - _piecewise_linear(_BEARD, z))
+        * smoothstep(-0.1282, -0.1162, y - 0.15 * z)
+        * smoothstep(-0.0545, -0.0465, z)
+    )
+    middle = -0.0529 - 0.10 * (side - 0.012).clamp(min=0) - 0.9 * (side - 0.022).clamp(min=0)
+    upper = smoothstep(1.15, 0.75, (y - middle).abs() / 0.0062) * smoothstep(0.034, 0.028, side) * (z > -0.0145)
+    return torch.maximum(below * paint.beard[:, None], upper * paint.moustache[:, None])
+
+
 def paint_pixels(
     painted: Tensor, part: Tensor, paint: SimpleNamespace, hair: SimpleNamespace, shirt: Tensor, glint: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What N pixels show.
 
     Args:
-        painted: (PAINTED, N) interpolated from the vertices; part: (N,) of the triangle.
+        painted: (PAINT_CHANNELS, N) interpolated from the vertices; part: (N,) of the triangle.
         paint, hair, shirt: of each pixel's clip, (N, …).
         glint: (N, 2) place of the lamp's reflection on the eye, metres from the eyeball's middle on the base mesh.
 

@@ -19,6 +19,16 @@ HAIR_COLOURS = {
 """Name → sRGB 0…255."""
 STYLES = ("bald", "buzzed", "short", "quiff", "curly", "cap", "bob", "long")
 _LONG = ("bob", "long")
+_SIZES = {  # style → thickness on top, at the sides and in front, m; curl
+    "bald": (0.0, 0.0, 0.0, 0.0),
+    "buzzed": (0.0025, 0.002, 0.0, 0.0),
+    "short": (0.013, 0.005, 0.003, 0.1),
+    "quiff": (0.018, 0.004, 0.016, 0.15),
+    "curly": (0.034, 0.028, 0.008, 1.0),
+    "cap": (0.020, 0.013, 0.006, 0.1),
+    "bob": (0.015, 0.010, 0.002, 0.05),
+    "long": (0.013, 0.008, 0.002, 0.05),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +81,7 @@ def draw_hair(rng: np.random.Generator, male: bool, age: float, ethnicity: np.nd
     else:
         weights = np.array([0.005, 0.015, 0.1, 0.03, 0.07 + 0.25 * ethnicity[0], 0.1, 0.3, 0.42])
     style = STYLES[rng.choice(len(STYLES), p=weights / weights.sum())]
-    top, side, front, curl = {
-        "bald": (0.0, 0.0, 0.0, 0.0),
-        "buzzed": (0.0025, 0.002, 0.0, 0.0),
-        "short": (0.013, 0.005, 0.003, 0.1),
-        "quiff": (0.018, 0.004, 0.016, 0.15),
-        "curly": (0.034, 0.028, 0.008, 1.0),
-        "cap": (0.020, 0.013, 0.006, 0.1),
-        "bob": (0.015, 0.010, 0.002, 0.05),
-        "long": (0.013, 0.008, 0.002, 0.05),
-    }[style]
+    top, side, front, curl = _SIZES[style]
     size = rng.uniform(0.75, 1.3)
     fringed = style in ("cap", "bob", "long", "short") and rng.random() < 0.4
     return Hair(

