@@ -18,6 +18,8 @@ from .adherence import Adherence, Shown
 from .cases import Case
 from .truth import EMBED_EVERY, Truth, vectors
 
+NORMALISED = "normalised identity similarity"
+
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
@@ -98,40 +100,24 @@ def _identity_rows(faces: Faces, truth: Truth) -> list[Row]:
     )
     normalised = likeness.normalised_similarity(similarity, stranger_similarity, true_similarity)
     rows = [
-        Row(
-            "reidentification",
-            f"re-identification, top-1 of {len(truth.reference)}",
-            top1,
-            true_top1,
-            "≥ 0.8 × true renders",
-            top1 >= 0.8 * true_top1,
-        ),
-        Row(
-            "identity_similarity",
-            "normalised identity similarity (0 stranger, 1 true render)",
-            normalised,
-            1.0,
-            "≥ 0.75",
-            normalised >= 0.75,
-        ),
-        Row(
-            "reference_similarity",
-            "similarity to the reference, mean",
-            float(similarity.nanmean()),
-            float(true_similarity.nanmean()),
-        ),
-        Row(
+        _top1("reidentification", f"re-identification, top-1 of {len(truth.reference)}", top1, true_top1),
+        _at_least(0.75, "identity_similarity", f"{NORMALISED} (0 stranger, 1 true render)", normalised, 1.0),
+        _means("reference_similarity", "similarity to the reference, mean", similarity, true_similarity),
+        _means(
             "stranger_similarity",
             "similarity to the reference of a stranger's true render, mean",
-            float(stranger_similarity.nanmean()),
+            stranger_similarity,
         ),
-        Row(
+        _means(
             "inter_frame_similarity",
             "similarity between neighbouring measured frames",
-            _inter_frame_similarity(faces.prompted),
-            _inter_frame_similarity(truth.target),
+            *(_inter_frame_similarities(x) for x in (faces.prompted, truth.target)),
         ),
-        Row("frames_with_face", "measured frames with a face", _face_share(faces.prompted), _face_share(truth.target)),
+        _means(
+            "frames_with_face",
+            "measured frames with a face",
+            *(x.isfinite().all(-1).float() for x in (faces.prompted, truth.target)),
+        ),
     ]
     controls = len(faces.without)
     if controls < 2:
@@ -161,16 +147,14 @@ def _control_rows(faces: Faces, truth: Truth, stranger_similarity: Tensor, true_
         ),
         Row(
             "strength_0_identity_similarity",
-            "strength 0: normalised identity similarity",
+            f"strength 0: {NORMALISED}",
             likeness.normalised_similarity(similarity, stranger_similarity, true_similarity),
         ),
-        Row(
+        _top1(
             "wrong_reference_reidentification",
             f"wrong reference: its person found, top-1 of {count}",
             wrong_top1,
             true_top1,
-            "≥ 0.8 × true renders",
-            wrong_top1 >= 0.8 * true_top1,
         ),
         Row("wrong_reference_nearer", "wrong reference: nearer to its person than to the prompt's", float(nearer)),
     ]
@@ -198,7 +182,7 @@ def _motion_rows(
     poses, true_poses = (torch.stack([r.pose.mean(0).cpu() for r in x]) for x in (readings, truth))
     copied, true_copied = (motion.copy_paste_index(x, reference) for x in (poses, true_poses))
     return [
-        Row("face_motion", "face motion, by that of true clips", face, 1.0, "≥ 0.85", face >= 0.85),
+        _at_least(0.85, "face_motion", "face motion, by that of true clips", face, 1.0),
         Row("lasting_motion", "  of it, motion that lasts to the next frame", lasting, 1.0),
         Row("head_motion", "head motion, by that of true clips", head, 1.0),
         Row("copy_paste", "copy-paste index: 0 free of the reference's pose, 1 copied", copied, true_copied),
@@ -207,16 +191,9 @@ def _motion_rows(
 
 def _prompt_rows(measured: Adherence, truth: Adherence) -> list[Row]:
     return [
-        Row("turn", "turn direction as prompted", measured.turn, truth.turn, "≥ 0.90", measured.turn >= 0.9),
+        _at_least(0.9, "turn", "turn direction as prompted", measured.turn, truth.turn),
         Row("no_turn", "no turn where none was asked for", measured.stays, truth.stays),
-        Row(
-            "expression",
-            "expression as prompted (0.5 by guessing)",
-            measured.expression,
-            truth.expression,
-            "≥ 0.80",
-            measured.expression >= 0.8,
-        ),
+        _at_least(0.8, "expression", "expression as prompted (0.5 by guessing)", measured.expression, truth.expression),
         *(
             Row(f"{name}_shown", f"  {name} shown", measured.shown[name], truth.shown[name])
             for name in adherence.EXPRESSIONS
@@ -236,12 +213,20 @@ def _adherence(drawn_cases: Sequence[Case], shown: Sequence[Shown]) -> Adherence
     return adherence.compare(shown, labels, stated)
 
 
-def _inter_frame_similarity(vectors: Tensor) -> float:
-    return float(torch.tensor([likeness.inter_frame_similarity(video) for video in vectors]).nanmean())
+def _inter_frame_similarities(vectors: Tensor) -> Tensor:
+    return torch.tensor([likeness.inter_frame_similarity(video) for video in vectors])
 
 
-def _face_share(vectors: Tensor) -> float:
-    return float(vectors.isfinite().all(-1).float().mean())
+def _at_least(bar: float, key: str, measure: str, value: float, truth: float) -> Row:
+    return Row(key, measure, value, truth, f"≥ {bar:.2f}", value >= bar)
+
+
+def _top1(key: str, measure: str, value: float, truth: float) -> Row:
+    return Row(key, measure, value, truth, "≥ 0.8 × true renders", value >= 0.8 * truth)
+
+
+def _means(key: str, measure: str, values: Tensor, truths: Tensor | None = None) -> Row:
+    return Row(key, measure, float(values.nanmean()), math.nan if truths is None else float(truths.nanmean()))
 
 
 def chance_limit(count: int, certainty: float = 0.95) -> float:

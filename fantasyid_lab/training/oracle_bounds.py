@@ -120,12 +120,8 @@ def measure(
         faces: the face embedding.
         autoencoder: whether clips, true and re-rendered, are decoded from latents too, which takes longest.
     """
-    say(f"Encoding {fit} people of the training split")
-    train_people = [person(TRAIN[FIRST_PERSON + i]) for i in range(fit)]
-    train_tokens, _ = tokens_of(model, [still(one, 0) for one in train_people], device)
-    train, true = codes_of(train_people), codes_of([case.target.person for case in drawn])
-    tokens, regressed_shape = tokens_of(model, [case.reference for case in drawn], device)
-    shape, paint = (ridge(train_tokens, x, tokens) for x in (train.shape, train.paint))
+    true = codes_of([case.target.person for case in drawn])
+    predicted, regressed_shape, mean_shape = predict_codes(model, drawn, fit, device)
 
     def embed_frames(frames: Tensor) -> Tensor:
         return likeness.average(vectors(faces, frames, device))
@@ -148,22 +144,42 @@ def measure(
         top1 = likeness.reidentification(outputs, gallery)
         return OracleBound(name, likeness.normalised_similarity(*similarities), top1)
 
-    predicted = rerender(shape, paint)
-    mean_shape = train.shape.mean(0).expand_as(shape)
+    predicted_clips = rerender(predicted.shape, predicted.paint)
     bounds = [
         bound("true renders", truth),
-        bound("shape and paint predicted from tokens", embed_clips(predicted)),
-        bound("shape predicted from tokens, true paint", embed_clips(rerender(shape, true.paint))),
-        bound("true shape, paint predicted from tokens", embed_clips(rerender(true.shape, paint))),
+        bound("shape and paint predicted from tokens", embed_clips(predicted_clips)),
+        bound("shape predicted from tokens, true paint", embed_clips(rerender(predicted.shape, true.paint))),
+        bound("true shape, paint predicted from tokens", embed_clips(rerender(true.shape, predicted.paint))),
         bound("the regressor's shape, true paint", embed_clips(rerender(regressed_shape, true.paint))),
         bound("mean shape, true paint", embed_clips(rerender(mean_shape, true.paint))),
     ]
     if autoencoder:
-        for name, clips in (("true clips", [case.target for case in drawn]), ("predicted from tokens", predicted)):
+        for name, clips in (
+            ("true clips", [case.target for case in drawn]),
+            ("predicted from tokens", predicted_clips),
+        ):
             bounds.append(bound(f"{name}, through the autoencoder", embed_frames(_decoded(model, clips, device))))
     gram = vertex_gram(model.face.shape_basis[..., : true.shape.shape[1]]).cpu()
-    shapes = {"tokens": shape, "regressor": regressed_shape}
+    shapes = {"tokens": predicted.shape, "regressor": regressed_shape}
     return bounds, {name: variance_explained(one, true.shape, gram) for name, one in shapes.items()}
+
+
+def predict_codes(
+    model: nano.Nano, drawn: Sequence[Case], fit: int, device: torch.device
+) -> tuple[PersonCodes, Tensor, Tensor]:
+    """Codes of the cases' people from their references.
+
+    Returns:
+        the ridge regressions' of the tokens, learned on `fit` people of the training split; the regressor's shape codes
+        (N, 100); the mean shape of those people, likewise.
+    """
+    say(f"Encoding {fit} people of the training split")
+    train_people = [person(TRAIN[FIRST_PERSON + i]) for i in range(fit)]
+    train_tokens, _ = tokens_of(model, [still(one, 0) for one in train_people], device)
+    train = codes_of(train_people)
+    tokens, regressed_shape = tokens_of(model, [case.reference for case in drawn], device)
+    shape, paint = (ridge(train_tokens, x, tokens) for x in (train.shape, train.paint))
+    return PersonCodes(shape, paint), regressed_shape, train.shape.mean(0).expand_as(shape)
 
 
 @torch.no_grad()
