@@ -91,7 +91,7 @@ def small_runs(info: dict) -> Iterator[tuple[str, Graph]]:
     faster = node("FantasyIDFaster", model=["apply", 0], **_defaults(names) | switches)
     fast = graphs.with_nano(graphs.stock("", steps=20, frames=9))
     yield (
-        "step cache and fp8 products",
+        "step cache and fp8 matmuls",
         graphs.latents_of(changed(fast | {"fast": faster}, sample={"model": ["fast", 0]})),
     )
     names = info["FantasyIDLongVideo"]["input"]["required"]

