@@ -312,10 +312,10 @@ def context(pools: "tuple[Pool, Pool]", tmp_path: Path) -> "Callable[..., Contex
     small = {"steps": 6, "minutes": 0.0, "batch": 4, "warmup": 1, "ema": 0.5, "log_every": 1}
 
     def make(stage: str, **changes) -> Context:
-        told = settings.read(settings.HERE / f"{stage}.toml")
+        stage_settings = settings.read(settings.HERE / f"{stage}.toml")
         if "options" in changes:
             changes["options"] = OPTIONS[stage](**changes["options"])
-        told = replace(told, **small | {"pool": pools[0].settings} | changes)
+        stage_settings = replace(stage_settings, **small | {"pool": pools[0].settings} | changes)
         model = nano.build(sizes=nano.TINY)
         if stage == "identity":  # what is zero before training is not after the stage before
             torch.manual_seed(0)
@@ -324,7 +324,7 @@ def context(pools: "tuple[Pool, Pool]", tmp_path: Path) -> "Callable[..., Contex
         folder = tmp_path / "FantasyID-nano"
         if not folder.exists():
             nano.write(model, folder)
-        return Context(told, model, *pools, out=tmp_path, device=torch.device("cpu"), bf16=False)
+        return Context(stage_settings, model, *pools, out=tmp_path, device=torch.device("cpu"), bf16=False)
 
     return make
 

@@ -86,12 +86,12 @@ def _imports(file: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def test_nothing_of_diffusers_is_imported_but_what_is_required_first():
     """Not by a node, through whichever of the core's modules: what fails then has no command that cures it."""
-    waiting, seen, used = sorted((ROOT / "nodes").rglob("*.py")), set(), set()
+    waiting, visited, used = sorted((ROOT / "nodes").rglob("*.py")), set(), set()
     while waiting:
         file = waiting.pop()
-        if file in seen or not file.is_file():
+        if file in visited or not file.is_file():
             continue
-        seen.add(file)
+        visited.add(file)
         for module, names in _imports(file):
             if module.split(".")[0] == "diffusers":
                 used |= {(module, name) for name in names}

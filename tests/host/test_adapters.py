@@ -95,9 +95,9 @@ def test_the_model_that_comes_with_the_pack_is_no_download(base, state: str):
 
 
 def test_the_download_node_needs_consent_shows_the_size_and_can_be_cancelled(base):
-    told, output, message = base["unconfirmed"]
-    assert told.startswith("Nothing was downloaded yet. It would be 1 files, 0.00 GB")
-    assert "tick 'confirm'" in told
+    message, output, message = base["unconfirmed"]
+    assert message.startswith("Nothing was downloaded yet. It would be 1 files, 0.00 GB")
+    assert "tick 'confirm'" in message
     assert [output, message] == ["ExecutionBlocker", None], "nothing red: what hangs on it waits without a word"
     assert base["nothing_written"]
     assert base["download"] == ["FantasyID"]

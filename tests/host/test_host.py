@@ -40,10 +40,10 @@ def test_graph_runs_and_its_picture_can_be_downloaded(comfy: ComfyServer):
 
 
 def test_nodes_are_announced_as_they_start(comfy: ComfyServer):
-    seen = []
-    run = comfy.run(picture(colour=0x010203), on_event=seen.append)
-    assert [(event.kind, event.node) for event in seen] == [("executing", "1"), ("executing", "2")]
-    assert run.events == tuple(seen)
+    events = []
+    run = comfy.run(picture(colour=0x010203), on_event=events.append)
+    assert [(event.kind, event.node) for event in events] == [("executing", "1"), ("executing", "2")]
+    assert run.events == tuple(events)
 
 
 def test_uploaded_photo_is_what_load_image_loads(comfy: ComfyServer, tmp_path: Path):

@@ -56,9 +56,9 @@ def test_limits_of_a_timid_judge_lie_half_way_between_what_it_reads_with_and_wit
     assert limits["brows"] == pytest.approx(0.09, abs=0.01)  # a fifth of 0.9 or so, and nothing
     assert limits["smile"] == pytest.approx(0.3 + 0.52 / 5, abs=0.02)
     readings = [replace(true_reading(one), expression=read) for one, read in zip(clips, timid, strict=True)]
-    labels, words = [c.labels for c in clips], [stated_labels(c.caption, c.labels) for c in clips]
-    assert adherence.compare([adherence.read(r, limits) for r in readings], labels, words).expression > 0.95
-    assert adherence.compare([adherence.read(r) for r in readings], labels, words).expression < 0.8
+    labels, stated = [c.labels for c in clips], [stated_labels(c.caption, c.labels) for c in clips]
+    assert adherence.compare([adherence.read(r, limits) for r in readings], labels, stated).expression > 0.95
+    assert adherence.compare([adherence.read(r) for r in readings], labels, stated).expression < 0.8
 
 
 def test_what_no_clip_shows_has_no_limit(clips: list[Clip]):
@@ -83,11 +83,11 @@ def test_a_mirrored_turn_is_the_other_side(clips: list[Clip]):
 
 def test_captions_say_what_they_say(clips: list[Clip]):
     for one in clips:
-        words = stated_labels(one.caption, one.labels)
-        assert ("shirt" in words) <= (one.labels.shirt in one.caption)
-        assert all(getattr(one.labels, name) for name in words)
-    asked = [c for c in clips if c.labels.smile]
-    assert 0.75 < sum("smile" in stated_labels(c.caption, c.labels) for c in asked) / len(asked) < 1
+        stated = stated_labels(one.caption, one.labels)
+        assert ("shirt" in stated) <= (one.labels.shirt in one.caption)
+        assert all(getattr(one.labels, name) for name in stated)
+    smiling = [c for c in clips if c.labels.smile]
+    assert 0.75 < sum("smile" in stated_labels(c.caption, c.labels) for c in smiling) / len(smiling) < 1
 
 
 def test_cases_show_different_people_and_repeat_by_seed():

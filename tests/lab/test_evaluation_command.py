@@ -108,7 +108,7 @@ def test_a_reference_without_a_face_is_refused():
 
 def test_the_command_generates_keeps_judges_and_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     pytest.importorskip("dlib")
-    made = [
+    arguments = [
         "--people",
         "2",
         "--controls",
@@ -124,7 +124,8 @@ def test_the_command_generates_keeps_judges_and_draws(folder: Path, tmp_path: Pa
     ]
     frames, pictures = tmp_path / "frames", tmp_path / "pictures"
     assert (
-        main([*made, "--device", "cpu", "--no-judging", "--save-frames", str(frames), "--pictures", str(pictures)]) == 0
+        main([*arguments, "--device", "cpu", "--no-judging", "--save-frames", str(frames), "--pictures", str(pictures)])
+        == 0
     )
     assert (pictures / "unseen_people.jpg").stat().st_size > 10_000
     judged = ["--load-frames", str(frames), "--judge", str(folder / "judge"), "--json", str(tmp_path / "table.json")]
@@ -161,8 +162,8 @@ def test_modes_stand_side_by_side_with_what_they_cost(folder: Path, tmp_path: Pa
     """The exact one is what errors are measured from; nothing that is skipped is exact."""
     pytest.importorskip("dlib")
     options = ["--people", "2", "--frames", "1", "--steps", "2", "--device", "cpu", "--judge", str(folder / "judge")]
-    made = [*options, "--model", str(folder), "--modes", "fp8,cache=1-0-1", "--save-frames", str(tmp_path)]
-    assert main([*made, "--no-judging"]) == 0
+    arguments = [*options, "--model", str(folder), "--modes", "fp8,cache=1-0-1", "--save-frames", str(tmp_path)]
+    assert main([*arguments, "--no-judging"]) == 0
     assert main([*options, "--load-frames", str(tmp_path), "--json", str(tmp_path / "table.json")]) == 0
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [line[0].strip("| ") for line in lines] == ["", "---", "true renders", "exact", "fp8", "cache=1-0-1"]

@@ -122,7 +122,7 @@ def test_arcface_takes_rgb_between_minus_one_and_one(tmp_path: Path, monkeypatch
     """With a stand-in for onnxruntime: the artist's licensed file is not ours to test with."""
     (tmp_path / "antelopev2").mkdir()
     (tmp_path / "antelopev2" / "glintr100.onnx").write_bytes(b"x")
-    seen = []
+    batches = []
 
     class Session:
         def __init__(self, path: str, providers: list[str]):
@@ -132,7 +132,7 @@ def test_arcface_takes_rgb_between_minus_one_and_one(tmp_path: Path, monkeypatch
             return [type("Input", (), {"name": "data"})]
 
         def run(self, _, inputs):
-            seen.append(inputs["data"])
+            batches.append(inputs["data"])
             return [inputs["data"].reshape(1, -1)[:, :512]]
 
     monkeypatch.setitem(sys.modules, "onnxruntime", type("Runtime", (), {"InferenceSession": Session}))
@@ -140,6 +140,6 @@ def test_arcface_takes_rgb_between_minus_one_and_one(tmp_path: Path, monkeypatch
     chips = torch.rand(2, 112, 112, 3)
     vectors = face.vectors(chips)
     assert vectors.shape == (2, 512)
-    assert seen[0].shape == (1, 3, 112, 112)
-    torch.testing.assert_close(torch.from_numpy(seen[1][0]).movedim(0, -1), chips[1] * 2 - 1)
+    assert batches[0].shape == (1, 3, 112, 112)
+    torch.testing.assert_close(torch.from_numpy(batches[1][0]).movedim(0, -1), chips[1] * 2 - 1)
     torch.testing.assert_close(vectors, F.normalize(vectors, dim=1))

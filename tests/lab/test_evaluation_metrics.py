@@ -28,7 +28,7 @@ def template() -> LandmarkTemplate:
     return LandmarkTemplate(points, stable)
 
 
-def seen(points: torch.Tensor, yaw=0.0, pitch=0.0, roll=0.0, scale=900.0, shift=(80.0, 80.0)) -> torch.Tensor:
+def project(points: torch.Tensor, yaw=0.0, pitch=0.0, roll=0.0, scale=900.0, shift=(80.0, 80.0)) -> torch.Tensor:
     """Points (N, 3) or (T, N, 3), turned by angles (T,) in degrees, in px of a picture: (T, N, 2)."""
     angles = [torch.as_tensor(a, dtype=torch.float32).expand(T) for a in (yaw, pitch, roll)]
     turned = points @ rotation(*angles).mT
@@ -46,7 +46,7 @@ def smiling(template: LandmarkTemplate) -> torch.Tensor:
 
 
 def test_a_still_clip_does_not_move(template: LandmarkTemplate):
-    found = motion.measure(seen(template.points, yaw=20.0), template)
+    found = motion.measure(project(template.points, yaw=20.0), template)
     assert found.face == pytest.approx(0, abs=1e-3)
     assert found.head == pytest.approx(0, abs=1e-2)
     assert found.shift == pytest.approx(0, abs=1e-3)
@@ -56,13 +56,13 @@ def test_a_still_clip_does_not_move(template: LandmarkTemplate):
 @given(yaw=st.floats(-40, 40), pitch=st.floats(-25, 25), roll=st.floats(-30, 30))
 def test_the_pose_is_the_one_the_head_was_given(yaw: float, pitch: float, roll: float):
     points = torch.randn(20, 3, generator=torch.Generator().manual_seed(1)) * 0.05
-    camera = motion.fit_cameras(seen(points, yaw, pitch, roll).double(), points.double(), torch.ones(20, dtype=bool))
+    camera = motion.fit_cameras(project(points, yaw, pitch, roll).double(), points.double(), torch.ones(20, dtype=bool))
     expected = torch.tensor([yaw, pitch, roll], dtype=torch.float64).expand(T, 3)
     torch.testing.assert_close(motion.pose_of(camera), expected, atol=0.05, rtol=0)
 
 
 def test_a_turning_mask_has_head_motion_only(template: LandmarkTemplate):
-    found = motion.measure(seen(template.points, yaw=swing(30), pitch=swing(10), roll=5.0), template)
+    found = motion.measure(project(template.points, yaw=swing(30), pitch=swing(10), roll=5.0), template)
     assert found.face == pytest.approx(0, abs=1e-3)
     assert found.head == pytest.approx(math.hypot(30, 10) * (0.5 * 24 / 25) ** 0.5, rel=0.02)
 
@@ -70,35 +70,35 @@ def test_a_turning_mask_has_head_motion_only(template: LandmarkTemplate):
 def test_another_persons_mask_hardly_moves_while_it_turns(template: LandmarkTemplate):
     """The template is not the person: what is left of the turn is small beside a smile."""
     other = template.points + 0.003 * torch.randn(68, 3, generator=torch.Generator().manual_seed(2))
-    turning = motion.measure(seen(other, yaw=swing(25)), template)
-    smile = motion.measure(seen(smiling(template)), template)
+    turning = motion.measure(project(other, yaw=swing(25)), template)
+    smile = motion.measure(project(smiling(template)), template)
     assert turning.face < 0.25 * smile.face
 
 
 def test_a_smile_is_face_motion_whatever_the_head_does(template: LandmarkTemplate):
-    still = motion.measure(seen(smiling(template)), template)
+    still = motion.measure(project(smiling(template)), template)
     spread = torch.linspace(0, 1, T).std(correction=0).item()
     moving = (~template.stable).float().mean().item()
     assert still.face == pytest.approx(100 * 0.005 * spread * moving**0.5 / EYES, rel=0.02)
     assert still.head == pytest.approx(0, abs=0.01)
-    turning = motion.measure(seen(smiling(template), yaw=swing(20), roll=swing(15)), template)
+    turning = motion.measure(project(smiling(template), yaw=swing(20), roll=swing(15)), template)
     assert turning.face == pytest.approx(still.face, rel=0.05)
 
 
 def test_a_smile_that_grows_with_a_turn_is_still_seen(template: LandmarkTemplate):
-    still = motion.measure(seen(smiling(template)), template)
-    turning = motion.measure(seen(smiling(template), yaw=torch.linspace(0, 30, T)), template)
+    still = motion.measure(project(smiling(template)), template)
+    turning = motion.measure(project(smiling(template), yaw=torch.linspace(0, 30, T)), template)
     assert turning.face == pytest.approx(still.face, rel=0.2)
 
 
 def test_size_and_place_of_the_face_do_not_matter(template: LandmarkTemplate):
-    near = motion.measure(seen(smiling(template), scale=900.0), template)
-    far = motion.measure(seen(smiling(template), scale=300.0, shift=(500.0, 20.0)), template)
+    near = motion.measure(project(smiling(template), scale=900.0), template)
+    far = motion.measure(project(smiling(template), scale=300.0, shift=(500.0, 20.0)), template)
     assert near.face == pytest.approx(far.face, rel=1e-3)
 
 
 def test_a_shift_is_neither_face_nor_turn(template: LandmarkTemplate):
-    landmarks = seen(template.points) + torch.linspace(0, 30, T)[:, None, None]
+    landmarks = project(template.points) + torch.linspace(0, 30, T)[:, None, None]
     found = motion.measure(landmarks, template)
     assert found.face == pytest.approx(0, abs=1e-3)
     assert found.head == pytest.approx(0, abs=1e-2)
@@ -106,7 +106,7 @@ def test_a_shift_is_neither_face_nor_turn(template: LandmarkTemplate):
 
 
 def test_frames_without_a_face_are_left_out(template: LandmarkTemplate):
-    landmarks = seen(smiling(template), yaw=swing(20))
+    landmarks = project(smiling(template), yaw=swing(20))
     landmarks[3] = float("nan")
     found = motion.measure(landmarks, template)
     assert found.face_per_frame[3].isnan()
@@ -143,7 +143,7 @@ def test_strengths_move_the_face_as_much_as_the_landmarks_that_they_move(templat
 def test_trembling_landmarks_are_no_face_motion(pixels: float, seed: int, template_of_people: LandmarkTemplate):
     generator = torch.Generator().manual_seed(seed)
     strengths = torch.linspace(0, 1, T)[:, None] * torch.rand(50, generator=generator)
-    landmarks = seen(template_of_people.points, yaw=swing(20))
+    landmarks = project(template_of_people.points, yaw=swing(20))
     trembling = landmarks + pixels * torch.randn(landmarks.shape, generator=generator)
     calm, trembles = (motion.measure(x, template_of_people, strengths) for x in (landmarks, trembling))
     assert trembles.face == pytest.approx(calm.face)
@@ -154,7 +154,7 @@ def test_flicker_of_strengths_does_not_last(template_of_people: LandmarkTemplate
     """Ten clips: white noise of the strengths raises face motion, what lasts stays as it was."""
     generator = torch.Generator().manual_seed(0)
     smile = (torch.linspace(0, 1, T) > 0.4).float()[:, None] * torch.rand(50, generator=generator)
-    landmarks = seen(template_of_people.points)
+    landmarks = project(template_of_people.points)
     calm = motion.measure(landmarks, template_of_people, smile)
     noisy = [
         motion.measure(landmarks, template_of_people, smile + 0.2 * torch.randn(T, 50, generator=generator))

@@ -91,21 +91,21 @@ def test_a_full_disk_is_reported(tiny: nano.Nano, tmp_path: Path):
 @pytest.mark.parametrize("before", [1, 2, 4])
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_part_that_is_written_again_leaves_nothing_of_the_one_before(tmp_path: Path, before: int, after: int):
-    kept = [
+    untouched = [
         "model_of_another.safetensors",
         "my_model.safetensors",
         "other-00001-of-00004.safetensors",
         "model.bin",
         "config.json",
     ]
-    for name in kept:
+    for name in untouched:
         (tmp_path / name).touch()
     layers = {f"{i}.weight": torch.full((8, 8), float(i)) for i in range(5)}
     save_part(tmp_path, {name: -x for name, x in layers.items()}, None, "model", shards=before)
     save_part(tmp_path, layers, None, "model", shards=after)
     files = [f"model-{i + 1:05}-of-{after:05}.safetensors" for i in range(after)]
     files = ["model.safetensors"] if after == 1 else [*files, "model.safetensors.index.json"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*kept, *files])
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*untouched, *files])
     read = weights.read(tmp_path)
     assert read.keys() == layers.keys()
     assert all(torch.equal(read[name], x) for name, x in layers.items())

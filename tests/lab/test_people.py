@@ -159,14 +159,14 @@ def test_motion_shows_what_the_labels_say(who: int, seed: int):
 def test_captions_say_nothing_that_is_not_so(who: int, seed: int):
     drawn = clip(person(who), seed)
     labels, text = drawn.labels, drawn.caption.lower()
-    words = text.replace(",", " ").replace(".", " ").split()
+    tokens = text.replace(",", " ").replace(".", " ").split()
     hair = drawn.scene.hair.name.split()
-    told = [word for word in words if word in COLOURS]
-    assert set(told) <= {labels.shirt, labels.background, hair[-1]}
+    colours = [word for word in tokens if word in COLOURS]
+    assert set(colours) <= {labels.shirt, labels.background, hair[-1]}
     if not {labels.turn, labels.tilt, labels.gaze} & {"left"}:
-        assert "left" not in words
+        assert "left" not in tokens
     if not {labels.turn, labels.tilt, labels.gaze} & {"right"}:
-        assert "right" not in words
+        assert "right" not in tokens
     for happens, stems in (
         (labels.smile, ("smil",)),
         (labels.talk, ("talk", "speak", "says")),
@@ -175,8 +175,8 @@ def test_captions_say_nothing_that_is_not_so(who: int, seed: int):
         (labels.brows, ("brow ", "brows", "eyebrow")),
     ):
         assert happens or not any(stem in text for stem in stems)
-    assert not ("woman" in words and drawn.person.sex == "male")
-    assert not ("man" in words and drawn.person.sex == "female")
+    assert not ("woman" in tokens and drawn.person.sex == "male")
+    assert not ("man" in tokens and drawn.person.sex == "female")
     assert text[-1] == "."
     assert len(drawn.caption.encode()) < 226  # what the text encoder of FantasyID-nano takes
 

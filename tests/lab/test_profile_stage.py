@@ -16,6 +16,6 @@ def test_steps_on_clips_and_photos_and_a_chunk_are_looked_at(
     pool["validation"] = 4
     sizes = [word for name, value in pool.items() for word in ("--set", f"pool.{name}={value}")]
     profile_stage.main(["base", "--model", str(model), "--steps", "1", "--set", "batch=2", *sizes])
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in ("step on clips, batch 2: ", "step on photos, batch 2: ", "chunk of the pool: ", "aten::addmm"):
-        assert line in told
+        assert line in output

@@ -280,9 +280,9 @@ def test_the_camera_puts_the_face_model_where_the_photo_shows_it(pools: tuple[Po
     posed = model.face.decode(shape, expression, torch.cat([face_truth.axis_angle(pose), torch.zeros(4, 3)], 1))
     at = torch.cdist(model.face.template, head.template[head.landmarks]).amin(1) < 1e-6
     which = torch.cdist(model.face.template[at], head.template[head.landmarks]).argmin(1)
-    seen = project(posed, camera)[:, at, :2] * pool.settings.still_size / 224 - 0.5
+    projected = project(posed, camera)[:, at, :2] * pool.settings.still_size / 224 - 0.5
     assert int(at.sum()) > 5
-    error = (seen - pool.still_landmarks[:, 0][:, which]).norm(dim=-1)
+    error = (projected - pool.still_landmarks[:, 0][:, which]).norm(dim=-1)
     # a weak perspective, and a neck that takes its part of the turn
     assert error.mean() < 0.06 * pool.settings.still_size
 
@@ -359,15 +359,15 @@ def test_the_command_trains_one_stage(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_photos_are_pictures_to_train_on(context: Callable[..., Context]):
-    made = context("base")
-    STAGES["base"](made)  # gives the pool latents
-    pool, people, photos = made.pool, torch.tensor([1, 3]), torch.tensor([0, 1])
+    decoded = context("base")
+    STAGES["base"](decoded)  # gives the pool latents
+    pool, people, photos = decoded.pool, torch.tensor([1, 3]), torch.tensor([0, 1])
     drawn = pool.pictures(people, photos)
     frames = pool._as_pictures(pool.stills[people, photos])
-    torch.testing.assert_close(drawn.latents, vae.encode(made.model.vae.eval(), frames), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(drawn.latents, vae.encode(decoded.model.vae.eval(), frames), atol=1e-5, rtol=1e-4)
     assert drawn.face.shape == (2, 1, *drawn.latents.shape[-2:])
-    told = still(person(TRAIN[1]), 0).caption
-    assert torch.equal(pool.caption[drawn.captions[0]].long(), byte_tokens.encode_batch([told])[0])
+    caption = still(person(TRAIN[1]), 0).caption
+    assert torch.equal(pool.caption[drawn.captions[0]].long(), byte_tokens.encode_batch([caption])[0])
 
 
 def test_photos_as_pictures_are_framed_as_clips_are():
@@ -446,12 +446,12 @@ def test_a_decoder_can_be_trained_alone(context: Callable[..., Context], acceler
     stage = STAGES["vae"](context("vae", steps=2, ema=0.0, options={"encoder": False}))
     model, clips = stage.context.model, stage.context.pool.frames[:2]
     with torch.no_grad():
-        latents, made = vae.encode(model.vae, clips), vae.decode(model.vae, vae.encode(model.vae, clips))
+        latents, decoded = vae.encode(model.vae, clips), vae.decode(model.vae, vae.encode(model.vae, clips))
     loop.train(stage, accelerator, resume=False)
     written = nano.read(stage.context.model_folder).vae
     with torch.no_grad():
         torch.testing.assert_close(vae.encode(written, clips), latents, atol=2e-2, rtol=2e-2)  # written in float16
-        assert (vae.decode(written, latents) - made).abs().mean() > 1e-4
+        assert (vae.decode(written, latents) - decoded).abs().mean() > 1e-4
 
 
 def test_a_look_that_takes_longer_than_the_time_between_looks_leaves_room_for_steps(

@@ -38,10 +38,10 @@ FAULTS = ROOT / "tests" / "fixtures" / "faults"
 FRAMES = 17  # eight more than the model's window
 
 
-def write_clip(path: Path, frames: torch.Tensor, rate: int = 8) -> None:
+def write_clip(path: Path, frames: torch.Tensor, fps: int = 8) -> None:
     """Frames (T, H, W, 3) uint8 → an .mp4 file."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
+        stream = container.add_stream("mpeg4", fps=fps)
         stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *frames.shape[1:3], "yuv420p", 4_000_000
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")))
@@ -54,9 +54,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
     drawn = [clip(person(TRAIN[i]), 0, FRAMES) for i in range(4)]
     frames = (render(drawn, size=96).frames * 255).round().to(torch.uint8)
-    for i, (made, pixels) in enumerate(zip(drawn, frames, strict=True)):
+    for i, (one, pixels) in enumerate(zip(drawn, frames, strict=True)):
         write_clip(folder / f"{i}.mp4", pixels)
-        (folder / f"{i}.txt").write_text(made.caption, "utf-8")
+        (folder / f"{i}.txt").write_text(one.caption, "utf-8")
     write_clip(folder / "1b nobody.mp4", torch.full_like(frames[0], 128))
     (folder / "1b nobody.txt").write_text("a grey wall", "utf-8")
     return folder
@@ -105,16 +105,16 @@ def model(release: Path) -> nano.Nano:
 
 
 def source(folder: Path, model: nano.Nano, **options) -> FolderSource:
-    told = settings.read(CONFIG)
-    context = Context(told, model, None, None, out=folder, device=torch.device("cpu"), bf16=False)
-    return FolderSource(context, replace(told.options, data=str(folder), **options))
+    stage_settings = settings.read(CONFIG)
+    context = Context(stage_settings, model, None, None, out=folder, device=torch.device("cpu"), bf16=False)
+    return FolderSource(context, replace(stage_settings.options, data=str(folder), **options))
 
 
 def test_the_command_trains_the_identity_modules_on_clips(release: Path, clips: Path, tmp_path: Path):
     changes = {"steps": 3, "warmup": 1, "learning_rate": 1e-2, "log_every": 1, "options.data": str(clips)}
-    words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    told = ["identity", "--config", str(CONFIG), "--out", str(tmp_path), "--start-from", str(release), *words]
-    assert command.main(told) == 0
+    set_options = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    arguments = ["identity", "--config", str(CONFIG), "--out", str(tmp_path), "--start-from", str(release)]
+    assert command.main([*arguments, *set_options]) == 0
 
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["losses"]["loss"] for line in lines if "losses" in line]
@@ -139,10 +139,10 @@ def test_references_come_from_outside_the_window(clips: Path, model: nano.Nano):
     assert [path.stem for path in read.clips] == ["0", "1", "1b nobody"]
     assert read.clips[1] not in read._prepared  # clips are read when they are needed
     for path in read.clips[:2]:
-        kept = read._clip(path)
-        assert len(kept.window) == model.transformer.config.sample_frames
-        assert kept.frames
-        assert not set(kept.frames) & set(range(kept.window[0], kept.window[-1] + 1))
+        prepared_clip = read._clip(path)
+        assert len(prepared_clip.window) == model.transformer.config.sample_frames
+        assert prepared_clip.frames
+        assert not set(prepared_clip.frames) & set(range(prepared_clip.window[0], prepared_clip.window[-1] + 1))
     inside = source(clips, model, multi_view=False)._clip(read.clips[0])
     assert set(inside.frames) <= set(inside.window)
 
@@ -164,9 +164,9 @@ def test_batches_have_the_documented_shapes_and_follow_the_generator(clips: Path
         "vertices": (4, vertices, 3),
     }
     assert 0.02 < first["face"].mean() < 0.7
-    seen = read.validation()
-    assert seen["truth"].shape == (2, 1, 64, 96, 3)
-    assert seen["empty_text"].shape == (1, 226, model.text.config.d_model)
+    validation = read.validation()
+    assert validation["truth"].shape == (2, 1, 64, 96, 3)
+    assert validation["empty_text"].shape == (1, 226, model.text.config.d_model)
 
 
 def test_what_cannot_be_used_leaves_the_draw(clips: Path, model: nano.Nano, monkeypatch: pytest.MonkeyPatch):
@@ -190,9 +190,9 @@ def test_what_macos_leaves_beside_clips_changes_nothing(clips: Path, model: nano
 
 
 def test_clips_that_cannot_be_used_are_not_held_out_either(clips: Path, model: nano.Nano, tmp_path: Path):
-    for name, kept in (("0", "0"), ("1b nobody", "1"), ("2", "2"), ("1b nobody", "3"), ("1b nobody", "4")):
+    for name, new_name in (("0", "0"), ("1b nobody", "1"), ("2", "2"), ("1b nobody", "3"), ("1b nobody", "4")):
         for suffix in (".mp4", ".txt"):
-            shutil.copy(clips / f"{name}{suffix}", tmp_path / f"{kept}{suffix}")
+            shutil.copy(clips / f"{name}{suffix}", tmp_path / f"{new_name}{suffix}")
     read = source(tmp_path, model)
     assert [path.stem for path in read.clips] == ["0", "1"]
     assert read.held_out == [read._clip(tmp_path / "2.mp4")]
@@ -202,8 +202,8 @@ def prepared(name: str, folder: Path, model: nano.Nano) -> PreparedClip:
     """A clip of `FAULTS` as the only one of a folder, always under the same name."""
     shutil.copy(FAULTS / f"{name}.mp4", folder / "0.mp4")
     shutil.copy(FAULTS / "upright.txt", folder / "0.txt")
-    (kept,) = source(folder, model).held_out
-    return kept
+    (prepared_clip,) = source(folder, model).held_out
+    return prepared_clip
 
 
 def test_a_phone_s_clip_is_prepared_as_it_is_shown(model: nano.Nano, tmp_path: Path):
@@ -215,8 +215,8 @@ def test_a_phone_s_clip_is_prepared_as_it_is_shown(model: nano.Nano, tmp_path: P
 
 
 def test_a_trimmed_clip_s_frames_are_those_that_are_shown(model: nano.Nano, tmp_path: Path):
-    kept = prepared("trimmed", tmp_path, model)
-    assert set(kept.window) | set(kept.frames) <= set(range(25))
+    prepared_clip = prepared("trimmed", tmp_path, model)
+    assert set(prepared_clip.window) | set(prepared_clip.frames) <= set(range(25))
 
 
 def empty(folder: Path, clips: Path) -> None:
@@ -275,8 +275,8 @@ def test_the_window_keeps_the_models_pace_where_the_clip_is_long_enough(count: i
 
 def test_a_vocabulary_is_read_as_t5_reads_it(model: nano.Nano):
     ids = tokenizer(model)("a woman smiles")[0]
-    words = sentencepiece.SentencePieceProcessor(model_file=str(model.tokenizer_folder / "spiece.model"))
-    known = words.encode("a woman smiles")
+    vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(model.tokenizer_folder / "spiece.model"))
+    known = vocabulary.encode("a woman smiles")
     assert ids.tolist() == [*known, 1, *[0] * (225 - len(known))]
 
 
@@ -295,22 +295,24 @@ def test_all_that_a_model_lacks_is_named(release: Path, tmp_path: Path):
 
 
 def test_the_model_that_is_started_from_is_not_overwritten(release: Path, clips: Path, capsys: pytest.CaptureFixture):
-    told = ["identity", "--config", str(CONFIG), "--out", str(release.parent), "--start-from", str(release)]
-    assert command.main([*told, "--set", f"options.data={clips}"]) == 1
+    arguments = ["identity", "--config", str(CONFIG), "--out", str(release.parent), "--start-from", str(release)]
+    assert command.main([*arguments, "--set", f"options.data={clips}"]) == 1
     assert "another --out" in capsys.readouterr().err
 
 
 def test_clips_alone_are_not_enough(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    told = ["identity", "--config", str(CONFIG), "--out", str(tmp_path / "out"), "--set", f"options.data={clips}"]
-    assert command.main(told) == 1
+    arguments = ["identity", "--config", str(CONFIG), "--out", str(tmp_path / "out"), "--set", f"options.data={clips}"]
+    assert command.main(arguments) == 1
     assert "--start-from" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_in_bfloat16_what_is_trained_stays_in_float32(release: Path, clips: Path, tmp_path: Path):
     held = nano.read(release, torch.bfloat16)
-    told = settings.read(CONFIG, [f"options.data={clips}"])
-    stage = IdentityStage(Context(told, held, None, None, out=tmp_path, device=torch.device("cpu"), bf16=True))
+    stage_settings = settings.read(CONFIG, [f"options.data={clips}"])
+    stage = IdentityStage(
+        Context(stage_settings, held, None, None, out=tmp_path, device=torch.device("cpu"), bf16=True)
+    )
     kinds = {p.requires_grad: p.dtype for p in stage.objective.transformer.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}
     assert next(held.text.parameters()).dtype == torch.bfloat16

@@ -20,7 +20,7 @@ from fantasyid_lab.training.stage import Context
 
 
 @pytest.fixture
-def stage(context: Callable[..., Context]) -> Callable[..., IdentityStage]:
+def make_stage(context: Callable[..., Context]) -> Callable[..., IdentityStage]:
     """Makes the stage with these options."""
 
     def make(steps: int = 4, **options) -> IdentityStage:
@@ -44,32 +44,34 @@ def velocity(stage: IdentityStage, batch: dict) -> torch.Tensor:
         return objective.velocity(latents, image, text, timestep, tokens, batch.get("present"))
 
 
-def test_what_is_kept_of_photos_is_what_is_seen_in_them(stage: Callable[..., IdentityStage], monkeypatch):
+def test_what_is_kept_of_photos_is_what_is_seen_in_them(make_stage: Callable[..., IdentityStage], monkeypatch):
     monkeypatch.setattr(data, "jitter", lambda generator, count: torch.zeros(count, 4))  # nothing left to chance
     monkeypatch.setattr("fantasyid_lab.training.face.degrade", lambda frames, generator: frames)
-    made = stage(first_frame=True)
+    stage = make_stage(first_frame=True)
     people, photos = torch.tensor([3, 0, 3]), torch.tensor([1, 0, 0])
-    pool, generator = made.context.pool, torch.Generator()
+    pool, generator = stage.context.pool, torch.Generator()
     with torch.no_grad():
-        kept = made.source.references.of(people, photos)
-        seen = made.source.encode_pictures(pool.stills[people, photos], pool.still_landmarks[people, photos], generator)
-    assert kept.keys() == {"hidden_states", "vertices", "first_frame"}
-    for name, x in seen.items():
-        torch.testing.assert_close(kept[name], x, atol=1e-5, rtol=1e-4)
+        cached = stage.source.references.of(people, photos)
+        encoded = stage.source.encode_pictures(
+            pool.stills[people, photos], pool.still_landmarks[people, photos], generator
+        )
+    assert cached.keys() == {"hidden_states", "vertices", "first_frame"}
+    for name, x in encoded.items():
+        torch.testing.assert_close(cached[name], x, atol=1e-5, rtol=1e-4)
 
 
-def test_the_first_frame_is_the_one_that_the_sampler_makes_of_the_crop(stage: Callable[..., IdentityStage]):
+def test_the_first_frame_is_the_one_that_the_sampler_makes_of_the_crop(make_stage: Callable[..., IdentityStage]):
     from fantasyid_core.video.latents import squeeze_to_frame
 
-    made, vae = stage(first_frame=True), nano.build(sizes=nano.TINY).vae.eval()
+    stage, vae = make_stage(first_frame=True), nano.build(sizes=nano.TINY).vae.eval()
     blobs = torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     crops = torch.nn.functional.interpolate(blobs, (512, 512), mode="bilinear").movedim(1, -1)
     with torch.no_grad():
-        batch = made._condition(
+        batch = stage._condition(
             {
                 "latents": torch.zeros(4, 3, 16, 4, 4),
                 "crops": crops,
-                "vertices": made.context.model.face.template.expand(4, -1, -1),
+                "vertices": stage.context.model.face.template.expand(4, -1, -1),
             }
         )
         frames = torch.cat([squeeze_to_frame(crop, 32, 32) for crop in crops]).movedim(-1, 1)[:, :, None]
@@ -79,53 +81,53 @@ def test_the_first_frame_is_the_one_that_the_sampler_makes_of_the_crop(stage: Ca
     assert error < 0.1 * to_another  # another filter squeezes it
 
 
-def test_a_sample_without_its_identity_depends_on_nobody(stage: Callable[..., IdentityStage]):
-    made = stage(first_frame=True, identity_dropout=0.5)
-    batch = made.batch(0, made.context.generator(0)) | {"present": torch.tensor([0.0, 1, 0, 1])}
+def test_a_sample_without_its_identity_depends_on_nobody(make_stage: Callable[..., IdentityStage]):
+    stage = make_stage(first_frame=True, identity_dropout=0.5)
+    batch = stage.batch(0, stage.context.generator(0)) | {"present": torch.tensor([0.0, 1, 0, 1])}
     other = batch | {
         name: batch[name] + torch.randn_like(batch[name]) for name in ("hidden_states", "vertices", "image")
     }
-    same = (velocity(made, batch) == velocity(made, other)).flatten(1).all(1)
+    same = (velocity(stage, batch) == velocity(stage, other)).flatten(1).all(1)
     assert same.tolist() == [True, False, True, False]
-    everybody = velocity(made, {name: x for name, x in batch.items() if name != "present"})
-    assert torch.equal(everybody[1::2], velocity(made, batch)[1::2])
+    everybody = velocity(stage, {name: x for name, x in batch.items() if name != "present"})
+    assert torch.equal(everybody[1::2], velocity(stage, batch)[1::2])
 
 
-def test_that_share_of_samples_has_no_identity(stage: Callable[..., IdentityStage]):
-    made = stage(identity_dropout=0.25)
-    present = torch.cat([made.batch(i, made.context.generator(i))["present"] for i in range(25)])
+def test_that_share_of_samples_has_no_identity(make_stage: Callable[..., IdentityStage]):
+    stage = make_stage(identity_dropout=0.25)
+    present = torch.cat([stage.batch(i, stage.context.generator(i))["present"] for i in range(25)])
     assert 0.6 < present.mean() < 0.9
-    assert "present" not in stage().batch(0, made.context.generator(0))
+    assert "present" not in make_stage().batch(0, stage.context.generator(0))
 
 
-def test_photos_are_looked_at_anew_in_few_of_the_batches(stage: Callable[..., IdentityStage]):
-    source = stage().source
+def test_photos_are_looked_at_anew_in_few_of_the_batches(make_stage: Callable[..., IdentityStage]):
+    source = make_stage().source
     references, people = source.references, torch.tensor([1, 2])
-    seen, looked = source.encode_pictures, []
+    encoded, batch_sizes = source.encode_pictures, []
 
     def see(*arguments) -> dict[str, torch.Tensor]:
-        looked.append(len(arguments[0]))
-        return seen(*arguments)
+        batch_sizes.append(len(arguments[0]))
+        return encoded(*arguments)
 
     source.encode_pictures = see
     batches = [references.of(people, people - 1)["hidden_states"] for _ in range(REFRESH_EVERY + 1)]
-    first_sight, renewals = looked[:-2], looked[-2:]
+    first_sight, renewals = batch_sizes[:-2], batch_sizes[-2:]
     assert sum(first_sight) == source.context.pool.people * source.context.pool.settings.stills
     assert renewals == [2, 2]
     assert all(torch.equal(batches[0], x) for x in batches[1:REFRESH_EVERY])
     assert not torch.equal(batches[0], batches[REFRESH_EVERY])
 
 
-def test_the_depth_of_a_face_survives_bfloat16(stage: Callable[..., IdentityStage]):
+def test_the_depth_of_a_face_survives_bfloat16(make_stage: Callable[..., IdentityStage]):
     """Depths differ by millimetres; what they do to the tokens is the same in half the bytes."""
-    made = stage()
-    batch = made.batch(0, made.context.generator(0))
+    stage = make_stage()
+    batch = stage.batch(0, stage.context.generator(0))
     deeper = batch["vertices"] * torch.tensor([1.0, 1.0, 1.05])
     moved = []
     for enabled in (False, True):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             tokens = [
-                made.objective.encode_tokens(batch["hidden_states"], x).float() for x in (batch["vertices"], deeper)
+                stage.objective.encode_tokens(batch["hidden_states"], x).float() for x in (batch["vertices"], deeper)
             ]
         moved.append((tokens[1] - tokens[0]).flatten())
     assert moved[0].any()
@@ -134,11 +136,11 @@ def test_the_depth_of_a_face_survives_bfloat16(stage: Callable[..., IdentityStag
 
 @pytest.mark.parametrize(("encoder_lr_mult", "dit_lr_mult"), [(0.0, 1.0), (1.0, 0.0)])
 def test_encoder_and_dit_learn_at_rates_of_their_own(
-    encoder_lr_mult: float, dit_lr_mult: float, stage: Callable[..., IdentityStage]
+    encoder_lr_mult: float, dit_lr_mult: float, make_stage: Callable[..., IdentityStage]
 ):
     rates = {"encoder_lr_mult": encoder_lr_mult, "mesh_lr_mult": encoder_lr_mult, "dit_lr_mult": dit_lr_mult}
-    made = stage(unfreeze=[""], steps=2, **rates)
-    model = made.context.model
+    stage = make_stage(unfreeze=[""], steps=2, **rates)
+    model = stage.context.model
     learns = {
         model.encoder.abstractor: encoder_lr_mult,
         model.encoder.spiral_net: encoder_lr_mult,
@@ -146,10 +148,10 @@ def test_encoder_and_dit_learn_at_rates_of_their_own(
         model.transformer.layer_attention: 1.0,
     }
     before = [[x.clone() for x in module.parameters()] for module in learns]
-    loop.train(made, Accelerator(cpu=True), resume=False)
-    for (module, rate), old in zip(learns.items(), before, strict=True):
+    loop.train(stage, Accelerator(cpu=True), resume=False)
+    for (module, lr_mult), old in zip(learns.items(), before, strict=True):
         same = [torch.equal(x, y) for x, y in zip(module.parameters(), old, strict=True)]
-        assert not any(same) if rate else all(same)
+        assert not any(same) if lr_mult else all(same)
 
 
 def test_captions_are_read_once_and_again_when_their_clips_make_room(pools: tuple[Pool, Pool]):
@@ -172,19 +174,19 @@ def test_captions_are_read_once_and_again_when_their_clips_make_room(pools: tupl
 
 @pytest.mark.parametrize("frames", [3, 1])
 def test_compiled_injection_layers_compute_the_same_and_share_their_graphs(
-    frames: int, stage: Callable[..., IdentityStage]
+    frames: int, make_stage: Callable[..., IdentityStage]
 ):
     from torch._dynamo.utils import counters
 
-    made = stage(identity_dropout=0.5)
-    batch = made.batch(0, made.context.generator(0))
+    stage = make_stage(identity_dropout=0.5)
+    batch = stage.batch(0, stage.context.generator(0))
     batch |= {name: batch[name][:, :frames] for name in ("latents", "face", "image", "noise")}
-    layers = made.context.model.transformer.layer_attention
-    assert set(layers) <= set(made.compile())
+    layers = stage.context.model.transformer.layer_attention
+    assert set(layers) <= set(stage.compile())
 
     def results() -> list[torch.Tensor]:
-        made.objective.zero_grad()
-        loss = made.objective(**batch)["loss"]
+        stage.objective.zero_grad()
+        loss = stage.objective(**batch)["loss"]
         loss.backward()
         return [loss.detach(), *(p.grad.clone() for p in layers.parameters())]
 
@@ -203,62 +205,67 @@ WHOLE = [[""], ["transformer_blocks", "patch_embed", "norm_final", "norm_out", "
 
 
 @pytest.mark.parametrize("unfreeze", WHOLE, ids=["all", "by name"])
-def test_the_whole_dit_can_be_trained_with_the_identity(unfreeze: list[str], stage: Callable[..., IdentityStage]):
-    made = stage(unfreeze=unfreeze, first_frame=True, identity_dropout=0.25)
-    before_it = {name: x.clone() for name, x in made.context.model.transformer.state_dict().items()}
-    tower = {name: x.clone() for name, x in made.context.model.encoder.tower.state_dict().items()}
-    before = fixed_loss(made)
-    loop.train(made, Accelerator(cpu=True), resume=False)
-    assert fixed_loss(made) < before
-    read = nano.read(made.context.model_folder)
+def test_the_whole_dit_can_be_trained_with_the_identity(unfreeze: list[str], make_stage: Callable[..., IdentityStage]):
+    stage = make_stage(unfreeze=unfreeze, first_frame=True, identity_dropout=0.25)
+    before_it = {name: x.clone() for name, x in stage.context.model.transformer.state_dict().items()}
+    tower = {name: x.clone() for name, x in stage.context.model.encoder.tower.state_dict().items()}
+    before = fixed_loss(stage)
+    loop.train(stage, Accelerator(cpu=True), resume=False)
+    assert fixed_loss(stage) < before
+    read = nano.read(stage.context.model_folder)
     assert read.config["first_frame_condition"]
     for name, x in read.transformer.named_parameters():
         assert not torch.equal(x, before_it[name].half().float()), name
-    for name, x in made.context.model.encoder.tower.state_dict().items():
+    for name, x in stage.context.model.encoder.tower.state_dict().items():
         assert torch.equal(x, tower[name])
 
 
-def test_muon_takes_the_matrices_of_an_unfrozen_dit(stage: Callable[..., IdentityStage]):
+def test_muon_takes_the_matrices_of_an_unfrozen_dit(make_stage: Callable[..., IdentityStage]):
     from fantasyid_lab.training.optimizers import optimizers
 
-    made = stage(unfreeze=[""])
-    trained = [p for p in made.objective.parameters() if p.requires_grad]
-    _, muon = optimizers(trained, made.muon_parameters(), made.settings)
+    stage = make_stage(unfreeze=[""])
+    trained = [p for p in stage.objective.parameters() if p.requires_grad]
+    _, muon = optimizers(trained, stage.muon_parameters(), stage.settings)
     taken = {id(p) for group in muon.param_groups for p in group["params"]}
-    blocks = made.context.model.transformer.transformer_blocks
+    blocks = stage.context.model.transformer.transformer_blocks
     assert all(id(p) in taken for block in blocks for p in (block.attn1.to_q.weight, block.ff.net[2].weight))
 
 
 def test_an_unfrozen_dit_goes_on_from_a_checkpoint_bit_for_bit(
-    stage: Callable[..., IdentityStage], stopped_and_resumed: Callable
+    make_stage: Callable[..., IdentityStage], stopped_and_resumed: Callable
 ):
     options = {"unfreeze": [""], "first_frame": True, "identity_dropout": 0.25, "multi_view": False}
-    stopped_and_resumed(lambda: stage(**options), Accelerator(cpu=True))
+    stopped_and_resumed(lambda: make_stage(**options), Accelerator(cpu=True))
 
 
-def test_tokens_of_a_single_frame_lie_in_memory_like_those_of_a_video(stage: Callable[..., IdentityStage]):
+def test_tokens_of_a_single_frame_lie_in_memory_like_those_of_a_video(make_stage: Callable[..., IdentityStage]):
     """Compiled blocks return wrong gradients through a transposed view."""
-    transformer = stage().context.model.transformer
+    transformer = make_stage().context.model.transformer
     for frames in (1, 3):
-        words, visual = transformer.embed(torch.rand(2, frames, 32, 4, 4), torch.rand(2, 226, 16))
-        assert visual.is_contiguous()
-        assert words.is_contiguous()
+        encoder_hidden_states, hidden_states = transformer.embed(
+            torch.rand(2, frames, 32, 4, 4), torch.rand(2, 226, 16)
+        )
+        assert hidden_states.is_contiguous()
+        assert encoder_hidden_states.is_contiguous()
 
 
-def test_where_the_encoder_is_not_trained_its_tokens_are_kept(stage: Callable[..., IdentityStage]):
-    still, learning = stage(encoder_lr_mult=0.0, mesh_lr_mult=0.0), stage(encoder_lr_mult=0.1, mesh_lr_mult=0.0)
-    batches = [made.batch(0, made.context.generator(0)) for made in (still, learning)]
+def test_where_the_encoder_is_not_trained_its_tokens_are_kept(make_stage: Callable[..., IdentityStage]):
+    still, learning = (
+        make_stage(encoder_lr_mult=0.0, mesh_lr_mult=0.0),
+        make_stage(encoder_lr_mult=0.1, mesh_lr_mult=0.0),
+    )
+    batches = [stage.batch(0, stage.context.generator(0)) for stage in (still, learning)]
     assert "hidden_states" not in batches[0]
     assert "tokens" not in batches[1]
     with torch.no_grad():
         tokens = learning.objective.encode_tokens(batches[1]["hidden_states"], batches[1]["vertices"])
         torch.testing.assert_close(batches[0]["tokens"], tokens, atol=1e-5, rtol=1e-4)
-        losses = [made.objective(**batch)["loss"] for made, batch in zip((still, learning), batches, strict=True)]
+        losses = [stage.objective(**batch)["loss"] for stage, batch in zip((still, learning), batches, strict=True)]
     torch.testing.assert_close(*losses)
 
 
-def test_balanced_times_change_what_is_trained_not_what_is_measured(stage: Callable[..., IdentityStage]):
-    plain, balanced = (stage(loss_weighting=power, face_weight=1.0) for power in (0.0, 0.5))
+def test_balanced_times_change_what_is_trained_not_what_is_measured(make_stage: Callable[..., IdentityStage]):
+    plain, balanced = (make_stage(loss_weighting=power, face_weight=1.0) for power in (0.0, 0.5))
     assert plain.validate() == balanced.validate()
     batch = balanced.batch(0, balanced.context.generator(0))
     counts = balanced.objective.loss_weights[batch["timestep"]]
@@ -271,14 +278,14 @@ def test_balanced_times_change_what_is_trained_not_what_is_measured(stage: Calla
 
 @pytest.mark.parametrize("multi_view", [True, False])
 def test_a_photo_to_train_on_is_its_own_reference_only_in_that_ablation(
-    multi_view: bool, stage: Callable[..., IdentityStage], monkeypatch: pytest.MonkeyPatch
+    multi_view: bool, make_stage: Callable[..., IdentityStage], monkeypatch: pytest.MonkeyPatch
 ):
-    source = stage(pictures=1.0, multi_view=multi_view).source
-    pool, of, shown, looked = source.context.pool, source.references.of, [], []
+    source = make_stage(pictures=1.0, multi_view=multi_view).source
+    pool, of, shown, batch_sizes = source.context.pool, source.references.of, [], []
     pictures = pool.pictures
     monkeypatch.setattr(pool, "pictures", lambda *which: shown.append(torch.stack(which)) or pictures(*which))
-    monkeypatch.setattr(source.references, "of", lambda *which: looked.append(torch.stack(which)) or of(*which))
+    monkeypatch.setattr(source.references, "of", lambda *which: batch_sizes.append(torch.stack(which)) or of(*which))
     source.batch(0, 8, source.context.generator(0))
-    assert torch.equal(shown[0][0], looked[0][0])
-    assert (shown[0][1] == looked[0][1]).all() != multi_view
-    assert (shown[0][1] == looked[0][1]).any() != multi_view
+    assert torch.equal(shown[0][0], batch_sizes[0][0])
+    assert (shown[0][1] == batch_sizes[0][1]).all() != multi_view
+    assert (shown[0][1] == batch_sizes[0][1]).any() != multi_view

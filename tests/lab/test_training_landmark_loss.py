@@ -68,12 +68,12 @@ def test_muon_steps_as_torch_s_own():
     shapes = [(48, 32), (32, 48), (40, 40), (48, 32), (48, 32), (40, 40)]
     first = [torch.randn(shape, generator=generator) for shape in shapes]
     ours, torchs = ([nn.Parameter(x.clone()) for x in first] for _ in range(2))
-    told = {"lr": 0.02, "weight_decay": 0.1}
+    options = {"lr": 0.02, "weight_decay": 0.1}
 
     def optimizer() -> Muon:
-        return Muon(ours, **told)
+        return Muon(ours, **options)
 
-    mine, wanted = optimizer(), torch.optim.Muon(torchs, **told, adjust_lr_fn="match_rms_adamw")
+    mine, wanted = optimizer(), torch.optim.Muon(torchs, **options, adjust_lr_fn="match_rms_adamw")
     for step in range(4):
         for i, (a, b) in enumerate(zip(ours, torchs, strict=True)):
             idle = i == 3 and step < 2  # gets its first gradient late

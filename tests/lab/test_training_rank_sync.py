@@ -55,7 +55,7 @@ def test_where_others_wait_a_smaller_batch_is_asked_for(monkeypatch: pytest.Monk
         loop.train(stage, alone, resume=False)
     assert stage.settings.batch == 1
     monkeypatch.setattr(Accelerator, "num_processes", 2)
-    monkeypatch.setattr(Accelerator, "reduce", lambda self, told, kind: told)
+    monkeypatch.setattr(Accelerator, "reduce", lambda self, values, kind: values)
     stage = STAGES["base"](context("base", batch=4))
     monkeypatch.setattr(stage.objective, "forward", full)
     with pytest.raises(TrainingError, match="--set batch=2"):

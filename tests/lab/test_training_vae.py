@@ -40,14 +40,14 @@ def test_it_encodes_and_decodes_as_diffusers_does(vae: torch.nn.Module, referenc
     mean, spread = fast_vae.encode(vae, pixels)
     torch.testing.assert_close(mean, posterior.mean.permute(0, 2, 3, 4, 1), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(spread, posterior.std.permute(0, 2, 3, 4, 1), atol=1e-4, rtol=1e-3)
-    made = reference.decode(posterior.mean, return_dict=False)[0].permute(0, 2, 3, 4, 1)
-    torch.testing.assert_close(fast_vae.decode(vae, mean), made, atol=1e-4, rtol=1e-3)
+    reconstructed = reference.decode(posterior.mean, return_dict=False)[0].permute(0, 2, 3, 4, 1)
+    torch.testing.assert_close(fast_vae.decode(vae, mean), reconstructed, atol=1e-4, rtol=1e-3)
 
 
 def test_its_gradients_are_those_of_diffusers_modules(vae: torch.nn.Module, reference: torch.nn.Module):
     pixels = torch.rand(1, 9, 16, 16, 3) * 2 - 1
-    made = fast_vae.decode(vae, fast_vae.encode(vae, pixels)[0])
-    fast = torch.autograd.grad(made.square().mean(), list(vae.parameters()), allow_unused=True)
+    reconstructed = fast_vae.decode(vae, fast_vae.encode(vae, pixels)[0])
+    fast = torch.autograd.grad(reconstructed.square().mean(), list(vae.parameters()), allow_unused=True)
     latents = reference.encode(pixels.permute(0, 4, 1, 2, 3)).latent_dist.mean
     plain = reference.decode(latents, return_dict=False)[0]
     slow = torch.autograd.grad(plain.square().mean(), list(reference.parameters()), allow_unused=True)

@@ -34,8 +34,8 @@ def with_identity(photo: str, file: str) -> Graph:
 def test_identity_of_another_models_width(comfy: ComfyServer, photo: str, saved: Path):
     tensors = load_file(saved) | {"face_tokens": torch.randn(36, 128), "vertex_tokens": torch.randn(79, 128)}
     save_file(tensors, saved.with_name("wide.safetensors"), {"format": "fantasyid-identity-1"})
-    words = "width 128", "expects 64", "Run Feature Fusion again"
-    check(comfy, with_identity(photo, "kept/wide.safetensors [output]"), "FantasyIDSampler", *words)
+    fragments = "width 128", "expects 64", "Run Feature Fusion again"
+    check(comfy, with_identity(photo, "kept/wide.safetensors [output]"), "FantasyIDSampler", *fragments)
 
 
 DAMAGED_IDENTITIES = {
@@ -50,8 +50,8 @@ DAMAGED_IDENTITIES = {
 
 
 def rewrite(path: Path, **tensors: torch.Tensor | None) -> None:
-    kept = {name: tensor for name, tensor in (load_file(path) | tensors).items() if tensor is not None}
-    save_file(kept, path, {"format": "fantasyid-identity-1"})
+    saved_tensors = {name: tensor for name, tensor in (load_file(path) | tensors).items() if tensor is not None}
+    save_file(saved_tensors, path, {"format": "fantasyid-identity-1"})
 
 
 @pytest.mark.parametrize("damage", DAMAGED_IDENTITIES)
@@ -67,8 +67,8 @@ def test_damaged_identity(comfy: ComfyServer, photo: str, saved: Path, damage: s
 
 def test_file_that_is_no_identity(comfy: ComfyServer, photo: str, saved: Path):
     save_file(load_file(saved), saved.with_name("other.safetensors"))
-    words = "other.safetensors", "not a FantasyID identity"
-    check(comfy, with_identity(photo, "kept/other.safetensors [output]"), "FantasyIDLoadIdentity", *words)
+    fragments = "other.safetensors", "not a FantasyID identity"
+    check(comfy, with_identity(photo, "kept/other.safetensors [output]"), "FantasyIDLoadIdentity", *fragments)
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,9 @@ def reconstructed(photo: str, model: str) -> Graph:
 
 @pytest.mark.usefixtures("lives_on")
 def test_hostile_mesh_files_pickles_and_names(comfy: ComfyServer, photo: str, tmp_path: Path):
-    for name, (content, words) in MESHES.items():
+    for name, (content, fragments) in MESHES.items():
         (comfy.base / "input" / f"{name}.ply").write_text(content)
-        check(comfy, loaded(f"{name}.ply"), "FantasyIDLoadMesh", f"{name}.ply", words)
+        check(comfy, loaded(f"{name}.ply"), "FantasyIDLoadMesh", f"{name}.ply", fragments)
     for name in ("../../etc/passwd", "/etc/passwd", "../models/fantasyid/x.ply"):
         check(comfy, loaded(name), "FantasyIDLoadMesh", "put the mesh there")
 

@@ -42,8 +42,8 @@ PARTS = {
 
 @pytest.mark.parametrize("part", PARTS)
 def test_missing_weights(comfy: ComfyServer, variant, part: str):
-    name, *words = PARTS[part]
-    check(comfy, variant(lambda model: shutil.rmtree(model / part)), name, "variant", *words)
+    name, *fragments = PARTS[part]
+    check(comfy, variant(lambda model: shutil.rmtree(model / part)), name, "variant", *fragments)
 
 
 FILES = {
@@ -108,11 +108,11 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize(("part", "entries", "words"), CONFIGS, ids=lambda value: str(value)[:40])
-def test_mismatched_configuration(comfy: ComfyServer, variant, part: str, entries: dict, words: str):
+@pytest.mark.parametrize(("part", "entries", "fragments"), CONFIGS, ids=lambda value: str(value)[:40])
+def test_mismatched_configuration(comfy: ComfyServer, variant, part: str, entries: dict, fragments: str):
     def alter(model: Path) -> None:
         path = model / part / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
     name = "FantasyIDLoadTextEncoder" if part == "text_encoder" else "FantasyIDLoadModel"
-    check(comfy, variant(alter), name, words)
+    check(comfy, variant(alter), name, fragments)

@@ -68,9 +68,9 @@ if not reads_16_bit_grey():
 
 @pytest.mark.parametrize("kind", UNUSABLE)
 def test_photo_without_a_usable_face(comfy: ComfyServer, photo: str, portrait: Path, tmp_path: Path, kind: str):
-    make, words = UNUSABLE[kind]
+    make, fragments = UNUSABLE[kind]
     name = upload(comfy, tmp_path, "bad.png", make(Image.open(portrait)))
-    check(comfy, changed(good(photo), photo={"image": name}), "FantasyIDDetectFace", *words)
+    check(comfy, changed(good(photo), photo={"image": name}), "FantasyIDDetectFace", *fragments)
 
 
 # Mean difference of two crops: rounding alone; landmarks 4 px apart, as YuNet puts them without colour. Turned: 0.31.
@@ -164,8 +164,8 @@ def with_mesh(photo: str, file: str) -> Graph:
 
 def test_mesh_with_the_wrong_vertex_count(comfy: ComfyServer, photo: str):
     ply(comfy, "hundred.ply", 100)
-    words = "The mesh has 100 vertices", "a mesh of 642", "Use a mesh of that topology"
-    check(comfy, with_mesh(photo, "hundred.ply"), "FantasyIDFuse", *words)
+    fragments = "The mesh has 100 vertices", "a mesh of 642", "Use a mesh of that topology"
+    check(comfy, with_mesh(photo, "hundred.ply"), "FantasyIDFuse", *fragments)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "another file", "not finite"])
@@ -179,9 +179,9 @@ def test_damaged_mesh(comfy: ComfyServer, photo: str, damage: str):
         "another file": (bytes(range(256)) * 10, "does not begin with 'ply'", "Export the mesh again"),
         "not finite": (text + b"end_header\nnan 0 0\n", "damaged.ply", "finite"),
     }
-    content, *words = damaged[damage]
+    content, *fragments = damaged[damage]
     path.write_bytes(content)
-    check(comfy, with_mesh(photo, "damaged.ply"), "FantasyIDLoadMesh", *words)
+    check(comfy, with_mesh(photo, "damaged.ply"), "FantasyIDLoadMesh", *fragments)
 
 
 @pytest.fixture

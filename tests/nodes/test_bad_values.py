@@ -25,13 +25,13 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize(("size", "words"), [(size, words) for size, *words in SIZES], ids=str)
-def test_wrong_size(comfy: ComfyServer, photo: str, size: dict, words: list):
-    check(comfy, changed(good(photo), sample=size), "FantasyIDSampler", *words)
+@pytest.mark.parametrize(("size", "fragments"), [(size, fragments) for size, *fragments in SIZES], ids=str)
+def test_wrong_size(comfy: ComfyServer, photo: str, size: dict, fragments: list):
+    check(comfy, changed(good(photo), sample=size), "FantasyIDSampler", *fragments)
 
 
 @pytest.mark.parametrize(
-    ("size", "name", "words"),
+    ("size", "name", "fragments"),
     [
         ({"width": 100}, "FantasyIDImageCondition", "multiples of 16"),
         ({"frames": 0}, "FantasyIDImageCondition", "frames"),
@@ -40,14 +40,14 @@ def test_wrong_size(comfy: ComfyServer, photo: str, size: dict, words: list):
     ],
     ids=str,
 )
-def test_wrong_size_for_a_stock_sampler(comfy: ComfyServer, photo: str, size: dict, name: str, words: str):
-    check(comfy, changed(frames_of(stock(photo, frames=1)), cond=size), name, words)
+def test_wrong_size_for_a_stock_sampler(comfy: ComfyServer, photo: str, size: dict, name: str, fragments: str):
+    check(comfy, changed(frames_of(stock(photo, frames=1)), cond=size), name, fragments)
 
 
 def test_first_frame_of_another_size(comfy: ComfyServer, photo: str, standin: Path):
     graph = changed(conditioned(photo) | good(photo), sample={"positive": ["cond", 0], "negative": ["cond", 1]})
-    words = "96 × 64 pixels", "192 × 128", "the same width and height"
-    check(comfy, changed(graph, cond={"width": 96, "height": 64}), "FantasyIDSampler", *words)
+    fragments = "96 × 64 pixels", "192 × 128", "the same width and height"
+    check(comfy, changed(graph, cond={"width": 96, "height": 64}), "FantasyIDSampler", *fragments)
 
 
 def test_prompts_that_are_joined_are_too_long(comfy: ComfyServer, photo: str):
@@ -85,13 +85,13 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize(("where", "socket", "probe", "name", "words"), FOREIGN, ids=str)
+@pytest.mark.parametrize(("where", "socket", "probe", "name", "fragments"), FOREIGN, ids=str)
 def test_socket_of_another_model(
-    comfy: ComfyServer, photo: str, where: str, socket: str, probe: str, name: str, words: tuple
+    comfy: ComfyServer, photo: str, where: str, socket: str, probe: str, name: str, fragments: tuple
 ):
     graph = custom(photo, frames=1) if where in ("apply", "cond", "sigmas") else good(photo)
     graph = changed(latents_of(graph), **{where: {socket: ["probe", 0]}}) | {"probe": node(probe)}
-    check(comfy, graph, name, *words)
+    check(comfy, graph, name, *fragments)
 
 
 VALUES = [
@@ -125,10 +125,10 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize(("where", "inputs", "words"), VALUES, ids=str)
-def test_absurd_value(comfy: ComfyServer, photo: str, where: str, inputs: dict, words: str):
+@pytest.mark.parametrize(("where", "inputs", "fragments"), VALUES, ids=str)
+def test_absurd_value(comfy: ComfyServer, photo: str, where: str, inputs: dict, fragments: str):
     graph = latents_of(stock(photo, frames=1)) if where == "apply" else good(photo)
-    check(comfy, changed(graph, **{where: inputs}), graph[where]["class_type"], words)
+    check(comfy, changed(graph, **{where: inputs}), graph[where]["class_type"], fragments)
 
 
 DTYPES = ("default", "bf16", "fp16", "fp32", "fp8_e4m3fn")

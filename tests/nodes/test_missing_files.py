@@ -1,4 +1,4 @@
-"""What a node is to load is not there: the run fails with the pack's own words, which the page shows in a window.
+"""What a node is to load is not there: the run fails with the pack's own fragments, which the page shows in a window.
 
 A graph that the server refuses before it runs shows no reason on the page, and what does not hang on the refused node
 runs alone and ends in "Job completed".
@@ -43,11 +43,11 @@ MISSING = {
 
 @pytest.mark.parametrize("what", MISSING)
 def test_the_run_says_it(comfy: ComfyServer, photo: str, what: str):
-    build, name, *words = MISSING[what]
+    build, name, *fragments = MISSING[what]
     run = comfy.run(build(photo))
     assert run.status == "error"
     assert run.error.node_type == name
-    assert [word for word in words if word not in run.error.message] == [], run.error.message
+    assert [word for word in fragments if word not in run.error.message] == [], run.error.message
 
 
 @pytest.mark.parametrize("name", ["FantasyIDLoadMesh", "FantasyIDLoadIdentity", "FantasyIDLoadModel"])

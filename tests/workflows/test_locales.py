@@ -29,11 +29,11 @@ def test_every_node_has_its_words(comfy: ComfyServer, language: str):
     nodes = described(comfy.object_info())
     assert set(translated) == set(nodes)
     for name, (inputs, outputs) in nodes.items():
-        told = translated[name]
-        assert set(told["inputs"]) == inputs, name
-        assert list(told["outputs"]) == [str(i) for i in range(outputs)], name
-        assert all(told[key].strip() for key in ("display_name", "description")), name
-        for key, each in {**told["inputs"], **told["outputs"]}.items():
+        translation = translated[name]
+        assert set(translation["inputs"]) == inputs, name
+        assert list(translation["outputs"]) == [str(i) for i in range(outputs)], name
+        assert all(translation[key].strip() for key in ("display_name", "description")), name
+        for key, each in {**translation["inputs"], **translation["outputs"]}.items():
             assert all(each[part].strip() for part in ("name", "tooltip")), f"{name}: {key}"
 
 

@@ -182,9 +182,9 @@ def test_dropped_on_the_page_it_makes_a_video(stocked: ComfyServer, page: ComfyP
     assert [frame.shape for frame in frames] == [(small["height"], small["width"], 3)] * count
     assert [file for file in run.files if file["type"] == "output" and file not in videos] == []
     page.look_at("SaveVideo")
-    seen = page.wait_for_video(timeout=60)
-    assert (seen["width"], seen["height"]) == (small["width"], small["height"])
-    assert any(video["filename"] in seen["url"] for video in videos)
+    shown = page.wait_for_video(timeout=60)
+    assert (shown["width"], shown["height"]) == (small["width"], small["height"])
+    assert any(video["filename"] in shown["url"] for video in videos)
 
 
 def test_a_box_with_the_identity_in_it_makes_a_video_on_the_page(stocked: ComfyServer, page: ComfyPage):

@@ -40,32 +40,32 @@ def test_the_first_that_runs_unless_another_is_clearly_faster(seconds, chosen):
 
 
 @pytest.fixture
-def asked() -> list[tuple]:
+def calls() -> list[tuple]:
     return []
 
 
 @pytest.fixture
-def choose(asked) -> FastestBackend:
+def choose(calls) -> FastestBackend:
     """With a timer by which cuDNN is fast in bfloat16 alone."""
 
     def timer(backend, shape, dtype, device):
-        asked.append((backend, shape, dtype, device))
+        calls.append((backend, shape, dtype, device))
         return 1.0 if backend is CUDNN and dtype is torch.bfloat16 else 2.0
 
     return FastestBackend(timer)
 
 
-def test_it_is_measured_once_for_every_shape_and_type(choose, asked):
+def test_it_is_measured_once_for_every_shape_and_type(choose, calls):
     assert [choose(SHAPE, torch.bfloat16, CPU) for _ in range(3)] == [CUDNN] * 3
-    assert asked == [(backend, SHAPE, torch.bfloat16, CPU) for backend in BACKENDS]
+    assert calls == [(backend, SHAPE, torch.bfloat16, CPU) for backend in BACKENDS]
     assert choose(SHAPE, torch.float16, CPU) is FLASH
     assert choose((1, *SHAPE[1:]), torch.bfloat16, CPU) is CUDNN
-    assert len(asked) == 3 * len(BACKENDS)
+    assert len(calls) == 3 * len(BACKENDS)
 
 
-def test_short_sequences_are_left_to_pytorch(choose, asked):
+def test_short_sequences_are_left_to_pytorch(choose, calls):
     assert choose((2, 48, SHORTEST - 1, 64), torch.bfloat16, CPU) is None
-    assert asked == []
+    assert calls == []
 
 
 def first_backend() -> int:

@@ -71,9 +71,9 @@ def hub(monkeypatch):
             if content is None:
                 return self.send_error(404)
             content = state.wrong or content
-            asked = self.headers.get("Range")
-            if asked and state.ranges:
-                return self.answer(206, content[int(asked.removeprefix("bytes=").rstrip("-")) :])
+            ranges = self.headers.get("Range")
+            if ranges and state.ranges:
+                return self.answer(206, content[int(ranges.removeprefix("bytes=").rstrip("-")) :])
             return self.answer(200, content)
 
         def answer(self, status, content):
@@ -105,16 +105,16 @@ NEEDED = {path: data for path, data in FILES.items() if path.startswith(("transf
 
 
 def test_fetches_what_is_needed_and_locks_it(hub, tmp_path):
-    seen = []
-    get(tmp_path, progress=lambda done, total: seen.append((done, total)))
+    calls = []
+    get(tmp_path, progress=lambda done, total: calls.append((done, total)))
     found = content(tmp_path)
     lock = json.loads(found.pop(download.LOCK))
     assert found == NEEDED
     assert lock["commit"] == COMMIT
     assert lock["files"] == {path: hashlib.sha256(data).hexdigest() for path, data in NEEDED.items()}
     size = sum(map(len, NEEDED.values()))
-    assert seen[-1] == (size, size)
-    assert seen == sorted(seen)
+    assert calls[-1] == (size, size)
+    assert calls == sorted(calls)
 
 
 def test_planning_writes_nothing_and_knows_the_size(hub, tmp_path):
@@ -142,8 +142,8 @@ def test_cut_connections_are_resumed(hub, tmp_path, ranges):
     hub.cuts, hub.ranges = [100_000, 300_000], ranges
     get(tmp_path)
     assert content(tmp_path)["transformer/diffusion_pytorch_model.safetensors"] == WEIGHTS
-    asked = [have for path, have in hub.requests if path.endswith("model.safetensors")]
-    assert asked[:2] == [None, "bytes=100000-"]
+    ranges = [have for path, have in hub.requests if path.endswith("model.safetensors")]
+    assert ranges[:2] == [None, "bytes=100000-"]
 
 
 def test_a_connection_that_stays_cut_says_so_and_the_next_run_goes_on(hub, tmp_path):

@@ -190,9 +190,9 @@ def test_parts_are_saved_as_they_are_by_default(layer, tmp_path: Path):
 
 
 def test_how_many_files_may_depend_on_the_bytes_that_are_stored(layer, tmp_path: Path):
-    asked = []
-    save_part(tmp_path, layer, None, "model", shards=lambda size: asked.append(size) or 2, int8=True)
-    assert asked == [sum(x.nbytes for x in pack(layer).values())]
+    sizes = []
+    save_part(tmp_path, layer, None, "model", shards=lambda size: sizes.append(size) or 2, int8=True)
+    assert sizes == [sum(x.nbytes for x in pack(layer).values())]
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 

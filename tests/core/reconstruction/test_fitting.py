@@ -180,16 +180,16 @@ def components(links) -> list[set[int]]:
     for a, b in links:
         neighbours[a].append(b)
         neighbours[b].append(a)
-    found, seen = [], set()
+    found, visited = [], set()
     for start in neighbours:
-        if start in seen:
+        if start in visited:
             continue
         part, todo = {start}, [start]
         while todo:
             new = set(neighbours[todo.pop()]) - part
             part |= new
             todo += new
-        seen |= part
+        visited |= part
         found.append(part)
     return found
 

@@ -44,17 +44,17 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_units_and_axes_are_set_right_and_said(name: str, model: Flame, person: torch.Tensor):
-    change, words = OTHERS[name]
-    mesh, told = into_space(FaceMesh(change(person)), model.template)
+    change, fragment = OTHERS[name]
+    mesh, message = into_space(FaceMesh(change(person)), model.template)
     torch.testing.assert_close(mesh.vertices, person, atol=1e-6, rtol=1e-6)
-    assert words in told
+    assert fragment in message
 
 
 def test_a_mesh_of_no_known_unit_gets_a_head_s_size(model: Flame, person: torch.Tensor):
-    mesh, told = into_space(FaceMesh(person * 7.7), model.template)
+    mesh, message = into_space(FaceMesh(person * 7.7), model.template)
     size, right = (float((x - x.mean(0)).norm()) for x in (mesh.vertices, model.template))
     assert size == pytest.approx(right, rel=1e-3)
-    assert "times as large as a head" in told
+    assert "times as large as a head" in message
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.4, 0.8])
@@ -88,7 +88,7 @@ def test_the_release_s_vertex_file_is_right_and_in_other_units_and_axes_set_righ
     template = load_topology(flame_dir / "transform.pkl").template
     mesh = from_file(flame_dir / "anne.ply", 5023)
     assert into_space(mesh, template) == (mesh, "")
-    for change, words in OTHERS.values():
-        found, told = into_space(FaceMesh(change(mesh.vertices)), template)
+    for change, fragment in OTHERS.values():
+        found, message = into_space(FaceMesh(change(mesh.vertices)), template)
         torch.testing.assert_close(found.vertices, mesh.vertices, atol=1e-5, rtol=1e-5)
-        assert words in told
+        assert fragment in message

@@ -71,9 +71,9 @@ def test_a_batch_equals_its_meshes_one_by_one(seed: int, chunk: int, masked: boo
         patch.setattr(rasteriser, "_CHUNK", {"cpu": chunk})
         index, weights = rasterise(batch, faces, 13, 17, keep)
     for i, mesh in enumerate(batch):
-        kept = torch.arange(12) if keep is None else keep[i].nonzero()[:, 0]
-        alone, alone_weights = rasterise(mesh, faces[kept], 13, 17)
-        assert torch.equal(index[i], torch.where(alone < 0, -1, kept[alone.clamp(min=0)] if len(kept) else alone))
+        chosen = torch.arange(12) if keep is None else keep[i].nonzero()[:, 0]
+        alone, alone_weights = rasterise(mesh, faces[chosen], 13, 17)
+        assert torch.equal(index[i], torch.where(alone < 0, -1, chosen[alone.clamp(min=0)] if len(chosen) else alone))
         assert torch.equal(weights[i], alone_weights)
 
 

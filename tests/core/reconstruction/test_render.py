@@ -65,13 +65,13 @@ def test_a_turntable_begins_at_the_front_turns_to_the_right_and_does_not_pulse()
     """The egg's nose: in the middle, at the right edge, hidden, at the left edge."""
     mesh = head()
     front, right, back, left = turntable(mesh.template + 7, mesh.faces[0], 4, 96)
-    seen = [(picture > 0.13).any(-1) for picture in (front, right, back, left)]
-    rows = [part.any(1).nonzero()[:, 0] for part in seen]
+    silhouettes = [(picture > 0.13).any(-1) for picture in (front, right, back, left)]
+    rows = [part.any(1).nonzero()[:, 0] for part in silhouettes]
     assert all(torch.equal(found, rows[0]) for found in rows[1:]), "the same height from all sides"
-    widths = [int(part.any(0).sum()) for part in seen]
+    widths = [int(part.any(0).sum()) for part in silhouettes]
     assert widths[1] == pytest.approx(widths[3], abs=1)
     assert widths[1] > widths[0] == widths[2]
-    middle = [float(part.nonzero()[:, 1].float().mean()) for part in seen]
+    middle = [float(part.nonzero()[:, 1].float().mean()) for part in silhouettes]
     assert middle[1] < 47 < 48 < middle[3], "the nose points right, then left: most of the head is on the other side"
 
 

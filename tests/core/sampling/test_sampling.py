@@ -43,16 +43,16 @@ def test_a_perfect_model_is_followed_to_its_data(scheduler, steps, target):
 
 
 def test_the_callback_sees_every_step_and_the_clean_prediction(target):
-    seen = []
+    steps = []
     denoise(
         towards(target),
         torch.randn_like(target),
         scheduler="ddim",
         steps=5,
-        callback=lambda step, latents, clean: seen.append((step, clean)),
+        callback=lambda step, latents, clean: steps.append((step, clean)),
     )
-    assert [step for step, _ in seen] == [0, 1, 2, 3, 4]
-    torch.testing.assert_close(seen[2][1], target, atol=1e-3, rtol=1e-3)
+    assert [step for step, _ in steps] == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(steps[2][1], target, atol=1e-3, rtol=1e-3)
 
 
 def test_the_same_seed_gives_the_same_latents(target):

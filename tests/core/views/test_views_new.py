@@ -44,13 +44,16 @@ def sides() -> SimpleNamespace:
     scene = dataclasses.replace(clip.scene, light=light)
     expression = np.repeat(clip.expression, len(SIDES), 0)
     clip = dataclasses.replace(clip, pose=pose, camera=camera, scene=scene, expression=expression)
-    seen = render([clip], SIZE)
+    rendered = render([clip], SIZE)
     shape = clip.person.shape_code[None].expand(len(SIDES), -1)
     vertices = load().vertices(shape, torch.from_numpy(expression), torch.from_numpy(pose))
     xy = project(vertices, torch.from_numpy(camera), SIZE)[..., :2]
     z = -vertices[..., 2:] * SIZE / 0.4
     return SimpleNamespace(
-        frames=seen.frames[0], landmarks=seen.landmarks[0, :, :5], in_photo=torch.cat([xy, z], 2), vertices=vertices
+        frames=rendered.frames[0],
+        landmarks=rendered.landmarks[0, :, :5],
+        in_photo=torch.cat([xy, z], 2),
+        vertices=vertices,
     )
 
 

@@ -67,11 +67,11 @@ def sighting() -> Callable[..., Sighting]:
 @pytest.fixture
 def track(sighting: Callable[..., Sighting]) -> Callable[..., Track]:
     def make(frames: range, *identities: torch.Tensor) -> Track:
-        seen = [sighting(frame, identities[frame % len(identities)]) for frame in frames]
-        made = Track(seen[0])
-        for one in seen:
-            made.add(one)
-        return made
+        sightings = [sighting(frame, identities[frame % len(identities)]) for frame in frames]
+        track = Track(sightings[0])
+        for one in sightings:
+            track.add(one)
+        return track
 
     return make
 
@@ -141,9 +141,9 @@ def test_one_frame(guitarist: torch.Tensor):
 
 def test_a_track_keeps_the_best_few_of_each_pose(sighting: Callable[..., Sighting]):
     """However long the video: four of every 15° of yaw and pitch."""
-    seen = [sighting(frame, unit(1.0, 0.0), yaw=frame % 61 - 30, quality=frame / 500) for frame in range(500)]
-    track = Track(seen[0])
-    for one in seen:
+    sightings = [sighting(frame, unit(1.0, 0.0), yaw=frame % 61 - 30, quality=frame / 500) for frame in range(500)]
+    track = Track(sightings[0])
+    for one in sightings:
         track.add(one)
     assert track.frames == set(range(500))
     assert len(track.sightings) == 5 * 4
@@ -188,15 +188,15 @@ def test_twins_in_one_frame_cannot_be_told_apart(track: Callable[..., Track]):
 
 def test_a_recognition_network_takes_the_place_of_the_built_in_one(classroom: torch.Tensor, guitarist: torch.Tensor):
     """It gets aligned crops and gives unit vectors; here one that tells who is who by the picture's red."""
-    asked = []
+    shapes = []
 
     def embed(crops: torch.Tensor) -> torch.Tensor:
-        asked.append(tuple(crops.shape[1:]))
+        shapes.append(tuple(crops.shape[1:]))
         red = (crops[..., 0] - crops[..., 2]).mean((1, 2))
         return torch.nn.functional.one_hot((red > 0.2).long(), 2).float()
 
     reference = max(detect(guitarist[0]), key=lambda face: face.quality)
     stills = [classroom[-1], guitarist[4], guitarist[6]]
     views = collect(reference, stills, recogniser=Recogniser(embed, 0.9, 0.5))
-    assert set(asked) == {(512, 512, 3)}
+    assert set(shapes) == {(512, 512, 3)}
     assert "frame 0" not in views.origins
