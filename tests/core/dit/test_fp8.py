@@ -91,6 +91,8 @@ def test_an_adapter_in_a_layer_s_place_is_called(model, in_8_bits, layer):
 @pytest.mark.parametrize("bias", [draw(32, seed=2).bfloat16(), None])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=FP8_CARD)])
 def test_both_ways_of_scaling_multiply_as_the_twin(multiply, bias, device):
+    if multiply is by_row and not fp8._has_scales_by_row(torch.device(device)):
+        pytest.skip(f"this PyTorch has no products with scales by row on {device}")
     x, weight = rows8(draw(48, 64).to(device) * 30), weight8(draw(32, 64, seed=1).to(device) / 50)
     bias = bias if bias is None else bias.to(device)
     exact = product_plain(x, weight, bias, torch.float64)
