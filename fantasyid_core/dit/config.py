@@ -110,8 +110,9 @@ class InjectionSizes:
         """Those of a published file, no layers without identity weights. Raises ValueError for some that do not fit."""
         if not published.has_identity:
             return NO_INJECTION
-        twice_inner, token_dim = published.layer_attention["0.to_kv.weight"].shape
-        sizes = cls(len({name.split(".")[0] for name in published.layer_attention}), token_dim, twice_inner // 2)
+        tensors = published.layer_attention
+        token_dim, inner_dim = len(tensors["0.norm1.weight"]), len(tensors["0.to_kv.weight"]) // 2
+        sizes = cls(len({name.split(".")[0] for name in tensors}), token_dim, inner_dim)
         wanted = len(range(0, config.num_layers, config.cross_attn_interval))
         if sizes.layers != wanted or sizes.inner_dim % config.layer_attention_head_dim:
             raise ValueError(

@@ -6,6 +6,7 @@ State-dict names are those of the published checkpoint without its identity enco
 import functools
 import math
 from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from .kernels import Rotary
 from .rotary import Axes, rotary_embedding
 from .step_cache import StepCache
 
+Model = TypeVar("Model", bound="FantasyIDTransformer")
 RunBlock = Callable[[int, nn.Module, Tensor, Tensor, Tensor, Rotary | None], tuple[Tensor, Tensor]]
 
 
@@ -277,9 +279,9 @@ def timestep_sinusoids(timestep: Tensor, dim: int) -> Tensor:
 def build(
     config: Mapping,
     published: Published,
-    model_class: type[FantasyIDTransformer] = FantasyIDTransformer,
+    model_class: type[Model] = FantasyIDTransformer,
     operations: Operations = TORCH,
-) -> FantasyIDTransformer:
+) -> Model:
     """The DiT with its injection layers that a published `config.json` and file describe, on the meta device.
 
     Raises:
@@ -299,8 +301,13 @@ def from_published(config: Mapping, published: Published) -> FantasyIDTransforme
     """The DiT with its injection layers from a published `config.json` and state dict.
 
     Raises:
-        WeightsError: the tensors do not fit the configuration, or the model is of another kind.
+        WeightsError: the tensors do not fit the configuration, or the model is of another kind, or quantised.
     """
+    if published.is_quantised:
+        raise WeightsError(
+            "This transformer is in one of ComfyUI's quantised formats, which ComfyUI alone computes with: take the "
+            "file in bf16 or fp16 here."
+        )
     model = build(config, published)
     load_into(model, published.transformer, what="video transformer")
     return model.eval().requires_grad_(False)

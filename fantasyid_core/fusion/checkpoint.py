@@ -12,7 +12,8 @@ ENCODER_PARTS = ("face_abstractor", "vertex_spiral_net", "vertex_reducer")
 IDENTITY_PARTS = (*ENCODER_PARTS, "layer_attention")
 CHECKPOINT = "model.diffusion_model."  # beneath which a ComfyUI checkpoint holds the transformer, beside other models
 MARKS = ("v_pred", "ztsnr")  # tensors without values by which ComfyUI tells how a checkpoint is sampled
-SCALED = (".scale_weight", ".weight_scale", ".comfy_quant", "scaled_fp8")
+SCALED = (".scale_weight", ".weight_scale", "scaled_fp8")
+QUANTISED = ".comfy_quant"  # the tensor that names the format of its layer, in ComfyUI's quantised formats
 WRAPPERS = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.")
 
 
@@ -36,6 +37,11 @@ class Published:
     def transformer(self) -> dict[str, Tensor]:
         """DiT and injection layers under the names that the transformer has them by."""
         return self.dit | {f"layer_attention.{name}": tensor for name, tensor in self.layer_attention.items()}
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether layers of the transformer are in one of ComfyUI's quantised formats."""
+        return any(name.endswith(QUANTISED) for name in self.transformer)
 
     @property
     def has_identity(self) -> bool:
@@ -63,13 +69,14 @@ def split_published(tensors: Mapping[str, Tensor]) -> Published:
     five mappings, its latents and its branch for a recognition model.
 
     Raises:
-        WeightsError: identity weights, but not all parts of them; or numbers that need scales of their own.
+        WeightsError: identity weights, but not all parts of them; or quantised in a format, or where, it cannot be.
     """
     scaled = next((name for name in tensors if name.endswith(SCALED)), None)
-    if scaled is not None:
+    if scaled is not None and not any(name.endswith(QUANTISED) for name in tensors):
         raise WeightsError(
             f"This transformer is stored in a quantised format with scales ({scaled}), which this pack does not read: "
-            "take the file in bf16, fp16 or plain fp8. weight_dtype fp8_e4m3fn of Load Model saves as much memory."
+            "take the file in bf16, fp16, plain fp8 or one of ComfyUI's formats (its layers have a tensor "
+            f"'{QUANTISED[1:]}'). weight_dtype fp8_e4m3fn of Load Model saves as much memory."
         )
     tensors = _of_transformer(tensors)
     wrapper = next((w for w in WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), "")
@@ -86,6 +93,11 @@ def split_published(tensors: Mapping[str, Tensor]) -> Published:
         raise WeightsError(
             f"The transformer's identity weights are not complete: no tensor of {', '.join(empty)}. "
             "Copy or download it again."
+        )
+    if any(name.endswith(QUANTISED) for part in ENCODER_PARTS for name in parts[part]):
+        raise WeightsError(
+            "The identity encoder in this file is quantised, which it does not bear. Quantise the linear layers of "
+            "transformer_blocks alone."
         )
     dead = {}
     if not empty:

@@ -37,10 +37,14 @@ def pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Name → tensor as before `pack`, what was packed in fp16; without anything packed, `tensors` itself, unread.
 
+    What ComfyUI quantised (`comfy_quant`) stays so.
+
     Raises:
         WeightsError: an 8-bit tensor without its scales, scales without their tensor, or not one for each row.
     """
-    quantised = {name for name, tensor in tensors.items() if tensor.dtype == torch.int8}
+    quantised = {
+        name for name, tensor in tensors.items() if tensor.dtype == torch.int8 and not _is_comfy(name, tensors)
+    }
     scales = {name for name in tensors if name.endswith(SCALE)}
     if not quantised and not scales:
         return tensors
@@ -73,6 +77,11 @@ def _dequantize(tensor: Tensor, scale: Tensor) -> Tensor:
 
 def _per_row(scale: Tensor, tensor: Tensor) -> Tensor:
     return scale.view(-1, *(1,) * (tensor.ndim - 1))
+
+
+def _is_comfy(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a weight is in one of ComfyUI's own formats, which have scales under other names."""
+    return f"{name.rpartition('.')[0]}.comfy_quant" in tensors
 
 
 def _check(name: str, tensors: Mapping[str, Tensor]) -> None:

@@ -174,14 +174,28 @@ def load_into(
     Raises:
         WeightsError: names are missing or left over, or a shape differs.
     """
-    expected, ignored = {name: tensor.shape for name, tensor in module.state_dict().items()} | dict(late), tuple(ignore)
-    missing = [name for name in expected if name not in tensors and not name.startswith(ignored)]
-    unknown = [name for name in tensors if name not in expected and not name.startswith(ignored)]
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()} | dict(late)
+    check_fit(expected, {name: tensor.shape for name, tensor in tensors.items()}, ignore=ignore, what=what)
     matching = {name: tensors[name] for name in expected if name in tensors}
+    module.load_state_dict(matching, strict=False, assign=True)
+
+
+def check_fit(
+    expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], *, ignore: Iterable[str] = (), what: str
+) -> None:
+    """Raise WeightsError where names are missing or left over, or a shape differs.
+
+    Args:
+        ignore: beginnings of names that may be missing or left over.
+        what: the module's name in the error.
+    """
+    ignored = tuple(ignore)
+    missing = [name for name in expected if name not in found and not name.startswith(ignored)]
+    unknown = [name for name in found if name not in expected and not name.startswith(ignored)]
     shapes = [
-        f"{name} expected {tuple(expected[name])} found {tuple(tensor.shape)}"
-        for name, tensor in matching.items()
-        if tensor.shape != expected[name]
+        f"{name} expected {tuple(expected[name])} found {tuple(shape)}"
+        for name, shape in found.items()
+        if name in expected and shape != expected[name]
     ]
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
@@ -193,7 +207,6 @@ def load_into(
             f"These weights are not of this {what}: of {len(expected)} tensors {'; '.join(problems)}. "
             "Check that the file belongs to this model and that config.json lies beside it."
         )
-    module.load_state_dict(matching, strict=False, assign=True)
 
 
 def _read_file(path: Path, open_file: OpenFile) -> dict[str, Tensor]:
@@ -208,7 +221,7 @@ def _read_file(path: Path, open_file: OpenFile) -> dict[str, Tensor]:
 def _opened(path: Path, open_file: OpenFile) -> dict[str, Tensor]:
     try:
         return open_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:  # KeyError: a type ComfyUI does not know
         raise _unreadable(path, error) from error
 
 

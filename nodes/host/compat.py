@@ -12,6 +12,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
+import comfy.supported_models_base
 import comfy.utils
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,29 @@ def window_options(handler: type) -> dict[str, Any]:
 def t5_clip_type() -> str:
     """The type of CLIPLoader that gives T5 as CogVideoX reads it: since 0.21 there is one of its name."""
     return "cogvideox" if hasattr(comfy.sd.CLIPType, "COGVIDEOX") else "pixart"
+
+
+def quantised_operators(compute: torch.dtype, device: torch.device) -> tuple[frozenset[str], Any]:
+    """Names of the quantised formats that ComfyUI knows, and its layers for them; before 0.19 none that a file names.
+
+    A format that this card cannot multiply in is dequantised where it is used.
+    """
+    known = inspect.signature(getattr(comfy.ops, "mixed_precision_ops", id)).parameters
+    if "quant_config" not in known:
+        return frozenset(), None
+    settings = comfy.supported_models_base.BASE({})
+    settings.quant_config = {"mixed_ops": True}
+    operators = comfy.ops.pick_operations(None, compute, load_device=device, model_config=settings)
+    return frozenset(comfy.ops.QUANT_ALGOS), operators
+
+
+def named_formats(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    """Weights with the names of their quantised formats beside them, where `scaled_fp8` or the header told them."""
+    convert = getattr(comfy.utils, "convert_old_quants", None)
+    marker = next((name for name in tensors if name.endswith("scaled_fp8")), None)
+    if convert is None or not (marker or "_quantization_metadata" in metadata):
+        return tensors
+    return convert(tensors, (marker or "").removesuffix("scaled_fp8"), metadata)[0]
 
 
 def patched_when_used(layer: nn.Module) -> bool:

@@ -17,16 +17,25 @@ from ...fantasyid_core.dit.transformer import build
 from ...fantasyid_core.errors import IdentityError, SamplingError, WeightsError
 from ...fantasyid_core.fusion.checkpoint import Published, split_published
 from ...fantasyid_core.io.mmap import store_as
-from ...fantasyid_core.io.weights import configured, embedded_config, load_into, read_config, take_config, with_config
+from ...fantasyid_core.io.weights import (
+    configured,
+    embedded_config,
+    load_into,
+    read_config,
+    read_metadata,
+    take_config,
+    with_config,
+)
 from ...fantasyid_core.sampling.defaults import defaults_of
 from ...fantasyid_core.sampling.schedule import RELEASE_SCHEDULE, TRAIN_STEPS
 from ...fantasyid_core.video.latents import first_frame_condition
-from .compat import make_patcher, read_weights, remember_loader
+from .compat import make_patcher, named_formats, read_weights, remember_loader
 from .dit import NativeTransformer, window_of
 from .guidance import marked
 from .lora import know_spellings, refuse_misfits
 from .operators import Operators
 from .options import OUTER_SAMPLE, around_run
+from .quantised import load_quantised, operators_for
 from .run import KEY
 
 DTYPES = {
@@ -37,6 +46,7 @@ DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
 SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
+WHAT = "video transformer"
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -146,7 +156,7 @@ def read_model(weights: Path, *others: Path) -> tuple[dict[str, Any], Published]
     Raises:
         WeightsMissingError, WeightsError: not there, damaged, or no such transformer.
     """
-    tensors = read_weights(weights)
+    tensors = named_formats(read_weights(weights), {} if weights.is_dir() else read_metadata(weights))
     carried = take_config(tensors)
     published = split_published(tensors)
     if weights.is_dir():
@@ -178,14 +188,11 @@ def load_model(
     """
     if weight_dtype not in DTYPES:
         raise WeightsError(f"There is no weight_dtype '{weight_dtype}'; choose one of: {', '.join(DTYPES)}.")
-    transformer = build(config, published, NativeTransformer, Operators)
-    load_into(transformer, published.transformer, what="video transformer")
-    transformer.eval().requires_grad_(False)
-    with configured("FantasyID transformer"):
-        transformer.defaults = defaults_of(config)
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    compute = _cast(transformer, DTYPES[weight_dtype], load_device)
+    transformer, compute = _load(config, published, weight_dtype, load_device)
+    with configured("FantasyID transformer"):
+        transformer.defaults = defaults_of(config)
     settings = FantasyIDConfig({})
     settings.latent_format = _latent_format(vae_config)
     settings.manual_cast_dtype = compute
@@ -197,6 +204,27 @@ def load_model(
     if source is not None:
         remember_loader(patcher, _load_again, config, source, weight_dtype, vae_config)
     return patcher
+
+
+def _load(
+    config: Mapping, published: Published, weight_dtype: str, device: torch.device
+) -> tuple[NativeTransformer, torch.dtype | None]:
+    """The transformer with its weights, stored as asked, and what to compute in (None: as stored)."""
+    if not published.is_quantised:
+        transformer = build(config, published, NativeTransformer, Operators)
+        load_into(transformer, published.transformer, what=WHAT)
+        transformer.eval().requires_grad_(False)
+        return transformer, _cast(transformer, DTYPES[weight_dtype], device)
+    if DTYPES[weight_dtype] is not None:
+        raise WeightsError(
+            f"This transformer is quantised already: weight_dtype {weight_dtype} cannot change how it is stored. "
+            "Set weight_dtype to default, or take the file in bf16 or fp16."
+        )
+    compute = comfy.model_management.unet_manual_cast(None, device, SUPPORTED)
+    operators = operators_for(published.transformer, compute, device)
+    transformer = build(config, published, NativeTransformer, operators)
+    load_quantised(transformer, build(config, published), published.transformer, what=WHAT)
+    return transformer.eval().requires_grad_(False), compute
 
 
 def _load_again(

@@ -117,6 +117,31 @@ def test_missing_and_mismatched_tensors_are_named(published, config):
         from_published({**config, "patch_size_t": 2}, published)
 
 
+def test_quantised_tensors_are_refused_where_nothing_computes_with_them(published, config):
+    note, layer = torch.zeros(2, dtype=torch.uint8), "transformer_blocks.0.attn1.to_q"
+    quantised = split_published(published.dit | {f"{layer}.comfy_quant": note})
+    assert quantised.is_quantised
+    assert not published.is_quantised
+    with pytest.raises(WeightsError, match="ComfyUI alone computes with"):
+        from_published(config, quantised)
+    with pytest.raises(
+        WeightsError, match=r"\(transformer_blocks\.0\.attn1\.to_q\.scale_weight\), which this pack does"
+    ):
+        split_published(published.dit | {f"{layer}.scale_weight": torch.ones(())})
+
+
+def test_the_identity_encoder_does_not_bear_quantising(standin):
+    tensors = read(standin / "transformer")
+    layer = next(name for name in tensors if name.startswith("vertex_spiral_net.") and name.endswith(".weight"))
+    with pytest.raises(WeightsError, match="identity encoder in this file is quantised"):
+        split_published(tensors | {layer.replace(".weight", ".comfy_quant"): torch.zeros(2, dtype=torch.uint8)})
+
+
+def test_another_kind_of_transformer_is_refused(published, config):
+    with pytest.raises(WeightsError, match="activation_fn geglu are not CogVideoX's"):
+        from_published({**config, "activation_fn": "geglu"}, published)
+
+
 def test_a_single_file_without_config_is_understood(published, config):
     without_positions = {k: v for k, v in published.dit.items() if k != "patch_embed.pos_embedding"}
     inferred = infer_config(type(published)(**{**vars(published), "dit": without_positions}))

@@ -122,6 +122,13 @@ def test_plain_weights_are_returned_as_they_are():
     assert unpack(plain) is plain
 
 
+def test_what_comfyui_quantised_stays_as_it_is(layer):
+    theirs = {"a.weight": torch.ones(4, 4, dtype=torch.int8), "a.comfy_quant": torch.zeros(9, dtype=torch.uint8)}
+    unpacked = unpack(pack(layer) | theirs)
+    assert all(unpacked[name] is tensor for name, tensor in theirs.items())
+    assert unpacked["w"].dtype == torch.float16
+
+
 WRONG = {
     "no scales": (lambda x: x.pop("w" + SCALE), r"8-bit tensor w has no scales: expected w\.row_scale"),
     "no tensor": (lambda x: x.pop("w"), r"w\.row_scale holds the scales of an 8-bit tensor, but w is missing"),

@@ -1,0 +1,69 @@
+"""Transformers in ComfyUI's quantised formats: scales lie beside a layer's weight, and `comfy_quant` names its format.
+
+ComfyUI's own layers read them and compute with them, where this machine's kernels can in the format itself.
+"""
+
+import json
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ...fantasyid_core.errors import WeightsError
+from ...fantasyid_core.fusion.checkpoint import QUANTISED
+from ...fantasyid_core.io.weights import check_fit
+from ...fantasyid_core.operations import Operations
+from .compat import quantised_operators
+
+
+def operators_for(tensors: Mapping[str, Tensor], compute: torch.dtype, device: torch.device) -> Operations:
+    """ComfyUI's layers for these weights, of which some are quantised, computing in `compute` on `device`.
+
+    Raises:
+        WeightsError: this ComfyUI does not know one of their formats.
+    """
+    known, operators = quantised_operators(compute, device)
+    formats = {_format(name, tensor) for name, tensor in tensors.items() if name.endswith(QUANTISED)}
+    unknown = sorted(formats.difference(known))
+    if unknown or operators is None:
+        knows = f"this one knows {', '.join(sorted(known))}" if known else "this one knows none of them"
+        raise WeightsError(
+            f"This transformer is stored in ComfyUI's quantised format {', '.join(unknown)}, which needs a newer "
+            f"ComfyUI: {knows}. Update ComfyUI (0.19 reads fp8 with scales and nvfp4, 0.33 int8 as well), or take the "
+            "file in bf16 or fp16; weight_dtype fp8_e4m3fn of Load Model saves as much memory."
+        )
+    return operators
+
+
+def load_quantised(module: nn.Module, plain: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Give `module`, built from `operators_for`, these weights, some of them quantised: no copy of those.
+
+    Args:
+        plain: the same network of PyTorch's layers (may be on the meta device): what names and shapes are wanted.
+
+    Raises:
+        WeightsError: names are missing or left over, or a shape differs.
+    """
+    wanted = {name: tensor.shape for name, tensor in plain.state_dict().items()}
+    layers = {f"{name}." for name, layer in plain.named_modules() if isinstance(layer, nn.Linear)}
+    quantised = {name.removesuffix(QUANTISED) + "." for name in tensors if name.endswith(QUANTISED)} & layers
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if name.rpartition(".")[0] + "." not in quantised}
+    for layer in quantised:  # ComfyUI checks what belongs to a format; packed, a weight has a shape of its own
+        own = {f"{layer}weight": wanted[f"{layer}weight"], f"{layer}bias": tensors.get(f"{layer}bias")}
+        shapes |= {name: getattr(x, "shape", x) for name, x in own.items() if name in tensors and x is not None}
+    check_fit(wanted, shapes, what=what)
+    try:
+        module.load_state_dict(tensors, strict=False, assign=True)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise WeightsError(
+            f"The quantised weights of this {what} are not complete ({error}). Copy or download the file again."
+        ) from error
+
+
+def _format(name: str, tensor: Tensor) -> str:
+    try:
+        return str(json.loads(tensor.numpy().tobytes())["format"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"The tensor {name} does not name a quantised format of ComfyUI: quantise the model again."
+        ) from error
