@@ -1,5 +1,8 @@
 """Triton kernels behind `kernels` and `fp8`; only imported where Triton and a GPU are."""
 
+# pyright: reportIndexIssue=false
+# Triton's kernels are launched as kernel[grid](…), which its decorator does not say
+
 import torch
 import triton
 import triton.language as tl

@@ -88,11 +88,11 @@ def fastest(seconds: Mapping[SDPBackend, float | None]) -> SDPBackend | None:
 
     seconds: time of each; None for one that cannot compute this.
     """
-    ran = [backend for backend in BACKENDS if seconds.get(backend) is not None]
+    ran = {backend: time for backend in BACKENDS if (time := seconds.get(backend)) is not None}
     if not ran:
         return None
-    best = min(ran, key=lambda backend: seconds[backend])
-    return best if seconds[best] < CLEARLY * seconds[ran[0]] else ran[0]
+    first, best = next(iter(ran)), min(ran, key=ran.__getitem__)
+    return best if ran[best] < CLEARLY * ran[first] else first
 
 
 class FastestBackend:

@@ -126,7 +126,7 @@ def norm_rotate_plain(
 ) -> Tensor:
     """The twin of `norm_rotate`."""
     x = F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(x.dtype)  # autocast gives float32
-    if cos is None:
+    if cos is None or sin is None:
         return x
     cos, sin = (r[:, None].to(x.device) for r in (cos, sin))
     visual = x[:, words:].float()

@@ -164,12 +164,12 @@ class StepCache:
     @torch.compiler.disable
     def _skips(self, branch: Hashable, progress: float, change: Tensor, first: Tensor, decides: bool) -> bool:
         full = self._full.get(branch)
-        fits = full is not None and full.fits(first)
+        fitting = full if full is not None and full.fits(first) else None
         with self._decided:
             if decides and not self._is_decided(branch, progress):
-                self._decide(progress, fits and self._may_skip(progress, change, full.change))
+                self._decide(progress, fitting is not None and self._may_skip(progress, change, fitting.change))
             decided = self._decided.wait_for(lambda: self._is_decided(branch, progress), PATIENCE)
-            skip = decided and self._skip and fits
+            skip = decided and self._skip and fitting is not None
             self._asked.add(branch)
         if not skip and full is not None:  # it would only take memory while the step is computed
             self._full[branch] = replace(full, before=None)

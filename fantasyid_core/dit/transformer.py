@@ -21,7 +21,7 @@ from .config import NO_INJECTION, InjectionSizes, TransformerConfig
 from .injection import Injector, LayerAttention
 from .kernels import Rotary
 from .rotary import Axes, rotary_embedding
-from .step_cache import StepCache
+from .step_cache import FollowingCache, StepCache
 
 Model = TypeVar("Model", bound="FantasyIDTransformer")
 RunBlock = Callable[[int, nn.Module, Tensor, Tensor, Tensor, Rotary | None], tuple[Tensor, Tensor]]
@@ -104,7 +104,7 @@ class FantasyIDTransformer(nn.Module):
         injector: Injector | None = None,
         progress: float = 0.0,
         run_block: RunBlock | None = None,
-        cache: StepCache | None = None,
+        cache: StepCache | FollowingCache | None = None,
         branch: Hashable = (),
     ) -> Tensor:
         """Predict the velocity.

@@ -129,12 +129,11 @@ class Upsample(nn.Module):
         if self.compress_time and len(frames) > 1:
             alone = len(frames) % 2
             frames = frames[:alone] + [i for i in frames[alone:] for _ in range(2)]
-        out, made = None, None
+        b, c, _, h, w = inputs.shape
+        out, made = inputs.new_empty(b, c, len(frames), 2 * h, 2 * w), None
         for i, frame in enumerate(frames):
             if made is None or frame != frames[i - 1]:
                 made = self.conv(F.interpolate(inputs[:, :, frame], scale_factor=2.0))
-            if out is None:
-                out = made.new_empty(*made.shape[:2], len(frames), *made.shape[2:])
             out[:, :, i] = made
         return out
 
@@ -153,13 +152,11 @@ class Downsample(nn.Module):
         if self.compress_time and len(frames) > 1:
             alone = len(frames) % 2
             frames = [*frames[:alone], *((i, i + 1) for i in range(alone, len(frames), 2))]
-        out = None
+        b, c, _, h, w = x.shape
+        out = x.new_empty(b, c, len(frames), h // 2, w // 2)
         for i, parts in enumerate(frames):
             frame = x[:, :, parts[0]] if len(parts) == 1 else x[:, :, parts[0] : parts[1] + 1].mean(2)
-            made = self.conv(F.pad(frame, (0, 1, 0, 1)))
-            if out is None:
-                out = made.new_empty(*made.shape[:2], len(frames), *made.shape[2:])
-            out[:, :, i] = made
+            out[:, :, i] = self.conv(F.pad(frame, (0, 1, 0, 1)))
         return out
 
 
@@ -172,9 +169,8 @@ def _parts(x: Tensor) -> list[tuple[int, int]]:
 
 def _put(out: Tensor | None, part: Tensor, like: Tensor, start: int) -> Tensor:
     """`part` as the frames from `start` on of a tensor with as many frames as `like`, made at the first part."""
-    if out is None:
-        if part.shape[2] == like.shape[2]:
-            return part
-        out = part.new_empty(*part.shape[:2], like.shape[2], *part.shape[3:])
-    out[:, :, start : start + part.shape[2]] = part
-    return out
+    if out is None and part.shape[2] == like.shape[2]:
+        return part
+    whole = part.new_empty(*part.shape[:2], like.shape[2], *part.shape[3:]) if out is None else out
+    whole[:, :, start : start + part.shape[2]] = part
+    return whole

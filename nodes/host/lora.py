@@ -71,4 +71,5 @@ def _add_patches(patcher: weakref.ref, patches: Mapping, *args: Any, **kwargs: A
             "VideoX-Fun). Take a LoRA for CogVideoX 5B, or remove the LoRA node."
         )
     model = patcher()
+    assert model is not None  # this is a method of its own
     return type(model).add_patches(model, patches, *args, **kwargs)

@@ -75,7 +75,7 @@ class FantasyIDConfig(comfy.supported_models_base.BASE):
         "timesteps": TRAIN_STEPS,
         "zsnr": True,
     }
-    latent_format = CogVideoXLatents
+    latent_format: Any = CogVideoXLatents
     # 4.4 GiB for 49 × 480 × 720 with both guidance branches. On an H100 2.2 were measured, and 3.4 before blocks were
     # fused, which they are not on every machine.
     memory_usage_factor = 1.6

@@ -1,7 +1,7 @@
 """What nodes switch on a `MODEL`: each gives a clone that shares the weights; and what is constant over a run."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +59,7 @@ def add_injection(model: comfy.model_patcher.ModelPatcher, injection: Injection)
     return _with(model, injections=(*injections_of(model), injection))
 
 
-def injections_of(model: comfy.model_patcher.ModelPatcher) -> Sequence[Injection]:
+def injections_of(model: comfy.model_patcher.ModelPatcher) -> tuple[Injection, ...]:
     """The identities that `model` injects."""
     return Options.of(model.model_options["transformer_options"]).injections
 

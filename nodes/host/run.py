@@ -77,12 +77,14 @@ class Run:
     @torch.compiler.disable
     def rotary(self, transformer: FantasyIDTransformer, x: Tensor, rope: Mapping[str, float]) -> Rotary | None:
         """Rotary positions of latents (B, C, T, H, W), moved as ComfyUI's `rope_options` say."""
-        scale = tuple(float(rope.get(f"scale_{axis}", 1.0)) for axis in "tyx")
-        shift = tuple(float(rope.get(f"shift_{axis}", 0.0)) for axis in "tyx")
-        size = (*x.shape[2:], x.device)
-        key = (size, scale, shift)
+        scale, shift = (
+            (float(rope.get(f"{what}_t", none)), float(rope.get(f"{what}_y", none)), float(rope.get(f"{what}_x", none)))
+            for what, none in (("scale", 1.0), ("shift", 0.0))
+        )
+        frames, height, width = x.shape[2:]
+        key = (frames, height, width, x.device, scale, shift)
         if key not in self._rotary:
-            self._rotary[key] = transformer.rotary_embedding(*size, scale=scale, shift=shift)
+            self._rotary[key] = transformer.rotary_embedding(frames, height, width, x.device, scale=scale, shift=shift)
         return self._rotary[key]
 
 

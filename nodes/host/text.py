@@ -120,7 +120,7 @@ def encode_text(clip: comfy.sd.CLIP, text: str) -> list[list]:
         SamplingError: not a T5 alone, or one with an attention mask, whose padding would come out different.
     """
     tokens = clip.tokenize(text, disable_weights=True, tokenizer_options={"t5xxl_min_length": TOKENS})
-    model = getattr(clip.cond_stage_model, "t5xxl", None)
+    model: Any = getattr(clip.cond_stage_model, "t5xxl", None)
     if set(tokens) != {"t5xxl"} or not isinstance(model, comfy.sd1_clip.SDClipModel) or model.enable_attention_masks:
         raise SamplingError(
             f"This CLIP ({type(clip.cond_stage_model).__name__}) is not the text encoder of CogVideoX. Load T5-XXL "

@@ -132,7 +132,7 @@ class CogVideoXVAE(comfy.sd.VAE):
         while max(tile) > SMALLEST_TILE and self.memory_used_decode((1, 0, frames, *tile), self.vae_dtype) > free:
             larger = tile.index(max(tile))
             tile[larger] = max(SMALLEST_TILE, -(-(tile[larger] + OVERLAP) // 2))
-        return tuple(tile)
+        return tile[0], tile[1]
 
     def get_sd(self) -> dict[str, Tensor]:
         """State dict under diffusers' names: what `Save VAE` writes can be loaded again as a single file.
