@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fantasyid_core.dit import kernels
-from fantasyid_core.dit.fp8 import product, weight8
+from fantasyid_core.dit.fp8 import fp8_matmul, quantise_weight
 from fantasyid_core.dit.injection import LayerAttention
 from fantasyid_core.dit.kernels import Modulation, Norm
 
@@ -40,38 +40,38 @@ def milliseconds(run: Callable[[], object], repeats: int = 5) -> float:
 
 
 def small_operations() -> Iterator[Part]:
-    visual, words = draw(BATCH, VISUAL, DIM), draw(BATCH, WORDS, DIM)
+    hidden_states, encoder_hidden_states = draw(BATCH, VISUAL, DIM), draw(BATCH, WORDS, DIM)
     norm, head_norm = Norm(draw(DIM), draw(DIM), 1e-5), Norm(draw(HEAD), draw(HEAD), 1e-6)
     modulation = Modulation(*draw(BATCH, 4 * DIM).chunk(4, 1))
     joint, heads = draw(BATCH, WORDS + VISUAL, DIM), draw(BATCH, WORDS + VISUAL, HEADS, HEAD)
     angle = torch.rand(VISUAL, HEAD // 2, device="cuda").repeat_interleave(2, 1)
     rotary = angle.cos(), angle.sin()
-    flat = (visual, words, *norm, *modulation)
-    yield "modulate", lambda: kernels.modulate(visual, words, norm, modulation)
-    yield "modulate, plain", lambda: kernels.modulate_plain(*flat)
-    yield "modulate8", lambda: kernels.modulate8(visual, words, norm, modulation)
-    yield "gated_add", lambda: kernels.gated_add(visual, joint[:, WORDS:], modulation.scale)
-    yield "gated_add, plain", lambda: kernels.gated_add_plain(visual, joint[:, WORDS:], modulation.scale)
-    yield "norm_rotate", lambda: kernels.norm_rotate(heads, head_norm, rotary, WORDS)
-    yield "norm_rotate, plain", lambda: kernels.norm_rotate_plain(heads, *head_norm, *rotary, WORDS)
-    yield "layer_norm", lambda: kernels.layer_norm(visual, norm)
-    yield "layer_norm, plain", lambda: kernels.layer_norm_plain(visual, *norm)
-    yield "rows8", lambda: kernels.rows8(joint)
+    flat = (hidden_states, encoder_hidden_states, *norm, *modulation)
+    yield "modulate", lambda: kernels.modulate(hidden_states, encoder_hidden_states, norm, modulation)
+    yield "modulate, eager", lambda: kernels.modulate_eager(*flat)
+    yield "modulate_fp8", lambda: kernels.modulate_fp8(hidden_states, encoder_hidden_states, norm, modulation)
+    yield "gated_add", lambda: kernels.gated_add(hidden_states, joint[:, WORDS:], modulation.scale)
+    yield "gated_add, eager", lambda: kernels.gated_add_eager(hidden_states, joint[:, WORDS:], modulation.scale)
+    yield "qk_norm_rope", lambda: kernels.qk_norm_rope(heads, head_norm, rotary, WORDS)
+    yield "qk_norm_rope, eager", lambda: kernels.qk_norm_rope_eager(heads, *head_norm, *rotary, WORDS)
+    yield "layer_norm", lambda: kernels.layer_norm(hidden_states, norm)
+    yield "layer_norm, eager", lambda: kernels.layer_norm_eager(hidden_states, *norm)
+    yield "quantise_rows", lambda: kernels.quantise_rows(joint)
     wide = draw(BATCH, WORDS + VISUAL, 4 * DIM)
-    yield "gelu8", lambda: kernels.gelu8(wide)
+    yield "gelu_fp8", lambda: kernels.gelu_fp8(wide)
 
 
 def products() -> Iterator[Part]:
     for inner, outer in ((DIM, DIM), (DIM, 4 * DIM), (4 * DIM, DIM)):
         x, weight, bias = draw(BATCH * (WORDS + VISUAL), inner), draw(outer, inner), draw(outer)
-        x8, w8 = kernels.rows8(x), weight8(weight)
+        x8, w8 = kernels.quantise_rows(x), quantise_weight(weight)
         size = f"{inner} → {outer}"
         yield f"product {size}", lambda x=x, w=weight, b=bias: F.linear(x, w, b)
-        yield f"product {size}, fp8", lambda x=x8, w=w8, b=bias: product(x, w, b, torch.bfloat16)
-        yield f"weight {size} to fp8", lambda w=weight: weight8(w)
+        yield f"product {size}, fp8", lambda x=x8, w=w8, b=bias: fp8_matmul(x, w, b, torch.bfloat16)
+        yield f"weight {size} to fp8", lambda w=weight: quantise_weight(w)
         if outer > inner:
             yield f"product {size}, GELU", lambda x=x, w=weight, b=bias: kernels.linear_gelu(x, w, b)
-            yield f"product {size}, GELU, plain", lambda x=x, w=weight, b=bias: kernels.linear_gelu_plain(x, w, b)
+            yield f"product {size}, GELU, eager", lambda x=x, w=weight, b=bias: kernels.linear_gelu_eager(x, w, b)
 
 
 def attention() -> Iterator[Part]:

@@ -131,7 +131,7 @@ class FantasyIDSampler(FantasyIDNode):
         transformer = transformer_of(model)
         check_size(model.model_options, zeros, transformer)
         if not injections_of(model):
-            model = add_injection(model, Injection(identity.tokens, guided=guide_identity))
+            model = add_injection(model, Injection(identity.tokens, skip_uncond=guide_identity))
         generator = torch.Generator().manual_seed(seed)
         given = any("concat_latent_image" in values for _, values in [*positive, *negative])
         if transformer.config.first_frame_condition and not given:
@@ -139,7 +139,7 @@ class FantasyIDSampler(FantasyIDNode):
                 "concat_latent_image": encode_sample(vae, squeeze_to_frame(identity.image, height, width), generator)
             }
             positive = node_helpers.conditioning_set_values(positive, first)
-            if not any(injection.guided for injection in injections_of(model)):
+            if not any(injection.skip_uncond for injection in injections_of(model)):
                 negative = node_helpers.conditioning_set_values(negative, first)
         if noise is None:
             start = torch.randn(zeros.transpose(1, 2).shape, generator=generator).transpose(1, 2)

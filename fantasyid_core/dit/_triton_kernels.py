@@ -22,7 +22,7 @@ def _block(dim: int) -> dict[str, int]:
 
 @triton.jit
 def _store(value, place, scales, inside, EIGHT: tl.constexpr):
-    """A row as it is, or in 8 bits with its scale, a power of two (`fp8.rows8`)."""
+    """A row as it is, or in 8 bits with its scale, a power of two (`fp8.quantise_rows`)."""
     if EIGHT:
         largest = tl.maximum(tl.max(tl.where(inside, tl.abs(value), 0.0), 0), 7.888609052210118e-31)  # 2⁻¹⁰⁰
         exponent = largest.to(tl.int32, bitcast=True) & 0x7F800000
@@ -76,36 +76,41 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return out
 
 
-def _joint(visual, words, norm, modulation, out: Tensor, scales: Tensor | None) -> None:
-    scale, shift, words_scale, words_shift = modulation
-    n = words.shape[1]
-    for x, factors, part in ((words, (words_scale, words_shift), slice(n)), (visual, (scale, shift), slice(n, None))):
+def _joint(hidden_states, encoder_hidden_states, norm, modulation, out: Tensor, scales: Tensor | None) -> None:
+    scale, shift, text_scale, text_shift = modulation
+    n = encoder_hidden_states.shape[1]
+    for x, factors, part in (
+        (encoder_hidden_states, (text_scale, text_shift), slice(n)),
+        (hidden_states, (scale, shift), slice(n, None)),
+    ):
         _modulated(x, norm, factors, out[:, part], None if scales is None else scales[:, part])
 
 
 def modulate(
-    visual: Tensor, words: Tensor, weight: Tensor, bias: Tensor, eps: float,
-    scale: Tensor, shift: Tensor, words_scale: Tensor, words_shift: Tensor,
+    hidden_states: Tensor, encoder_hidden_states: Tensor, weight: Tensor, bias: Tensor, eps: float,
+    scale: Tensor, shift: Tensor, text_scale: Tensor, text_shift: Tensor,
 ) -> Tensor:  # fmt: skip
-    batch, length, dim = visual.shape
-    out = visual.new_empty(batch, words.shape[1] + length, dim)
-    _joint(visual, words, (weight, bias, eps), (scale, shift, words_scale, words_shift), out, None)
+    batch, length, dim = hidden_states.shape
+    out = hidden_states.new_empty(batch, encoder_hidden_states.shape[1] + length, dim)
+    _joint(hidden_states, encoder_hidden_states, (weight, bias, eps), (scale, shift, text_scale, text_shift), out, None)
     return out
 
 
-def modulate8(
-    visual: Tensor, words: Tensor, weight: Tensor, bias: Tensor, eps: float,
-    scale: Tensor, shift: Tensor, words_scale: Tensor, words_shift: Tensor,
+def modulate_fp8(
+    hidden_states: Tensor, encoder_hidden_states: Tensor, weight: Tensor, bias: Tensor, eps: float,
+    scale: Tensor, shift: Tensor, text_scale: Tensor, text_shift: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    batch, length, dim = visual.shape
-    out = visual.new_empty(batch, words.shape[1] + length, dim, dtype=torch.float8_e4m3fn)
-    scales = visual.new_empty(*out.shape[:2], 1, dtype=torch.float32)
-    _joint(visual, words, (weight, bias, eps), (scale, shift, words_scale, words_shift), out, scales)
+    batch, length, dim = hidden_states.shape
+    out = hidden_states.new_empty(batch, encoder_hidden_states.shape[1] + length, dim, dtype=torch.float8_e4m3fn)
+    scales = hidden_states.new_empty(*out.shape[:2], 1, dtype=torch.float32)
+    _joint(
+        hidden_states, encoder_hidden_states, (weight, bias, eps), (scale, shift, text_scale, text_shift), out, scales
+    )
     return out, scales
 
 
 @triton.jit
-def _rows8(x, out, scales, dim, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def _quantise_rows(x, out, scales, dim, GELU: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < dim
@@ -116,20 +121,20 @@ def _rows8(x, out, scales, dim, GELU: tl.constexpr, BLOCK: tl.constexpr):
     _store(value, out + row * dim + column, scales + row, inside, True)
 
 
-def _quantised(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+def _quantise(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
-    _rows8[(scales.numel(),)](x, out, scales, x.shape[-1], GELU=gelu, **_block(x.shape[-1]))
+    _quantise_rows[(scales.numel(),)](x, out, scales, x.shape[-1], GELU=gelu, **_block(x.shape[-1]))
     return out, scales
 
 
-def rows8(x: Tensor) -> tuple[Tensor, Tensor]:
-    return _quantised(x, gelu=False)
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _quantise(x, gelu=False)
 
 
-def gelu8(x: Tensor) -> tuple[Tensor, Tensor]:
-    return _quantised(x, gelu=True)
+def gelu_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _quantise(x, gelu=True)
 
 
 @triton.jit
@@ -160,8 +165,8 @@ def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
 
 
 @triton.jit
-def _norm_rotate(
-    x, out, weight, bias, cos, sin, eps, rows, length, heads, words,
+def _qk_norm_rope(
+    x, out, weight, bias, cos, sin, eps, rows, length, heads, text_tokens,
     DIM: tl.constexpr, ROWS: tl.constexpr, ROTATE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -175,7 +180,7 @@ def _norm_rotate(
     value = value * tl.load(weight + column).to(tl.float32)[None] + tl.load(bias + column).to(tl.float32)[None]
     value = value.to(kind).to(tl.float32)
     if ROTATE:
-        token = (row // heads) % length - words
+        token = (row // heads) % length - text_tokens
         turns = inside & (token >= 0)[:, None]
         angle = token[:, None] * DIM + column[None]
         c, s = tl.load(cos + angle, mask=turns, other=1.0), tl.load(sin + angle, mask=turns, other=0.0)
@@ -184,16 +189,16 @@ def _norm_rotate(
     tl.store(out + place, value.to(kind), mask=inside)
 
 
-def norm_rotate(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, cos: Tensor | None, sin: Tensor | None, words: int
+def qk_norm_rope(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, cos: Tensor | None, sin: Tensor | None, text_tokens: int
 ) -> Tensor:
     batch, length, heads, dim = x.shape
     x = x.contiguous()
     out = torch.empty_like(x)
     rows = batch * length * heads
     rows_at_once = 32
-    _norm_rotate[(triton.cdiv(rows, rows_at_once),)](
-        x, out, weight, bias, x if cos is None else cos, x if sin is None else sin, eps, rows, length, heads, words,
-        DIM=dim, ROWS=rows_at_once, ROTATE=cos is not None, num_warps=4,
+    _qk_norm_rope[(triton.cdiv(rows, rows_at_once),)](
+        x, out, weight, bias, x if cos is None else cos, x if sin is None else sin, eps, rows, length, heads,
+        text_tokens, DIM=dim, ROWS=rows_at_once, ROTATE=cos is not None, num_warps=4,
     )  # fmt: skip
     return out

@@ -9,21 +9,21 @@ from torch import Tensor, nn
 from ..operations import TORCH, Operations
 from .attention import Attend, scaled_dot_product
 from .config import TransformerConfig
-from .fp8 import dequantised, product, weight8
+from .fp8 import dequantise, fp8_matmul, quantise_weight
 from .kernels import (
     Modulation,
     Norm,
     Rotary,
-    Rows8,
+    RowwiseFp8,
     WeightsOf,
     gated_add,
-    gelu8,
+    gelu_fp8,
     linear_gelu,
     modulate,
-    modulate8,
-    norm_rotate,
+    modulate_fp8,
     own_weights,
-    rows8,
+    qk_norm_rope,
+    quantise_rows,
 )
 
 Compute = Callable[[Tensor, Tensor | None], Tensor]
@@ -106,7 +106,7 @@ class Block(nn.Module):
         """Video tokens (B, L, dim), text tokens (B, N, dim), time embedding (B, T) → video and text tokens.
 
         Args:
-            fp8: the large products with 8-bit operands.
+            fp8: the large matmuls with 8-bit operands.
             attend: the attention to compute with.
             weights_of, with_weights: weight and bias of a layer norm, and a computation on those of a linear layer,
                 where a host holds them elsewhere or patches them: what is fused does not go through the layer.
@@ -121,7 +121,7 @@ class Block(nn.Module):
 
     def _attention(
         self,
-        joint: Tensor | Rows8,
+        joint: Tensor | RowwiseFp8,
         dtype: torch.dtype,
         text_tokens: int,
         image_rotary_emb: Rotary | None,
@@ -131,18 +131,20 @@ class Block(nn.Module):
     ) -> Tensor:
         attn = self.attn1
         q, k, v = (
-            _product(layer, joint, dtype, with_weights).unflatten(2, (attn.heads, -1))
+            _linear(layer, joint, dtype, with_weights).unflatten(2, (attn.heads, -1))
             for layer in (attn.to_q, attn.to_k, attn.to_v)
         )
-        q = norm_rotate(q, Norm(*weights_of(attn.norm_q, q), attn.norm_q.eps), image_rotary_emb, text_tokens)
-        k = norm_rotate(k, Norm(*weights_of(attn.norm_k, k), attn.norm_k.eps), image_rotary_emb, text_tokens)
+        q = qk_norm_rope(q, Norm(*weights_of(attn.norm_q, q), attn.norm_q.eps), image_rotary_emb, text_tokens)
+        k = qk_norm_rope(k, Norm(*weights_of(attn.norm_k, k), attn.norm_k.eps), image_rotary_emb, text_tokens)
         out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return _product(attn.to_out[0], rows8(out) if isinstance(joint, Rows8) else out, dtype, with_weights)
+        return _linear(
+            attn.to_out[0], quantise_rows(out) if isinstance(joint, RowwiseFp8) else out, dtype, with_weights
+        )
 
-    def _feed_forward(self, joint: Tensor | Rows8, dtype: torch.dtype, with_weights: WithWeights) -> Tensor:
+    def _feed_forward(self, joint: Tensor | RowwiseFp8, dtype: torch.dtype, with_weights: WithWeights) -> Tensor:
         up, down = self.ff.net[0], self.ff.net[2]
-        if isinstance(joint, Rows8):
-            return _product(down, gelu8(_product(up.proj, joint, dtype, with_weights)), dtype, with_weights)
+        if isinstance(joint, RowwiseFp8):
+            return _linear(down, gelu_fp8(_linear(up.proj, joint, dtype, with_weights)), dtype, with_weights)
         if self.training or not _is_linear(up.proj):
             return self.ff(joint)
         return down(with_weights(up.proj, joint.device, dtype, False, lambda w, b: linear_gelu(joint, w, b)))
@@ -155,21 +157,21 @@ class Block(nn.Module):
         temb: Tensor,
         fp8: bool,
         weights_of: WeightsOf,
-    ) -> tuple[Tensor | Rows8, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor | RowwiseFp8, tuple[Tensor, Tensor]]:
         """Text and video tokens, normed and modulated, in one tensor, and the gates of video and text."""
         shift, scale, gate, text_shift, text_scale, text_gate = zero.linear(F.silu(temb)).chunk(6, dim=1)
         norm = Norm(*weights_of(zero.norm, hidden_states), zero.norm.eps)
         modulation = Modulation(scale, shift, text_scale, text_shift)
-        joint = (modulate8 if fp8 else modulate)(hidden_states, encoder_hidden_states, norm, modulation)
+        joint = (modulate_fp8 if fp8 else modulate)(hidden_states, encoder_hidden_states, norm, modulation)
         return joint, (gate, text_gate)
 
 
-def _product(layer: nn.Module, x: Tensor | Rows8, dtype: torch.dtype, with_weights: WithWeights) -> Tensor:
-    if not isinstance(x, Rows8):
+def _linear(layer: nn.Module, x: Tensor | RowwiseFp8, dtype: torch.dtype, with_weights: WithWeights) -> Tensor:
+    if not isinstance(x, RowwiseFp8):
         return layer(x)
     if not _is_linear(layer):
-        return layer(dequantised(x, dtype))
-    return with_weights(layer, x.values.device, dtype, True, lambda w, b: product(x, weight8(w), b, dtype))
+        return layer(dequantise(x, dtype))
+    return with_weights(layer, x.values.device, dtype, True, lambda w, b: fp8_matmul(x, quantise_weight(w), b, dtype))
 
 
 def _is_linear(layer: nn.Module) -> bool:

@@ -45,7 +45,7 @@ class LayerAttention(nn.Module):
 
     def forward(
         self,
-        hidden: Tensor,
+        hidden_states: Tensor,
         identity: tuple[Tensor, Tensor] | Tensor,
         attend: Attend = scaled_dot_product,
         weights_of: WeightsOf = own_weights,
@@ -58,7 +58,7 @@ class LayerAttention(nn.Module):
             weights_of: weight and bias of a layer norm, where a host holds them elsewhere or patches them.
         """
         keys_values = self.keys_values(identity) if isinstance(identity, Tensor) else identity
-        normed = layer_norm(hidden, Norm(*weights_of(self.norm2, hidden), self.norm2.eps))
+        normed = layer_norm(hidden_states, Norm(*weights_of(self.norm2, hidden_states), self.norm2.eps))
         q = self.to_q(normed).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
         k, v = (x.expand(len(q), -1, -1, -1) for x in keys_values)
         return self.to_out(attend(q, k, v))
@@ -73,8 +73,8 @@ class Injection:
         strength: factor on what every layer adds; 1 as trained, 0 off.
         start, end: part of the sampling run in which it acts, 0 first step … 1 last, both ends included.
         layer_weights: one factor per injection layer, or empty for 1 everywhere.
-        guided: whether the unconditional branch goes without it, so that guidance leads to the person as it leads to
-            the prompt; in the release both branches have it.
+        skip_uncond: whether the unconditional branch goes without it, so that guidance leads to the person as to the
+            prompt; in the release both branches have it.
 
     Raises:
         IdentityError: the part of the run is none.
@@ -85,7 +85,7 @@ class Injection:
     start: float = 0.0
     end: float = 1.0
     layer_weights: tuple[float, ...] = ()
-    guided: bool = False
+    skip_uncond: bool = False
 
     def __post_init__(self):
         if not 0 <= self.start <= self.end <= 1:
@@ -95,13 +95,13 @@ class Injection:
                 "set 0 and 1 for the whole run. Strength 0 switches the identity off."
             )
 
-    def acts(self, progress: float) -> bool:
+    def is_active(self, progress: float) -> bool:
         """Whether `progress` lies in its part of the run."""
         return self.start <= progress <= self.end
 
     def weight(self, layer: int, progress: float) -> float:
         """Factor on injection layer `layer` at `progress` (0 first step … 1 last)."""
-        if not self.acts(progress):
+        if not self.is_active(progress):
             return 0.0
         return self.strength * (self.layer_weights[layer] if self.layer_weights else 1.0)
 
@@ -109,7 +109,7 @@ class Injection:
 class Injector(Protocol):
     """What the transformer asks for identities, after each block that has an injection layer."""
 
-    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+    def add_to(self, hidden_states: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
         """Visual tokens (B, L, dim) after one block → the same with every identity added by injection layer `layer`."""
         ...
 
@@ -135,7 +135,7 @@ class InjectionRun:
 
     def add_to(
         self,
-        hidden: Tensor,
+        hidden_states: Tensor,
         layer: int,
         attention: LayerAttention,
         progress: float,
@@ -151,14 +151,14 @@ class InjectionRun:
                 empty: none is.
             attend, weights_of: see `LayerAttention.forward`.
         """
-        added = hidden
+        added = hidden_states
         for i, injection in enumerate(self.injections):
             weight = injection.weight(layer, progress)
             if weight == 0.0:
                 continue
-            identity = self._keys_values_of(i, attention, hidden)
-            skip_mask = unconditional if injection.guided and any(unconditional) else (False,)
-            parts = zip(added.chunk(len(skip_mask)), hidden.chunk(len(skip_mask)), skip_mask, strict=True)
+            identity = self._keys_values_of(i, attention, hidden_states)
+            skip_mask = unconditional if injection.skip_uncond and any(unconditional) else (False,)
+            parts = zip(added.chunk(len(skip_mask)), hidden_states.chunk(len(skip_mask)), skip_mask, strict=True)
             summed = [
                 x if skip else torch.add(x, attention(before, identity, attend, weights_of), alpha=weight)
                 for x, before, skip in parts
@@ -190,10 +190,10 @@ class BatchInjector:
     attend: Attend = scaled_dot_product
     weights_of: WeightsOf = own_weights
 
-    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+    def add_to(self, hidden_states: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
         """See `Injector`."""
         return self.run.add_to(
-            hidden,
+            hidden_states,
             layer,
             attention,
             progress,
@@ -219,11 +219,11 @@ class SampleInjector:
         self._strength = None if strength is None else strength[:, None, None]
         self._keys_values: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def add_to(self, hidden: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
+    def add_to(self, hidden_states: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
         """See `Injector`."""
         attention = self._shared_layer or attention
-        added = attention(hidden, self._identity(layer, attention, hidden))
-        return hidden + (added if self._strength is None else self._strength.to(added) * added)
+        added = attention(hidden_states, self._identity(layer, attention, hidden_states))
+        return hidden_states + (added if self._strength is None else self._strength.to(added) * added)
 
     def _identity(self, layer: int, attention: LayerAttention, like: Tensor) -> tuple[Tensor, Tensor] | Tensor:
         tokens = self._tokens.to(like)
@@ -264,9 +264,9 @@ def parse_curve(text: str, layers: int) -> tuple[float, ...]:
     Raises:
         IdentityError: something in it is not a finite number.
     """
-    words = text.replace(",", " ").split()
+    numbers = text.replace(",", " ").split()
     try:
-        points = [float(word) for word in words]
+        points = [float(word) for word in numbers]
     except ValueError as error:
         raise IdentityError(
             f"Layer weights are numbers separated by commas, such as '0.5, 1, 1'; got '{text}'. "

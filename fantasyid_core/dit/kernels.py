@@ -1,8 +1,8 @@
-"""The small operations around a DiT block's products, fused: each a Triton kernel with a plain PyTorch twin.
+"""The small operations around a DiT block's matmuls, fused: each a Triton kernel with an eager reference in PyTorch.
 
 On an H100 they are a third of a denoising step, all of it memory traffic; a fused kernel reads and writes every value
-once. The kernels round where the twins do. The twin runs where Triton or a GPU is missing and where gradients are
-wanted. Under torch.compile the kernels are operators that the compiler leaves as they are.
+once. The kernels round where the references do. The reference runs where Triton or a GPU is missing and where gradients
+are wanted. Under torch.compile the kernels are operators that the compiler leaves as they are.
 """
 
 import functools
@@ -22,7 +22,7 @@ FLOAT8 = torch.float8_e4m3fn
 SMALLEST = 2.0**-100  # of a row's largest value; far below it a scale would leave float32
 
 
-class Rows8(NamedTuple):
+class RowwiseFp8(NamedTuple):
     """A matrix in 8 bits; value = values · scales.
 
     Attributes:
@@ -43,12 +43,12 @@ class Norm(NamedTuple):
 
 
 class Modulation(NamedTuple):
-    """Of an adaptive layer norm: factors less one and summands for visual and text tokens, each (B, D)."""
+    """Of an adaptive layer norm: factors less one and summands for video and text tokens, each (B, D)."""
 
     scale: Tensor
     shift: Tensor
-    words_scale: Tensor
-    words_shift: Tensor
+    text_scale: Tensor
+    text_shift: Tensor
 
 
 def own_weights(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,93 +58,99 @@ def own_weights(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def layer_norm(x: Tensor, norm: Norm) -> Tensor:
     """Layer norm of (B, L, D)."""
-    return _run("layer_norm", layer_norm_plain, x, *norm)
+    return _run("layer_norm", layer_norm_eager, x, *norm)
 
 
-def layer_norm_plain(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """The twin of `layer_norm`."""
+def layer_norm_eager(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The eager reference of `layer_norm`."""
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-def modulate(visual: Tensor, words: Tensor, norm: Norm, modulation: Modulation) -> Tensor:
-    """Adaptive layer norm, norm(x) · (1 + scale) + shift, of visual tokens (B, L, D) and text tokens (B, N, D).
+def modulate(hidden_states: Tensor, encoder_hidden_states: Tensor, norm: Norm, modulation: Modulation) -> Tensor:
+    """Adaptive layer norm, norm(x) · (1 + scale) + shift, of video tokens (B, L, D) and text tokens (B, N, D).
 
     Returns:
         (B, N + L, D), text tokens first.
     """
-    return _run("modulate", modulate_plain, visual, words, *norm, *modulation)
+    return _run("modulate", modulate_eager, hidden_states, encoder_hidden_states, *norm, *modulation)
 
 
-def modulate_plain(
-    visual: Tensor, words: Tensor, weight: Tensor, bias: Tensor, eps: float,
-    scale: Tensor, shift: Tensor, words_scale: Tensor, words_shift: Tensor,
+def modulate_eager(
+    hidden_states: Tensor, encoder_hidden_states: Tensor, weight: Tensor, bias: Tensor, eps: float,
+    scale: Tensor, shift: Tensor, text_scale: Tensor, text_shift: Tensor,
 ) -> Tensor:  # fmt: skip
-    """The twin of `modulate`."""
+    """The eager reference of `modulate`."""
     parts = [
-        layer_norm_plain(x, weight, bias, eps) * (1 + s)[:, None] + t[:, None]
-        for x, s, t in ((words, words_scale, words_shift), (visual, scale, shift))
+        layer_norm_eager(x, weight, bias, eps) * (1 + s)[:, None] + t[:, None]
+        for x, s, t in ((encoder_hidden_states, text_scale, text_shift), (hidden_states, scale, shift))
     ]
-    return torch.cat(parts, 1).to(visual.dtype)  # autocast gives float32
+    return torch.cat(parts, 1).to(hidden_states.dtype)  # autocast gives float32
 
 
-def modulate8(visual: Tensor, words: Tensor, norm: Norm, modulation: Modulation) -> Rows8:
+def modulate_fp8(
+    hidden_states: Tensor, encoder_hidden_states: Tensor, norm: Norm, modulation: Modulation
+) -> RowwiseFp8:
     """`modulate`, the result in 8 bits."""
-    return Rows8(*_run("modulate8", modulate8_plain, visual, words, *norm, *modulation))
+    return RowwiseFp8(
+        *_run("modulate_fp8", modulate_fp8_eager, hidden_states, encoder_hidden_states, *norm, *modulation)
+    )
 
 
-def modulate8_plain(
-    visual: Tensor, words: Tensor, weight: Tensor, bias: Tensor, eps: float,
-    scale: Tensor, shift: Tensor, words_scale: Tensor, words_shift: Tensor,
+def modulate_fp8_eager(
+    hidden_states: Tensor, encoder_hidden_states: Tensor, weight: Tensor, bias: Tensor, eps: float,
+    scale: Tensor, shift: Tensor, text_scale: Tensor, text_shift: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The twin of `modulate8`."""
-    return rows8_plain(modulate_plain(visual, words, weight, bias, eps, scale, shift, words_scale, words_shift))
+    """The eager reference of `modulate_fp8`."""
+    return quantise_rows_eager(
+        modulate_eager(hidden_states, encoder_hidden_states, weight, bias, eps, scale, shift, text_scale, text_shift)
+    )
 
 
 def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """x + gate · y for x and y (B, L, D), slices along L allowed, and gate (B, D)."""
-    return _run("gated_add", gated_add_plain, x, y, gate)
+    return _run("gated_add", gated_add_eager, x, y, gate)
 
 
-def gated_add_plain(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """The twin of `gated_add`."""
+def gated_add_eager(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """The eager reference of `gated_add`."""
     return x + gate[:, None] * y
 
 
-def norm_rotate(x: Tensor, norm: Norm, rotary: Rotary | None, words: int) -> Tensor:
-    """Layer norm of every head, then rotary positions on the visual tokens.
+def qk_norm_rope(x: Tensor, norm: Norm, rotary: Rotary | None, text_tokens: int) -> Tensor:
+    """Layer norm of every head, then rotary positions on the video tokens.
 
     Args:
         x: (B, L, H, D) queries or keys, text tokens first.
-        rotary: cosines and sines (L − words, D) float32, neighbouring channels in pairs; None: no rotation.
-        words: number of text tokens, which are not rotated.
+        rotary: cosines and sines (L − text_tokens, D) float32, neighbouring channels in pairs; None: no rotation.
+        text_tokens: how many, which are not rotated.
     """
-    return _run("norm_rotate", norm_rotate_plain, x, *norm, *(rotary or (None, None)), words)
+    return _run("qk_norm_rope", qk_norm_rope_eager, x, *norm, *(rotary or (None, None)), text_tokens)
 
 
-def norm_rotate_plain(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, cos: Tensor | None, sin: Tensor | None, words: int
+def qk_norm_rope_eager(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, cos: Tensor | None, sin: Tensor | None, text_tokens: int
 ) -> Tensor:
-    """The twin of `norm_rotate`."""
+    """The eager reference of `qk_norm_rope`."""
     x = F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(x.dtype)  # autocast gives float32
     if cos is None or sin is None:
         return x
     cos, sin = (r[:, None].to(x.device) for r in (cos, sin))
-    visual = x[:, words:].float()
-    even, odd = visual.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = visual * cos + torch.stack([-odd, even], -1).flatten(-2) * sin
-    return torch.cat([x[:, :words], turned.to(x.dtype)], 1)
+    hidden_states = x[:, text_tokens:].float()
+    even, odd = hidden_states.unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = hidden_states * cos + torch.stack([-odd, even], -1).flatten(-2) * sin
+    return torch.cat([x[:, :text_tokens], rotated.to(x.dtype)], 1)
 
 
-def rows8(x: Tensor) -> Rows8:
+def quantise_rows(x: Tensor) -> RowwiseFp8:
     """(…, K) in 8 bits: every row's largest value comes to lie between 128 and 256, of the format's 448.
 
     A row's scale is a power of two, so that scaling rounds nothing: what is lost is the mantissa, 3 bits instead of 7.
     """
-    return Rows8(*_run("rows8", rows8_plain, x))
+    return RowwiseFp8(*_run("quantise_rows", quantise_rows_eager, x))
 
 
-def rows8_plain(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The twin of `rows8`."""
+def quantise_rows_eager(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The eager reference of `quantise_rows`."""
     x = x.float()
     largest = x.abs().amax(-1, keepdim=True).clamp(min=SMALLEST)
     power_of_two = (largest.view(torch.int32) & 0x7F800000).view(torch.float32)  # the exponent alone
@@ -152,42 +158,42 @@ def rows8_plain(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scales).to(FLOAT8), scales
 
 
-def gelu8(x: Tensor) -> Rows8:
+def gelu_fp8(x: Tensor) -> RowwiseFp8:
     """GELU in its tanh form of (…, K), in 8 bits."""
-    return Rows8(*_run("gelu8", gelu8_plain, x))
+    return RowwiseFp8(*_run("gelu_fp8", gelu_fp8_eager, x))
 
 
-def gelu8_plain(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The twin of `gelu8`."""
-    return rows8_plain(F.gelu(x, approximate="tanh"))
+def gelu_fp8_eager(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The eager reference of `gelu_fp8`."""
+    return quantise_rows_eager(F.gelu(x, approximate="tanh"))
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """GELU in its tanh form of x (…, K) · weight (N, K)ᵀ + bias (N,), without writing the product out first."""
-    return _run("linear_gelu", linear_gelu_plain, x, weight, bias)
+    return _run("linear_gelu", linear_gelu_eager, x, weight, bias)
 
 
-def linear_gelu_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The twin of `linear_gelu`; it rounds once more."""
+def linear_gelu_eager(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The eager reference of `linear_gelu`; it rounds once more."""
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
 
 def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None or torch.is_autocast_enabled():  # autocast does not know the fused operation
-        return linear_gelu_plain(x, weight, bias)
+        return linear_gelu_eager(x, weight, bias)
     rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)  # tanh on CUDA, not on a CPU
     return rows.unflatten(0, x.shape[:-1])
 
 
-TWINS: dict[str, Callable] = {
-    "layer_norm": layer_norm_plain,
-    "modulate": modulate_plain,
-    "modulate8": modulate8_plain,
-    "gated_add": gated_add_plain,
-    "norm_rotate": norm_rotate_plain,
-    "rows8": rows8_plain,
-    "gelu8": gelu8_plain,
-    "linear_gelu": linear_gelu_plain,
+EAGER: dict[str, Callable] = {
+    "layer_norm": layer_norm_eager,
+    "modulate": modulate_eager,
+    "modulate_fp8": modulate_fp8_eager,
+    "gated_add": gated_add_eager,
+    "qk_norm_rope": qk_norm_rope_eager,
+    "quantise_rows": quantise_rows_eager,
+    "gelu_fp8": gelu_fp8_eager,
+    "linear_gelu": linear_gelu_eager,
 }
 
 
@@ -227,7 +233,7 @@ def _is_operator(name: str) -> bool:
 
 @functools.cache
 def _operators() -> frozenset[str]:
-    fused = {name: _fused(name) for name in TWINS if hasattr(torch.library, "custom_op") and _fused(name)}
+    fused = {name: _fused(name) for name in EAGER if hasattr(torch.library, "custom_op") and _fused(name)}
     for name, function in fused.items():
-        torch.library.custom_op(f"fantasyid::{name}", function, mutates_args=()).register_fake(TWINS[name])
+        torch.library.custom_op(f"fantasyid::{name}", function, mutates_args=()).register_fake(EAGER[name])
     return frozenset(fused)

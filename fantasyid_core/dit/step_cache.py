@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import SamplingError
 
-Through = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
+RunBlocks = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
 
 THRESHOLD, START = 0.15, 0.1
 EVERY = 8  # tokens: how much a step has changed is read from every eighth
@@ -71,44 +71,49 @@ class _Full:
     Attributes:
         progress: where in the run.
         change: (B, L / EVERY, dim) what the first block added.
-        rest: (B, L, dim) what the blocks after it added.
-        before: the same of the full step before; None where there is none, or nobody needs it any more.
-        slope: (B, L / EVERY, dim) how fast `rest` changed between the two, per progress.
-        trust: 0 … 1, how much of the change that the slope foretold came true at this step; a tensor on the device.
+        tail_residual: (B, L, dim) what the blocks after it added.
+        previous: the same of the full step before; None where there is none, or nobody needs it any more.
+        slope: (B, L / EVERY, dim) how fast `tail_residual` changed between the two, per progress.
+        extrapolation_weight: 0 … 1, how much of the predicted change came true at this step; a tensor on the device.
     """
 
     progress: float
     change: Tensor
-    rest: Tensor
-    before: Tensor | None = None
-    before_progress: float = 0.0
+    tail_residual: Tensor
+    previous: Tensor | None = None
+    previous_progress: float = 0.0
     slope: Tensor | None = None
-    trust: Tensor | None = None
+    extrapolation_weight: Tensor | None = None
 
-    def fits(self, first: Tensor) -> bool:
+    def matches(self, first_block_output: Tensor) -> bool:
         """Whether it can stand in for a step of these tokens."""
-        return self.before is not None and self.rest.shape == first.shape and self.rest.device == first.device
+        last = self.tail_residual
+        return self.previous is not None and (last.shape, last.device) == (
+            first_block_output.shape,
+            first_block_output.device,
+        )
 
     @torch.compiler.disable
-    def continued(self, progress: float) -> Tensor:
+    def extrapolate(self, progress: float) -> Tensor:
         """What the blocks after the first would add later in the run."""
-        if self.trust is None:
-            return self.rest
-        further = (progress - self.progress) / (self.progress - self.before_progress)
-        return torch.lerp(self.before, self.rest, (1 + self.trust * further).to(self.rest.dtype))
+        if self.extrapolation_weight is None:
+            return self.tail_residual
+        ratio = (progress - self.progress) / (self.progress - self.previous_progress)
+        weight = (1 + self.extrapolation_weight * ratio).to(self.tail_residual.dtype)
+        return torch.lerp(self.previous, self.tail_residual, weight)
 
-    def followed(self, progress: float, change: Tensor, rest: Tensor) -> "_Full":
-        """The next full step, compared with this one."""
-        passed = progress - self.progress
-        if rest.shape != self.rest.shape or passed == 0:
-            return _Full(progress, change, rest)
-        came = (rest[:, ::EVERY] - self.rest[:, ::EVERY]).float()
-        trust = None
+    def next_full_step(self, progress: float, change: Tensor, tail_residual: Tensor) -> "_Full":
+        """The next full step, with what it tells of the line to this one."""
+        elapsed = progress - self.progress
+        if tail_residual.shape != self.tail_residual.shape or elapsed == 0:
+            return _Full(progress, change, tail_residual)
+        delta = (tail_residual[:, ::EVERY] - self.tail_residual[:, ::EVERY]).float()
+        weight = None
         if self.slope is not None:
-            foretold = self.slope.float() * passed
-            trust = ((came * foretold).sum() / foretold.square().sum().clamp(min=1e-30)).clamp(0, 1)
-        slope = (came / passed).to(rest.dtype)
-        return _Full(progress, change, rest, self.rest, self.progress, slope, trust)
+            predicted_delta = self.slope.float() * elapsed
+            weight = ((delta * predicted_delta).sum() / predicted_delta.square().sum().clamp(min=1e-30)).clamp(0, 1)
+        slope = (delta / elapsed).to(tail_residual.dtype)
+        return _Full(progress, change, tail_residual, self.tail_residual, self.progress, slope, weight)
 
 
 class StepCache:
@@ -133,46 +138,48 @@ class StepCache:
     @torch.compiler.disable(recursive=False)
     def apply(
         self,
-        through: Through,
-        start: Tensor,
-        words: Tensor,
+        run_blocks: RunBlocks,
+        block_input: Tensor,
+        encoder_hidden_states: Tensor,
         branch: Hashable,
         progress: float,
         *,
         decides: bool = True,
     ) -> Tensor:
-        """The visual tokens after the last block, computed or put together from what was kept.
+        """The video tokens after the last block, computed or extrapolated from the last full steps.
 
         Waits for the device once a step, where a decision is to be made.
 
         Args:
-            through: (visual tokens, text tokens, which blocks) → both after those blocks.
-            start: (B, L, dim) visual tokens before the first block.
-            words: (B, N, dim) text tokens.
+            run_blocks: (video tokens, text tokens, which blocks) → both after those blocks.
+            block_input: (B, L, dim) video tokens before the first block.
+            encoder_hidden_states: (B, N, dim) text tokens.
             branch: which guidance branches are in the batch; each keeps its own.
             progress: 0 first step … 1 last.
             decides: False on a further GPU.
         """
-        first, words = through(start, words, slice(1))
-        change = first[:, ::EVERY] - start[:, ::EVERY]
-        if self._skips(branch, progress, change, first, decides):
-            return first + self._full[branch].continued(progress)
-        visual, _ = through(first, words, slice(1, None))
-        self._keep(branch, progress, change, visual - first)
-        return visual
+        first_block_output, encoder_hidden_states = run_blocks(block_input, encoder_hidden_states, slice(1))
+        change = first_block_output[:, ::EVERY] - block_input[:, ::EVERY]
+        if self._skips(branch, progress, change, first_block_output, decides):
+            return first_block_output + self._full[branch].extrapolate(progress)
+        hidden_states, _ = run_blocks(first_block_output, encoder_hidden_states, slice(1, None))
+        self._keep(branch, progress, change, hidden_states - first_block_output)
+        return hidden_states
 
     @torch.compiler.disable
-    def _skips(self, branch: Hashable, progress: float, change: Tensor, first: Tensor, decides: bool) -> bool:
+    def _skips(
+        self, branch: Hashable, progress: float, change: Tensor, first_block_output: Tensor, decides: bool
+    ) -> bool:
         full = self._full.get(branch)
-        fitting = full if full is not None and full.fits(first) else None
+        matching = full if full is not None and full.matches(first_block_output) else None
         with self._decided:
             if decides and not self._is_decided(branch, progress):
-                self._decide(progress, fitting is not None and self._may_skip(progress, change, fitting.change))
+                self._decide(progress, matching is not None and self._may_skip(progress, change, matching.change))
             decided = self._decided.wait_for(lambda: self._is_decided(branch, progress), PATIENCE)
-            skip = decided and self._skip and fitting is not None
+            skip = decided and self._skip and matching is not None
             self._asked.add(branch)
         if not skip and full is not None:  # it would only take memory while the step is computed
-            self._full[branch] = replace(full, before=None)
+            self._full[branch] = replace(full, previous=None)
         return skip
 
     def _is_decided(self, branch: Hashable, progress: float) -> bool:
@@ -187,16 +194,17 @@ class StepCache:
         self._decided.notify_all()
 
     @torch.compiler.disable
-    def _keep(self, branch: Hashable, progress: float, change: Tensor, rest: Tensor) -> None:
+    def _keep(self, branch: Hashable, progress: float, change: Tensor, tail_residual: Tensor) -> None:
         last = self._full.get(branch)
-        self._full[branch] = last.followed(progress, change, rest) if last else _Full(progress, change, rest)
+        new = _Full(progress, change, tail_residual)
+        self._full[branch] = last.next_full_step(progress, change, tail_residual) if last else new
 
-    def _may_skip(self, progress: float, change: Tensor, before: Tensor) -> bool:
+    def _may_skip(self, progress: float, change: Tensor, previous: Tensor) -> bool:
         s = self.settings
         if not s.start <= progress <= s.end or self._in_a_row >= s.most:
             return False
-        difference = (change - before).abs().mean(dtype=torch.float32)
-        return bool(difference < s.threshold * before.abs().mean(dtype=torch.float32))
+        difference = (change - previous).abs().mean(dtype=torch.float32)
+        return bool(difference < s.threshold * previous.abs().mean(dtype=torch.float32))
 
 
 @dataclass(frozen=True)
@@ -206,9 +214,16 @@ class FollowingCache:
     cache: StepCache
 
     @torch.compiler.disable(recursive=False)
-    def apply(self, through: Through, start: Tensor, words: Tensor, branch: Hashable, progress: float) -> Tensor:
+    def apply(
+        self,
+        run_blocks: RunBlocks,
+        block_input: Tensor,
+        encoder_hidden_states: Tensor,
+        branch: Hashable,
+        progress: float,
+    ) -> Tensor:
         """See `StepCache.apply`."""
-        return self.cache.apply(through, start, words, branch, progress, decides=False)
+        return self.cache.apply(run_blocks, block_input, encoder_hidden_states, branch, progress, decides=False)
 
 
 class StepCaches:

@@ -65,7 +65,7 @@ class NativeTransformer(FantasyIDTransformer):
             run_block=_BlockPatches(self, options, x, attention, run),
             cache=run.step_cache(tuple(window_of(options) or ()), card_of(options)),
             # where an identity sets in or ends, a step is not like the one before
-            branch=(*options.get("uuids", ()), *(i.acts(progress) for i in injections.injections)),
+            branch=(*options.get("uuids", ()), *(i.is_active(progress) for i in injections.injections)),
         )
         return velocity.transpose(1, 2)
 

@@ -41,7 +41,7 @@ FRAMES = 17  # eight more than the model's window
 def write_clip(path: Path, frames: torch.Tensor, fps: int = 8) -> None:
     """Frames (T, H, W, 3) uint8 → an .mp4 file."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", fps=fps)
+        stream = container.add_stream("mpeg4", rate=fps)
         stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *frames.shape[1:3], "yuv420p", 4_000_000
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")))

@@ -6,9 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fantasyid_core.dit import fp8
-from fantasyid_core.dit.fp8 import by_row, by_tensor, dequantised, product, product_plain, weight8
+from fantasyid_core.dit.fp8 import (
+    dequantise,
+    fp8_matmul,
+    fp8_matmul_eager,
+    quantise_weight,
+    rowwise_scaled_mm,
+    tensorwise_scaled_mm,
+)
 from fantasyid_core.dit.injection import Injection, InjectionRun
-from fantasyid_core.dit.kernels import FLOAT8, Rows8, rows8, rows8_plain
+from fantasyid_core.dit.kernels import FLOAT8, RowwiseFp8, quantise_rows, quantise_rows_eager
 from fantasyid_core.dit.transformer import FantasyIDTransformer, from_published
 from fantasyid_core.fusion.checkpoint import split_published
 from fantasyid_core.io.weights import read, read_config
@@ -27,29 +34,29 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 @given(exponent=st.floats(-30, 30), rows=st.integers(1, 5), columns=st.integers(1, 40), seed=st.integers(0, 99))
 def test_every_value_within_range_keeps_three_bits(exponent, rows, columns, seed):
     x = draw(rows, columns, seed=seed) * 10**exponent
-    values, scales = rows8(x)
+    values, scales = quantise_rows(x)
     assert values.dtype == FLOAT8
     assert torch.equal(scales.log2(), scales.log2().round())
     largest = values.float().abs().amax(-1)
     assert (largest <= 256).all()
-    error = (dequantised(Rows8(values, scales), torch.float32) - x).abs()
+    error = (dequantise(RowwiseFp8(values, scales), torch.float32) - x).abs()
     assert (error <= x.abs() * HALF_A_STEP + scales * 2.0**-10).all()  # the format's smallest step is 2⁻⁹
 
 
 def test_rows_of_zeros_stay_zeros():
-    assert dequantised(rows8(torch.zeros(2, 8)), torch.float32).eq(0).all()
+    assert dequantise(quantise_rows(torch.zeros(2, 8)), torch.float32).eq(0).all()
 
 
 def test_what_was_stored_in_the_format_comes_out_as_it_was():
     stored = (0.05 * draw(6, 32)).to(FLOAT8)
-    again = rows8(stored.to(torch.bfloat16))
-    assert torch.equal(dequantised(again, torch.float32), stored.float())
-    assert weight8(stored).values is stored
+    again = quantise_rows(stored.to(torch.bfloat16))
+    assert torch.equal(dequantise(again, torch.float32), stored.float())
+    assert quantise_weight(stored).values is stored
 
 
 def test_a_product_is_as_near_as_its_operands():
     x, weight, bias = draw(2, 50, 256), draw(64, 256, seed=1), draw(64, seed=2)
-    ours = product(rows8(x), weight8(weight), bias, torch.float32)
+    ours = fp8_matmul(quantise_rows(x), quantise_weight(weight), bias, torch.float32)
     exact = torch.nn.functional.linear(x, weight, bias)
     assert 1e-3 < ((ours - exact).norm() / exact.norm()) < 0.05
 
@@ -66,8 +73,8 @@ def test_a_block_in_8_bits_stays_near_the_exact_one(model):
     run = InjectionRun([Injection(draw(20, standin_weights.TOKENS, seed=2))])
     inputs = dict(rotary=rotary, injector=run)
 
-    def in_8_bits(index, block, visual, words, time, rotary):
-        return block(visual, words, time, rotary, fp8=True)
+    def in_8_bits(index, block, hidden_states, encoder_hidden_states, temb, rotary):
+        return block(hidden_states, encoder_hidden_states, temb, rotary, fp8=True)
 
     exact = model(latents, text, torch.tensor([500, 500]), **inputs)
     ours = model(latents, text, torch.tensor([500, 500]), **inputs, run_block=in_8_bits)
@@ -87,15 +94,15 @@ def test_an_adapter_in_a_layer_s_place_is_called(model, in_8_bits, layer):
     assert called == [torch.float32]
 
 
-@pytest.mark.parametrize("multiply", [by_row, by_tensor])
+@pytest.mark.parametrize("multiply", [rowwise_scaled_mm, tensorwise_scaled_mm])
 @pytest.mark.parametrize("bias", [draw(32, seed=2).bfloat16(), None])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=FP8_CARD)])
 def test_both_ways_of_scaling_multiply_as_the_twin(multiply, bias, device):
-    if multiply is by_row and not fp8._has_scales_by_row(torch.device(device)):
-        pytest.skip(f"this PyTorch has no products with scales by row on {device}")
-    x, weight = rows8(draw(48, 64).to(device) * 30), weight8(draw(32, 64, seed=1).to(device) / 50)
+    if multiply is rowwise_scaled_mm and not fp8._has_rowwise_scales(torch.device(device)):
+        pytest.skip(f"this PyTorch has no matmul with row-wise scales on {device}")
+    x, weight = quantise_rows(draw(48, 64).to(device) * 30), quantise_weight(draw(32, 64, seed=1).to(device) / 50)
     bias = bias if bias is None else bias.to(device)
-    exact = product_plain(x, weight, bias, torch.float64)
+    exact = fp8_matmul_eager(x, weight, bias, torch.float64)
     assert ((multiply(x, weight, bias).double() - exact).norm() / exact.norm()) < 5e-3
 
 
@@ -103,10 +110,13 @@ def test_both_ways_of_scaling_multiply_as_the_twin(multiply, bias, device):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_card_multiplies_as_the_twin(dtype, bias):
-    x, weight = Rows8(*rows8_plain(draw(3, 100, 512).cuda())), weight8(draw(256, 512, seed=1).cuda())
+    x, weight = (
+        RowwiseFp8(*quantise_rows_eager(draw(3, 100, 512).cuda())),
+        quantise_weight(draw(256, 512, seed=1).cuda()),
+    )
     bias = draw(256, seed=2).cuda().to(dtype) if bias else None
-    exact = product_plain(x, weight, bias, torch.float64)
-    theirs = product(x, weight, bias, dtype)
+    exact = fp8_matmul_eager(x, weight, bias, torch.float64)
+    theirs = fp8_matmul(x, weight, bias, dtype)
     assert ((theirs.double() - exact).norm() / exact.norm()) < 5e-3
 
 
@@ -114,8 +124,8 @@ def test_the_card_multiplies_as_the_twin(dtype, bias):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_the_card_quantises_as_the_twin(dtype):
     x = draw(3, 100, 3072).cuda().to(dtype)
-    for ours, twins in zip(rows8(x), rows8_plain(x), strict=True):
-        assert torch.equal(ours.float(), twins.float())
+    for ours, reference in zip(quantise_rows(x), quantise_rows_eager(x), strict=True):
+        assert torch.equal(ours.float(), reference.float())
 
 
 def test_a_cpu_has_no_8_bit_products():

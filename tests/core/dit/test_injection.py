@@ -67,10 +67,12 @@ def test_layer_weights_choose_the_layer(layer, hidden, tokens):
     assert not torch.equal(run.add_to(hidden, 1, layer, 0.5), hidden)
 
 
-@pytest.mark.parametrize(("progress", "acts"), [(0.0, False), (0.25, True), (0.5, True), (0.75, True), (0.76, False)])
-def test_start_and_end_bound_the_part_of_the_run(layer, hidden, tokens, progress, acts):
+@pytest.mark.parametrize(
+    ("progress", "is_active"), [(0.0, False), (0.25, True), (0.5, True), (0.75, True), (0.76, False)]
+)
+def test_start_and_end_bound_the_part_of_the_run(layer, hidden, tokens, progress, is_active):
     run = InjectionRun([Injection(tokens, start=0.25, end=0.75)])
-    assert (run.add_to(hidden, 0, layer, progress) is not hidden) == acts
+    assert (run.add_to(hidden, 0, layer, progress) is not hidden) == is_active
     assert run.depends_on_progress
 
 
@@ -83,7 +85,7 @@ def test_two_identities_add_up_from_the_same_hidden_state(layer, hidden, tokens)
 
 def test_an_unconditional_branch_goes_without_an_identity_that_guidance_leads_to(layer, hidden, tokens):
     other = tokens.flip(0)
-    run = InjectionRun([Injection(tokens, guided=True), Injection(other)])
+    run = InjectionRun([Injection(tokens, skip_uncond=True), Injection(other)])
     made = run.add_to(hidden, 0, layer, 0.0, unconditional=(False, True))
     alone, in_both = (InjectionRun([Injection(t)]).add_to(hidden, 0, layer, 0.0) - hidden for t in (tokens, other))
     torch.testing.assert_close(made[:1], (hidden + alone + in_both)[:1])

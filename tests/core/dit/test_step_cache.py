@@ -16,15 +16,15 @@ ALWAYS = CacheSettings(1e9, start=0.0, most=1000)
 
 
 class Blocks:
-    """Stands for a model of five blocks: the first adds `change`, the other four one `rest` each."""
+    """Stands for a model of five blocks: the first adds `change`, the other four one `tail_residual` each."""
 
-    def __init__(self, change: float = 1.0, rest: float = 10.0):
-        self.change, self.rest, self.ran = change, rest, 0
+    def __init__(self, change: float = 1.0, tail_residual: float = 10.0):
+        self.change, self.tail_residual, self.ran = change, tail_residual, 0
 
-    def __call__(self, visual: Tensor, words: Tensor, blocks: slice) -> tuple[Tensor, Tensor]:
+    def __call__(self, hidden_states: Tensor, encoder_hidden_states: Tensor, blocks: slice) -> tuple[Tensor, Tensor]:
         for i in range(*blocks.indices(5)):
-            visual, self.ran = visual + (self.rest if i else self.change), self.ran + 1
-        return visual, words
+            hidden_states, self.ran = hidden_states + (self.tail_residual if i else self.change), self.ran + 1
+        return hidden_states, encoder_hidden_states
 
 
 def step(
@@ -47,32 +47,32 @@ def run(settings: CacheSettings, changes: list[float]) -> list[int]:
     return computed
 
 
-def started(settings: CacheSettings, *branches: str, rests: tuple[float, ...] = (10.0, 10.0)) -> StepCache:
+def started(settings: CacheSettings, *branches: str, tail_residuals: tuple[float, ...] = (10.0, 10.0)) -> StepCache:
     """A cache after full steps at 0, 0.1 …"""
-    cache = StepCache(replace(settings, start=0.1 * len(rests) - 0.05))
-    for i, rest in enumerate(rests):
+    cache = StepCache(replace(settings, start=0.1 * len(tail_residuals) - 0.05))
+    for i, tail_residual in enumerate(tail_residuals):
         for branch in branches or ((),):
-            step(cache, Blocks(rest=rest), 0.1 * i, branch)
+            step(cache, Blocks(tail_residual=tail_residual), 0.1 * i, branch)
     assert cache.skipped == 0
     return cache
 
 
 def test_a_skipped_step_is_the_first_block_anew_and_the_rest_of_the_last_full_step():
-    cache = started(ALWAYS, rests=(10.0, 11.0))
-    later = Blocks(2.0, rest=999.0)
+    cache = started(ALWAYS, tail_residuals=(10.0, 11.0))
+    later = Blocks(2.0, tail_residual=999.0)
     assert step(cache, later, 0.2) == 2 + 4 * 11
     assert later.ran == 1
 
 
 @pytest.mark.parametrize(
-    ("rests", "skipped"),
+    ("tail_residuals", "skipped"),
     [((10.0, 11.0, 12.0), (13, 14)), ((10.0, 12.0, 13.0), (13.5, 14)), ((10.0, 12.0, 11.0), (11, 11))],
     ids=["a line", "half of what the line foretold", "back again"],
 )
-def test_the_rest_goes_on_along_a_line_as_far_as_one_held_before(rests, skipped):
-    cache = started(ALWAYS, rests=rests)
-    for progress, rest in zip((0.3, 0.4), skipped, strict=True):
-        assert step(cache, Blocks(1.0), progress) == pytest.approx(1 + 4 * rest)
+def test_the_rest_goes_on_along_a_line_as_far_as_one_held_before(tail_residuals, skipped):
+    cache = started(ALWAYS, tail_residuals=tail_residuals)
+    for progress, tail_residual in zip((0.3, 0.4), skipped, strict=True):
+        assert step(cache, Blocks(1.0), progress) == pytest.approx(1 + 4 * tail_residual)
 
 
 def test_two_full_steps_come_first():
@@ -107,8 +107,8 @@ def test_the_first_branch_of_a_step_decides_for_all():
 def test_branches_keep_their_own():
     cache = StepCache(ALWAYS)
     for progress in (0.0, 0.1):
-        step(cache, Blocks(rest=1.0), progress, "with the prompt")
-        step(cache, Blocks(rest=2.0), progress, "without")
+        step(cache, Blocks(tail_residual=1.0), progress, "with the prompt")
+        step(cache, Blocks(tail_residual=2.0), progress, "without")
     assert step(cache, Blocks(), 0.2, "with the prompt") == 5
     assert step(cache, Blocks(), 0.2, "without") == 9
     assert step(cache, new := Blocks(), 0.3, "a batch of both") == 41
@@ -119,7 +119,7 @@ def test_two_evaluations_at_one_timestep_are_two_steps():
     """Samplers of second order ask the model twice at a time, with other latents."""
     cache = started(CacheSettings(0.1))
     assert step(cache, Blocks(3.0), 0.1) == 43
-    assert step(cache, Blocks(3.0, rest=20.0), 0.1) == 83
+    assert step(cache, Blocks(3.0, tail_residual=20.0), 0.1) == 83
     assert math.isfinite(step(cache, Blocks(3.0), 0.2))
 
 
@@ -133,8 +133,8 @@ def test_other_sizes_are_computed():
 def test_context_windows_keep_their_own():
     caches = StepCaches(ALWAYS)
     for progress in (0.0, 0.1):
-        step(caches.of((0, 1)), Blocks(rest=1.0), progress)
-        step(caches.of((1, 2)), Blocks(rest=2.0), progress)
+        step(caches.of((0, 1)), Blocks(tail_residual=1.0), progress)
+        step(caches.of((1, 2)), Blocks(tail_residual=2.0), progress)
     assert step(caches.of((0, 1)), Blocks(), 0.2) == 5
     assert caches.report() == "the step cache skipped 1 of 5 steps"
 

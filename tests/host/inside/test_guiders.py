@@ -66,7 +66,7 @@ def unguided(plain):
 @pytest.fixture(scope="module")
 def guided(plain):
     """A MODEL with an identity that guidance leads to."""
-    return add_injection(plain, Injection(TOKENS, guided=True))
+    return add_injection(plain, Injection(TOKENS, skip_uncond=True))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_the_negative_prompt_may_have_a_model_with_identities_of_its_own(
     own = load(standin_nano)
     for model, negative, expected in (
         (guided, own, right),
-        (guided, add_injection(own, Injection(TOKENS, guided=True)), right),
+        (guided, add_injection(own, Injection(TOKENS, skip_uncond=True)), right),
         (unguided, own, right),
         (unguided, add_injection(own, Injection(TOKENS)), of_both),
     ):
