@@ -71,7 +71,7 @@ def test_gated_add(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rotates", [True, False])
 @pytest.mark.parametrize("dim", [64, 16])
-def test_norm_rotate(dtype, rotates, dim):
+def test_qk_norm_rope(dtype, rotates, dim):
     make = lambda *shape: draw(*shape, dtype=dtype, device="cuda")  # noqa: E731
     x, weight, bias = make(2, 226 + 77, 3, dim), 1 + 0.1 * make(dim), make(dim)
     angle = torch.rand(77, dim // 2, device="cuda").repeat_interleave(2, 1) * 6
