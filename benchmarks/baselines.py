@@ -74,7 +74,7 @@ def as_released(work: Workload, published: Published, inputs: Inputs, device: st
 
     def step() -> Tensor:
         run = Run(branch(inputs).to(work.dtype).expand(2, -1, -1))
-        return model(inputs.latents, inputs.text, inputs.timestep, rotary=rotary, injector=run)
+        return model(inputs.latents, inputs.text, inputs.timestep, image_rotary_emb=rotary, injector=run)
 
     return step
 

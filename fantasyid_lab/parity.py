@@ -148,7 +148,7 @@ def transformer_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
         run = InjectionRun([Injection(fixtures.tokens[0])])
         yield (
             f"transformer_output_interval{interval}",
-            model(latents, text, torch.full((2,), 500), rotary=rotary, injector=run),
+            model(latents, text, torch.full((2,), 500), image_rotary_emb=rotary, injector=run),
         )
 
 
@@ -177,7 +177,7 @@ def pipeline_outputs(fixtures: Fixtures) -> Iterator[tuple[str, Tensor]]:
             steps=meta["steps"],
             generator=generator,
             schedule=fixtures.json("scheduler_config.json"),
-            rotary=model.rotary_embedding(3, 8, 12, "cpu", grid=RELEASE_GRID),
+            image_rotary_emb=model.rotary_embedding(3, 8, 12, "cpu", grid=RELEASE_GRID),
         ),
     )
 

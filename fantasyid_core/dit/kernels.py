@@ -116,15 +116,15 @@ def gated_add_eager(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     return x + gate[:, None] * y
 
 
-def qk_norm_rope(x: Tensor, norm: Norm, rotary: Rotary | None, text_tokens: int) -> Tensor:
+def qk_norm_rope(x: Tensor, norm: Norm, image_rotary_emb: Rotary | None, text_tokens: int) -> Tensor:
     """Layer norm of every head, then rotary positions on the video tokens.
 
     Args:
         x: (B, L, H, D) queries or keys, text tokens first.
-        rotary: cosines and sines (L − text_tokens, D) float32, neighbouring channels in pairs; None: no rotation.
+        image_rotary_emb: cosines and sines (L − text_tokens, D) float32, channels in pairs; None: no rotation.
         text_tokens: how many, which are not rotated.
     """
-    return _run("qk_norm_rope", qk_norm_rope_eager, x, *norm, *(rotary or (None, None)), text_tokens)
+    return _run("qk_norm_rope", qk_norm_rope_eager, x, *norm, *(image_rotary_emb or (None, None)), text_tokens)
 
 
 def qk_norm_rope_eager(

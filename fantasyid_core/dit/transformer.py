@@ -100,7 +100,7 @@ class FantasyIDTransformer(nn.Module):
         text: Tensor,
         timestep: Tensor,
         *,
-        rotary: Rotary | None = None,
+        image_rotary_emb: Rotary | None = None,
         injector: Injector | None = None,
         progress: float = 0.0,
         run_block: RunBlock | None = None,
@@ -113,11 +113,11 @@ class FantasyIDTransformer(nn.Module):
             latents: (B, T, C, H, W) noisy latents, then image latents, along C.
             text: (B, L, D) text embeddings, L ≤ 226.
             timestep: (B,) in 0…999.
-            rotary: cosines and sines from `rotary_embedding`; None for a model without rotary positions.
+            image_rotary_emb: cosines and sines from `rotary_embedding`; None for a model without rotary positions.
             injector: of the identities; None injects nothing.
             progress: 0 first step … 1 last; decides which identities act.
             run_block: how to run one block, where a host wants to take part; called with
-                (index, block, video tokens, text tokens, time embedding, rotary).
+                (index, block, hidden states, text, time embedding, rotary positions).
             cache: may skip the blocks after the first, with their injections; None computes all.
             branch: for the cache, which guidance branches are in the batch.
 
@@ -128,7 +128,9 @@ class FantasyIDTransformer(nn.Module):
             SamplingError: more text than the model has positions for.
         """
         temb, encoder_hidden_states, hidden_states = self._tokens(latents, text, timestep)
-        run_blocks = functools.partial(self._run_blocks, run_block or run_as_is, temb, rotary, injector, progress)
+        run_blocks = functools.partial(
+            self._run_blocks, run_block or run_as_is, temb, image_rotary_emb, injector, progress
+        )
         if cache is None:
             hidden_states, _ = run_blocks(hidden_states, encoder_hidden_states, slice(None))
         else:
@@ -140,7 +142,7 @@ class FantasyIDTransformer(nn.Module):
         self,
         run_block: RunBlock,
         temb: Tensor,
-        rotary: Rotary | None,
+        image_rotary_emb: Rotary | None,
         injector: Injector | None,
         progress: float,
         hidden_states: Tensor,
@@ -151,7 +153,7 @@ class FantasyIDTransformer(nn.Module):
         for i in range(*blocks.indices(len(self.transformer_blocks))):
             block = self.transformer_blocks[i]
             hidden_states, encoder_hidden_states = run_block(
-                i, block, hidden_states, encoder_hidden_states, temb, rotary
+                i, block, hidden_states, encoder_hidden_states, temb, image_rotary_emb
             )
             if injector is not None and i % interval == 0:
                 layer = i // interval
@@ -261,11 +263,11 @@ def run_as_is(
     hidden_states: Tensor,
     encoder_hidden_states: Tensor,
     temb: Tensor,
-    rotary: Rotary | None,
+    image_rotary_emb: Rotary | None,
     **more,
 ) -> tuple[Tensor, Tensor]:
     """One block, where nobody takes part: a `RunBlock`. `more` is for the block, such as `fp8`."""
-    return block(hidden_states, encoder_hidden_states, temb, rotary, **more)
+    return block(hidden_states, encoder_hidden_states, temb, image_rotary_emb, **more)
 
 
 def timestep_sinusoids(timestep: Tensor, dim: int) -> Tensor:

@@ -82,7 +82,7 @@ def sample(
     steps: int = STEPS,
     generator: torch.Generator | None = None,
     schedule: Mapping = RELEASE_SCHEDULE,
-    rotary: Rotary | None = None,
+    image_rotary_emb: Rotary | None = None,
     shared_layer: LayerAttention | None = None,
     run_block: "RunBlock | None" = None,
     cache: StepCache | None = None,
@@ -92,14 +92,16 @@ def sample(
     Args:
         noise: (B, T, C, h, w), standard normal, on the transformer's device.
         scheduler, steps, generator, schedule: as `denoise` takes them.
-        rotary: by default that of the latents' size.
+        image_rotary_emb: by default that of the latents' size.
         shared_layer: the injection layer to use for all blocks, if there is one.
         run_block, cache: as the transformer takes them.
 
     Returns:
         Latents (B, T, C, h, w) float32, scaled as the transformer sees them.
     """
-    rotary = rotary or transformer.rotary_embedding(noise.shape[1], noise.shape[-2], noise.shape[-1], noise.device)
+    image_rotary_emb = image_rotary_emb or transformer.rotary_embedding(
+        noise.shape[1], noise.shape[-2], noise.shape[-1], noise.device
+    )
     batch = conditions.branches(guidance)
     injector = None if batch.tokens is None else SampleInjector(batch.tokens, batch.strength, shared_layer)
 
@@ -109,7 +111,7 @@ def sample(
             torch.cat([noisy, batch.image], 2).to(batch.text.dtype),
             batch.text,
             torch.full((len(noisy),), timestep, device=noisy.device),
-            rotary=rotary,
+            image_rotary_emb=image_rotary_emb,
             injector=injector,
             progress=1 - timestep / (TRAIN_STEPS - 1),
             run_block=run_block,

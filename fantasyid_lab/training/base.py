@@ -54,7 +54,7 @@ class BaseObjective(nn.Module):
         block_outputs: list[Tensor] = []
         run_block = self._run_block(block_outputs)
         predicted = self.transformer(
-            model_input, text_embeddings, timestep, rotary=self.rotary(latents), run_block=run_block
+            model_input, text_embeddings, timestep, image_rotary_emb=self.rotary(latents), run_block=run_block
         )
         loss = weighted_mse(predicted - velocity, face, self.options.face_weight)
         if self.landmark_loss is None or landmarks is None:

@@ -92,7 +92,7 @@ class IdentityObjective(nn.Module):
             model_input,
             text,
             timestep,
-            rotary=self.rotary(noisy),
+            image_rotary_emb=self.rotary(noisy),
             injector=SampleInjector(tokens, present, self.shared_layer),
             run_block=_checkpointed if self.options.checkpointing and torch.is_grad_enabled() else None,
         )
@@ -378,6 +378,8 @@ def _identity_inputs(batch: Batch) -> Batch:
 
 
 def _checkpointed(
-    index: int, block: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary
+    index: int, block: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, image_rotary_emb
 ) -> tuple:
-    return checkpoint(run_as_is, index, block, hidden_states, encoder_hidden_states, temb, rotary, use_reentrant=False)
+    return checkpoint(
+        run_as_is, index, block, hidden_states, encoder_hidden_states, temb, image_rotary_emb, use_reentrant=False
+    )

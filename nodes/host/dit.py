@@ -59,7 +59,7 @@ class NativeTransformer(FantasyIDTransformer):
             x.transpose(1, 2),
             context,
             timesteps,
-            rotary=run.rotary(self, x, options.get("rope_options") or {}),
+            image_rotary_emb=run.rotary(self, x, options.get("rope_options") or {}),
             injector=injector,
             progress=progress,
             run_block=_BlockPatches(self, options, x, attention, run),
@@ -104,7 +104,7 @@ class _BlockPatches:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         temb: Tensor,
-        rotary: Rotary | None,
+        image_rotary_emb: Rotary | None,
     ) -> tuple[Tensor, Tensor]:
         self.options["block_index"] = index
         if index == 0:
@@ -116,7 +116,7 @@ class _BlockPatches:
             "img": hidden_states,
             "txt": encoder_hidden_states,
             "vec": temb,
-            "pe": rotary,
+            "pe": image_rotary_emb,
             "transformer_options": self.options,
         }
         replace = self.replace.get(("double_block", index))

@@ -77,7 +77,8 @@ def test_an_untrained_model_adds_nothing_for_an_identity(tiny: nano.Nano):
     run = InjectionRun([Injection(torch.randn(6, 32))])
     with torch.no_grad():
         plain, injected = (
-            tiny.transformer(latents, text, torch.tensor([500]), rotary=rotary, injector=r) for r in (None, run)
+            tiny.transformer(latents, text, torch.tensor([500]), image_rotary_emb=rotary, injector=r)
+            for r in (None, run)
         )
     torch.testing.assert_close(plain, injected)
 

@@ -68,13 +68,13 @@ def model(standin) -> FantasyIDTransformer:
 
 @torch.no_grad()
 def test_a_block_in_8_bits_stays_near_the_exact_one(model):
-    rotary = model.rotary_embedding(3, 16, 24, "cpu")
+    image_rotary_emb = model.rotary_embedding(3, 16, 24, "cpu")
     latents, text = draw(2, 3, 32, 16, 24), draw(2, 226, 32, seed=1)
     run = InjectionRun([Injection(draw(20, standin_weights.TOKENS, seed=2))])
-    inputs = dict(rotary=rotary, injector=run)
+    inputs = dict(image_rotary_emb=image_rotary_emb, injector=run)
 
-    def in_8_bits(index, block, hidden_states, encoder_hidden_states, temb, rotary):
-        return block(hidden_states, encoder_hidden_states, temb, rotary, fp8=True)
+    def in_8_bits(index, block, hidden_states, encoder_hidden_states, temb, image_rotary_emb):
+        return block(hidden_states, encoder_hidden_states, temb, image_rotary_emb, fp8=True)
 
     exact = model(latents, text, torch.tensor([500, 500]), **inputs)
     ours = model(latents, text, torch.tensor([500, 500]), **inputs, run_block=in_8_bits)

@@ -40,9 +40,9 @@ def test_without_identity_it_is_diffusers_cogvideox(model, published, config, in
     theirs = reference.transformer(config).eval()
     theirs.load_state_dict(published.dit)
     latents, text, timestep = inputs
-    rotary = model.rotary_embedding(7, 16, 24, "cpu")
-    expected = theirs(latents, text, timestep, image_rotary_emb=rotary, return_dict=False)[0]
-    torch.testing.assert_close(model(latents, text, timestep, rotary=rotary), expected)
+    image_rotary_emb = model.rotary_embedding(7, 16, 24, "cpu")
+    expected = theirs(latents, text, timestep, image_rotary_emb=image_rotary_emb, return_dict=False)[0]
+    torch.testing.assert_close(model(latents, text, timestep, image_rotary_emb=image_rotary_emb), expected)
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 16, 24), (7, 16, 24), (13, 60, 90), (25, 20, 46)])
@@ -75,7 +75,7 @@ def test_positions_may_be_scaled_and_shifted(model):
 @torch.no_grad()
 def test_an_identity_is_injected_after_every_second_block(model, inputs):
     latents, text, timestep = inputs
-    rotary = model.rotary_embedding(7, 16, 24, "cpu")
+    image_rotary_emb = model.rotary_embedding(7, 16, 24, "cpu")
     asked = []
 
     class Spy(InjectionRun):
@@ -84,8 +84,10 @@ def test_an_identity_is_injected_after_every_second_block(model, inputs):
             return super().add_to(hidden, layer, attention, progress)
 
     tokens = torch.randn(20, standin_weights.TOKENS, generator=torch.Generator().manual_seed(4))
-    plain = model(latents, text, timestep, rotary=rotary)
-    injected = model(latents, text, timestep, rotary=rotary, injector=Spy([Injection(tokens)]), progress=0.5)
+    plain = model(latents, text, timestep, image_rotary_emb=image_rotary_emb)
+    injected = model(
+        latents, text, timestep, image_rotary_emb=image_rotary_emb, injector=Spy([Injection(tokens)]), progress=0.5
+    )
     assert asked == [(0, True, 0.5), (1, True, 0.5)]
     assert (injected - plain).norm() > 0.01 * plain.norm()
 

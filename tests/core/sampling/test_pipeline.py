@@ -56,7 +56,7 @@ def test_without_guidance_there_is_one_branch(conditions: Conditions):
     assert call["latents"].shape == (2, 3, 32, 4, 6)
     assert call["timestep"].tolist() == [999, 999]
     assert call["progress"] == 0
-    assert call["rotary"] == "rotary of (3, 4, 6, device(type='cpu'))"
+    assert call["image_rotary_emb"] == "rotary of (3, 4, 6, device(type='cpu'))"
 
 
 def test_as_released_both_branches_have_the_identity(conditions: Conditions):

@@ -77,7 +77,7 @@ def test_a_prediction_through_comfyui_equals_the_core(layout, model):
     core = from_published(layout.config, split_published(read(layout.folder / "transformer"))).float()
     x = torch.cat([layout.noise, nn.functional.pad(layout.first, (0, 0, 0, 0, 0, 2))], 1)
     time, rotary = torch.tensor([500.0]), core.rotary_embedding(3, *layout.size, "cpu")
-    theirs = core(x.transpose(1, 2), TEXT, time, rotary=rotary)
+    theirs = core(x.transpose(1, 2), TEXT, time, image_rotary_emb=rotary)
     assert difference(transformer_of(model)(x, time, TEXT).transpose(1, 2), theirs) < 1e-5
 
 
