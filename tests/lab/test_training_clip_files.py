@@ -34,7 +34,7 @@ QUARTERS = {
 def write(path: Path, grey: Sequence[float], times: Sequence[int] | None = None, aspect: float = 1) -> None:
     """An .mp4 of 64 × 32 px, one frame for each brightness 0…1 of its top left quarter, shown at `times`, 1/8 s."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", fps=8)
+        stream = container.add_stream("mpeg4", rate=8)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 32, "yuv420p", 4_000_000
         stream.codec_context.sample_aspect_ratio = Fraction(aspect)
         for number, level in enumerate(grey):
