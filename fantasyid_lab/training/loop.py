@@ -237,8 +237,8 @@ class _Writer:
         if not self.active:
             return
         if picture is not None:
-            pictures.save(picture, self.out / "sheets" / f"{self.stage}.png")
-        pictures.curves(self.out / "metrics.jsonl", self.stage, self.out / "sheets" / f"{self.stage}_loss.png")
+            pictures.save(picture, self.out / "samples" / f"{self.stage}.png")
+        pictures.curves(self.out / "metrics.jsonl", self.stage, self.out / "samples" / f"{self.stage}_loss.png")
 
     def _line(self, **content) -> None:
         if self.active:

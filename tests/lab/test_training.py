@@ -91,7 +91,7 @@ def test_a_stage_runs_to_its_end_and_leaves_files(name: str, context: Callable[.
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "losses" in line] == [1, 2]
     assert lines[-1]["validation"] == numbers
-    assert (out / "sheets" / f"{name}_loss.png").is_file()
+    assert (out / "samples" / f"{name}_loss.png").is_file()
 
 
 def test_a_stopped_run_goes_on_as_if_it_never_stopped(

@@ -120,7 +120,7 @@ def test_the_command_trains_the_identity_modules_on_clips(release: Path, clips: 
     losses = [line["losses"]["loss"] for line in lines if "losses" in line]
     assert len(losses) == 3
     assert torch.tensor(losses).isfinite().all()
-    assert (tmp_path / "sheets" / "identity.png").is_file()
+    assert (tmp_path / "samples" / "identity.png").is_file()
 
     exported = tmp_path / release.name
     assert [part.name for part in exported.iterdir()] == ["transformer"]
