@@ -137,10 +137,6 @@ def fuse(
     Raises:
         MeshError: the mesh has another topology than the encoder was trained on.
     """
-    if combine not in COMBINE:
-        raise IdentityError(
-            f"There is no way to combine views called '{combine}'; choose one of: {', '.join(COMBINE)}."
-        )
     weights = view_weights(views, combine).to(device)
     indices = weights.nonzero()[:, 0]
     vertices = mesh.vertices[None].to(device, torch.float32)
@@ -162,7 +158,15 @@ def fuse(
 
 
 def view_weights(views: FaceViews, combine: str) -> Tensor:
-    """(N,) float32 on the CPU: how much each view counts, adding up to 1; 0 for views that are not looked at."""
+    """(N,) float32 on the CPU: how much each view counts, adding up to 1; 0 for views that are not encoded.
+
+    Raises:
+        IdentityError: there is no such way to combine views.
+    """
+    if combine not in COMBINE:
+        raise IdentityError(
+            f"There is no way to combine views called '{combine}'; choose one of: {', '.join(COMBINE)}."
+        )
     scores = views.scores.detach().float().cpu()
     count = len(scores)
     if combine in (FIRST, BEST):

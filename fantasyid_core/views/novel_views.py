@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..detection.alignment import BORDER_GREY, CROP_SIZE, FFHQ_TEMPLATE, similarity, warp
 from ..detection.faces import DetectedFace
-from ..detection.head_pose import rotation
+from ..detection.head_pose import HeadPose, rotation
 from ..errors import MeshError
 from ..reconstruction.face_mesh import FaceMesh
 from ..reconstruction.rasteriser import check, rasterise
@@ -63,9 +63,7 @@ def new_views(
         MeshError: the mesh has no triangles or does not know where the photo shows it.
     """
     surface = _Surface(face, mesh)
-    photo_pose = (face.pose.yaw, face.pose.pitch)
-    offsets = [(max(abs(y - photo_pose[0]), abs(p - photo_pose[1])), y, p) for y, p in poses]
-    targets = [(y, p) for away, y, p in sorted(offsets) if away >= _SAME_POSE]
+    targets = _other_poses(poses, face.pose)
     crops, coverage, shares = [face.crop[None]], [face.crop.new_ones(1, CROP_SIZE, CROP_SIZE)], []
     for i in range(0, len(targets), _BATCH):
         crop, view_coverage, share = surface.render(targets[i : i + _BATCH])
@@ -74,7 +72,7 @@ def new_views(
         coverage.append(view_coverage[usable])
         shares += share.tolist()
     rendered = [(pose, share) for pose, share in zip(targets, shares, strict=True) if share >= min_coverage]
-    angles = [(photo_pose[0], photo_pose[1], face.pose.roll), *((y, p, 0.0) for (y, p), _ in rendered)]
+    angles = [(face.pose.yaw, face.pose.pitch, face.pose.roll), *((y, p, 0.0) for (y, p), _ in rendered)]
     return FaceViews(
         torch.cat(crops),
         face.crop.new_tensor([face.quality, *(face.quality * share for _, share in rendered)]),
@@ -85,6 +83,12 @@ def new_views(
             len(poses) - len(targets), len(targets) - len(rendered), [share for _, share in rendered], min_coverage
         ),
     )
+
+
+def _other_poses(poses: Sequence[tuple[float, float]], photo: HeadPose) -> list[tuple[float, float]]:
+    """Those that are not the photo's own pose, the nearest to it first."""
+    offsets = [(max(abs(yaw - photo.yaw), abs(pitch - photo.pitch)), yaw, pitch) for yaw, pitch in poses]
+    return [(yaw, pitch) for offset, yaw, pitch in sorted(offsets) if offset >= _SAME_POSE]
 
 
 def append_rendered(views: FaceViews, rendered: FaceViews) -> FaceViews:

@@ -169,25 +169,16 @@ class _Model:
         frame, triangle = covered // (side * side), index.flatten()[covered]
         owner = clip[frame]
         corners = [corner.index_select(0, triangle) for corner in head.faces.T]
-
-        def interpolate(values: Tensor, batch: Tensor) -> Tensor:
-            """(n, V, C) at the pixels of the given n, (C, N)."""
-            first, rows = batch * values.shape[1], values.flatten(0, 1)
-            total = rows.index_select(0, first + corners[0]) * weights[0]
-            for corner, weight in zip(corners[1:], weights[1:], strict=True):
-                total.addcmul_(rows.index_select(0, first + corner), weight)
-            return total.T.contiguous()
-
         part = head.parts.index_select(0, triangle)
         albedo, gloss, worn = appearance.paint_pixels(
-            interpolate(self.vertex_paint, owner),
+            _interpolate(self.vertex_paint, owner, corners, weights),
             part,
             _select(self.paint, owner),
             _select(self.scene.hair, owner),
             self.scene.shirt.index_select(0, owner),
             glint.index_select(0, frame),
         )
-        light = interpolate(lighting, frame)
+        light = _interpolate(lighting, frame, corners, weights)
         # Specular light has the lamp's colour, which is close to white.
         colour = albedo * light[:3].T + (0.5 * gloss * light[3])[:, None]
         kind = self.kinds.index_select(0, triangle)
@@ -204,6 +195,15 @@ class _Model:
         half = F.normalize(self.scene.light.direction[clip] + pose.new_tensor([0, 0, 1]), dim=1)
         yaw, pitch = torch.deg2rad(pose[:, 0]), torch.deg2rad(pose[:, 1])
         return _GLINT * torch.stack([half[:, 0] - yaw.sin(), half[:, 1] - pitch.sin()], 1)
+
+
+def _interpolate(values: Tensor, batch: Tensor, corners: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Values (n, V, C) of the given n (N,) at pixels, by their triangles' corners (N,) and weights: (C, N)."""
+    first, rows = batch * values.shape[1], values.flatten(0, 1)
+    total = rows.index_select(0, first + corners[0]) * weights[0]
+    for corner, weight in zip(corners[1:], weights[1:], strict=True):
+        total.addcmul_(rows.index_select(0, first + corner), weight)
+    return total.T.contiguous()
 
 
 def _tone_map(colour: Tensor) -> Tensor:
