@@ -1,4 +1,4 @@
-"""Photos in: whatever the host, a file or a script hands over → (H, W, 3) float32, RGB, 0…1."""
+"""Photos in: whatever a caller or a file hands over → (H, W, 3) float32, RGB, 0…1."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def as_photo(image: Tensor, name: str = "image") -> Tensor:
     """One photo as (H, W, 3) float32, RGB, 0…1, on the device it came on.
 
     Args:
-        image: (1, H, W, C) or (H, W, C); C = 1 (grey), 3, or 4 (alpha is dropped, as the host's own image loader does);
+        image: (1, H, W, C) or (H, W, C); C = 1 (grey), 3, or 4 (alpha is dropped, as image loaders do);
             uint8, uint16 or floating point in 0…1 (what lies slightly outside is clamped).
         name: how error messages call it.
 

@@ -1,4 +1,4 @@
-"""The layers that networks are built from: PyTorch's, or those of a host that streams, casts and patches weights.
+"""The layers that networks are built from: PyTorch's, or those of a caller that streams, casts and patches weights.
 
 A network takes them as `operations`, as ComfyUI's own models do. What they hold, and under which names, is the same.
 """

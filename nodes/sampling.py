@@ -115,7 +115,6 @@ class FantasyIDSampler(FantasyIDNode):
         require_diffusers("The FantasyID Sampler")
         from .host.options import add_injection, check_size, defaults_of, injections_of, transformer_of
         from .host.sampler import ReleaseSampler
-        from .host.vae import encode_sample
 
         if by_model(settings):
             own = defaults_of(model)
@@ -128,19 +127,12 @@ class FantasyIDSampler(FantasyIDNode):
             raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released. Set it to that.")
         latent = empty_latent(frames, height, width)
         zeros = latent["samples"]
-        transformer = transformer_of(model)
-        check_size(model.model_options, zeros, transformer)
+        check_size(model.model_options, zeros, transformer_of(model))
         if not injections_of(model):
             model = add_injection(model, Injection(identity.tokens, skip_uncond=guide_identity))
         generator = torch.Generator().manual_seed(seed)
-        given = any("concat_latent_image" in values for _, values in [*positive, *negative])
-        if transformer.config.first_frame_condition and not given:
-            first = {
-                "concat_latent_image": encode_sample(vae, squeeze_to_frame(identity.image, height, width), generator)
-            }
-            positive = node_helpers.conditioning_set_values(positive, first)
-            if not any(injection.skip_uncond for injection in injections_of(model)):
-                negative = node_helpers.conditioning_set_values(negative, first)
+        pixels = squeeze_to_frame(identity.image, height, width)
+        positive, negative = _with_first_frame(model, vae, pixels, positive, negative, generator)
         if noise is None:
             start = torch.randn(zeros.transpose(1, 2).shape, generator=generator).transpose(1, 2)
         else:
@@ -157,6 +149,23 @@ class FantasyIDSampler(FantasyIDNode):
             seed=seed,
         )
         return io.NodeOutput({"samples": samples.to(comfy.model_management.intermediate_device())})
+
+
+def _with_first_frame(model, vae, pixels: torch.Tensor, positive, negative, generator: torch.Generator) -> tuple:
+    """Positive and negative conditioning with the reference as first frame, where the model was trained with it and
+    none is given; the branch without the identity goes without the frame.
+    """
+    from .host.options import injections_of, transformer_of
+    from .host.vae import encode_sample
+
+    given = any("concat_latent_image" in values for _, values in [*positive, *negative])
+    if given or not transformer_of(model).config.first_frame_condition:
+        return positive, negative
+    first = {"concat_latent_image": encode_sample(vae, pixels, generator)}
+    positive = node_helpers.conditioning_set_values(positive, first)
+    if not any(injection.skip_uncond for injection in injections_of(model)):
+        negative = node_helpers.conditioning_set_values(negative, first)
+    return positive, negative
 
 
 class FantasyIDSigmas(FantasyIDNode):

@@ -79,8 +79,8 @@ def asking_for(backend: SDPBackend | None) -> AbstractContextManager:
     """In this context PyTorch's attention tries `backend` first; None: its own order."""
     if backend is None:
         return _kernels.of()
-    rest = [other for other in (*BACKENDS, SDPBackend.MATH) if other != backend]
-    return _kernels.of(backend, *(rest if _PRIORITY else ()))
+    others = [other for other in (*BACKENDS, SDPBackend.MATH) if other != backend]
+    return _kernels.of(backend, *(others if _PRIORITY else ()))
 
 
 def fastest(seconds: Mapping[SDPBackend, float | None]) -> SDPBackend | None:
@@ -120,8 +120,8 @@ class FastestBackend:
     def _measure(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> SDPBackend | None:
         seconds = {backend: self._timer(backend, shape, dtype, device) for backend in BACKENDS}
         chosen = fastest(seconds)
-        told = ", ".join(f"{b.name} {1000 * s:.1f} ms" for b, s in seconds.items() if s is not None)
-        log.info("FantasyID: attention over %d tokens by %s (%s).", shape[2], chosen, told)
+        timings = ", ".join(f"{b.name} {1000 * s:.1f} ms" for b, s in seconds.items() if s is not None)
+        log.info("FantasyID: attention over %d tokens by %s (%s).", shape[2], chosen, timings)
         return chosen
 
 

@@ -109,7 +109,7 @@ class Block(nn.Module):
             fp8: the large matmuls with 8-bit operands.
             attend: the attention to compute with.
             weights_of, with_weights: weight and bias of a layer norm, and a computation on those of a linear layer,
-                where a host holds them elsewhere or patches them: what is fused does not go through the layer.
+                where a caller holds them elsewhere or patches them: what is fused does not go through the layer.
         """
         n = encoder_hidden_states.shape[1]
         joint, gates = self._modulated(self.norm1, hidden_states, encoder_hidden_states, temb, fp8, weights_of)

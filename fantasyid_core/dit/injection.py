@@ -55,7 +55,7 @@ class LayerAttention(nn.Module):
         Args:
             identity: its keys and values, or its tokens (B, N, K) where these are not used twice.
             attend: the attention to compute with.
-            weights_of: weight and bias of a layer norm, where a host holds them elsewhere or patches them.
+            weights_of: weight and bias of a layer norm, where a caller holds them elsewhere or patches them.
         """
         keys_values = self.keys_values(identity) if isinstance(identity, Tensor) else identity
         normed = layer_norm(hidden_states, Norm(*weights_of(self.norm2, hidden_states), self.norm2.eps))
@@ -120,7 +120,7 @@ class InjectionRun:
     Make a new one for every run: a LoRA or another model changes the layers that the keys and values come from.
 
     Args:
-        keep: False where a host changes weights in the middle of a run; keys and values are then computed every time.
+        keep: False where a caller changes weights in the middle of a run; keys and values are then computed every time.
     """
 
     def __init__(self, injections: Sequence[Injection], keep: bool = True):

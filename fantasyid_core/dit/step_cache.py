@@ -5,7 +5,7 @@ what it adds has changed little since the last full step, what the blocks after 
 straight line from the full step before, as far as such a line held at the last full step: with DDIM it does, with a
 scheduler that adds noise in every step it does not (docs/benchmarks.md).
 
-diffusers' own does not fit: it hangs hooks into blocks, which models share in the host, and would run the injections of
+diffusers' own does not fit: it hangs hooks into blocks, which clones of a model share, and would run the injections of
 skipped blocks on top of what already holds them.
 """
 
@@ -130,7 +130,7 @@ class StepCache:
         self.settings = settings
         self.computed, self.skipped = 0, 0
         self._full: dict[Hashable, _Full] = {}
-        self._asked: set[Hashable] = set()
+        self._branches_done: set[Hashable] = set()
         self._progress: float | None = None
         self._skip, self._in_a_row = False, 0
         self._decided = threading.Condition()
@@ -177,17 +177,17 @@ class StepCache:
                 self._decide(progress, matching is not None and self._may_skip(progress, change, matching.change))
             decided = self._decided.wait_for(lambda: self._is_decided(branch, progress), PATIENCE)
             skip = decided and self._skip and matching is not None
-            self._asked.add(branch)
+            self._branches_done.add(branch)
         if not skip and full is not None:  # it would only take memory while the step is computed
             self._full[branch] = replace(full, previous=None)
         return skip
 
     def _is_decided(self, branch: Hashable, progress: float) -> bool:
         """Whether the last decision is that of this step: a branch that asks again has come to the next."""
-        return progress == self._progress and branch not in self._asked
+        return progress == self._progress and branch not in self._branches_done
 
     def _decide(self, progress: float, skip: bool) -> None:
-        self._progress, self._asked, self._skip = progress, set(), skip
+        self._progress, self._branches_done, self._skip = progress, set(), skip
         self._in_a_row = self._in_a_row + 1 if skip else 0
         self.skipped += skip
         self.computed += not skip

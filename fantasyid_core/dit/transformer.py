@@ -116,7 +116,7 @@ class FantasyIDTransformer(nn.Module):
             image_rotary_emb: cosines and sines from `rotary_embedding`; None for a model without rotary positions.
             injector: of the identities; None injects nothing.
             progress: 0 first step … 1 last; decides which identities act.
-            run_block: how to run one block, where a host wants to take part; called with
+            run_block: how to run one block, where a caller takes part; called with
                 (index, block, hidden states, text, time embedding, rotary positions).
             cache: may skip the blocks after the first, with their injections; None computes all.
             branch: for the cache, which guidance branches are in the batch.

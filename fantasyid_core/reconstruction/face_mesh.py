@@ -142,9 +142,9 @@ def misfit(mesh: FaceMesh, face: DetectedFace, model: flame.Flame) -> float:
     """
     if model.landmarks is None or mesh.in_photo is None:
         return math.nan
-    seen = face.landmarks.to(mesh.in_photo)
-    shown = at_landmarks(model.landmarks[: len(seen)], mesh.in_photo[:, :2])
-    return float((shown - seen).norm(dim=1).mean() / (seen[1] - seen[0]).norm())
+    detected = face.landmarks.to(mesh.in_photo)
+    projected = at_landmarks(model.landmarks[: len(detected)], mesh.in_photo[:, :2])
+    return float((projected - detected).norm(dim=1).mean() / (detected[1] - detected[0]).norm())
 
 
 def largest_faces(images: Tensor, device: torch.device | str | None = None) -> list[DetectedFace]:

@@ -1,4 +1,4 @@
-"""Binary glTF (`.glb`) out: one mesh with smooth normals, as the host's 3D viewer and every 3D program opens it."""
+"""Binary glTF (`.glb`) out: one mesh with smooth normals, as 3D viewers and programs open it."""
 
 import json
 import struct

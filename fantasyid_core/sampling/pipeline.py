@@ -1,4 +1,4 @@
-"""The sampling recipe without a host: noise and first frame → guidance, identity injected → scheduler → frames."""
+"""The sampling recipe: noise and first frame → guidance, identity injected → scheduler → frames."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

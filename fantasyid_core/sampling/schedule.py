@@ -1,6 +1,6 @@
 """The released sampling recipe.
 
-One loop for both schedulers; the velocity comes from a function, so that a host can batch, stream or offload.
+One loop for both schedulers; the velocity comes from a function, so that a caller can batch, stream or offload.
 """
 
 from collections.abc import Callable, Mapping

@@ -39,14 +39,14 @@ PER_PERSON = 4  # captions
 def attribute_targets(one: Clip) -> list[int]:
     """Classes (one for each of `ATTRIBUTES`) that a clip's caption states; 0 where it leaves one open."""
     text, labels = one.caption.lower(), one.labels
-    words = text.replace(",", " ").replace(".", " ").replace(":", " ").split()
+    tokens = text.replace(",", " ").replace(".", " ").replace(":", " ").split()
     stated = {name: getattr(labels, name) for name in stated_labels(text, labels)}
     stated = {name: "yes" if value is True else value for name, value in stated.items()}
-    if {"she", "her", "woman"} & set(words):
+    if {"she", "her", "woman"} & set(tokens):
         stated["sex"] = "female"
-    elif {"he", "his", "man"} & set(words):
+    elif {"he", "his", "man"} & set(tokens):
         stated["sex"] = "male"
-    stated |= dict([("age", AGES[word]) for word in words if word in AGES][:1])
+    stated |= dict([("age", AGES[word]) for word in tokens if word in AGES][:1])
     # "brown hair" is in "dark brown hair" as well: the longest name is the right one
     names = [name for name in HAIR_COLOURS if f"{name} hair" in text]
     stated |= {"hair": max(names, key=len)} if names else {}
