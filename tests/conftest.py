@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -46,12 +45,6 @@ SLOW = [  # by the beginnings of their files' names: what trains, draws people o
     *("nano", "parity", "people", "profile_stage", "rasteriser_embree", "render", "topology", "training"),
     *("views", "workflows"),
 ]
-OF_SCRIPTS = {
-    "OMP_NUM_THREADS": "1",  # several threads only get in each other's way here
-    # glibc keeps what is freed: asking the system for every large tensor anew takes up to a third of the time.
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-    "MALLOC_TRIM_THRESHOLD_": "1000000000",
-}
 
 
 def _register(package: str) -> None:
@@ -75,9 +68,7 @@ _register("benchmarks")
 
 from tools.comfy_host import ComfyServer  # noqa: E402
 from tools.complaints import good  # noqa: E402
-from tools.environment import find_host  # noqa: E402
 from tools.graphs import changed  # noqa: E402
-from tools.in_process import has_dynamic_vram  # noqa: E402
 from tools.launch_comfy import fit_imports  # noqa: E402
 
 fit_imports()
@@ -89,7 +80,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures, reasons = set(getattr(item, "fixturenames", ())), _skip_reasons(item)
         marks = {
-            "host": fixtures & {"comfy", "host_script"} or hasattr(getattr(item, "module", None), "ComfyServer"),
+            "host": "comfy" in fixtures or hasattr(getattr(item, "module", None), "ComfyServer"),
             "browser": fixtures & {"browser", "page"},
             "perf": item.get_closest_marker("alone"),
             "gpu": any("CUDA" in reason or "card" in reason for reason in reasons),
@@ -174,32 +165,6 @@ def lives_on(comfy: ComfyServer, photo: str) -> Iterator[None]:
     run = comfy.run(changed(good(photo), sample={"seed": next(SEEDS)}))
     assert run.status == "success", run.error
     assert len(run.files) == 1
-
-
-PATCHERS = ["plain", *["dynamic VRAM"] * has_dynamic_vram(find_host())]
-
-
-@pytest.fixture(scope="session", params=PATCHERS)
-def host_script(request: pytest.FixtureRequest) -> Callable[..., dict]:
-    """Runs one of `host/scripts/` with arguments in a process of its own and returns what it found.
-
-    With each of the host's two ways to hold weights, where it has both.
-    """
-    dynamic = request.param == "dynamic VRAM"
-
-    def run(script: str, *arguments: Path) -> dict:
-        done = subprocess.run(
-            [sys.executable, str(TESTS / "host" / "scripts" / script), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            env={**os.environ, **OF_SCRIPTS, "HOST_DYNAMIC_VRAM": str(int(dynamic))},
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return run
 
 
 @pytest.fixture(scope="session")

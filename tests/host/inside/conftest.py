@@ -26,12 +26,8 @@ from tools.environment import ROOT, find_host
 INSIDE = json.loads(os.environ.get("FANTASYID_INSIDE", "null"))  # an inner process: how it starts ComfyUI
 PATCHERS = ["plain", *["dynamic VRAM"] * in_process.has_dynamic_vram(find_host())]
 AS_ON_A_GPU = ("test_compiling", "test_benchmark_rows")  # ComfyUI's attention for CPUs breaks graphs
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # several threads only get in each other's way here
-    # glibc keeps what is freed: asking the system for every large tensor anew takes up to a third of the time.
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-    "MALLOC_TRIM_THRESHOLD_": "1000000000",
-}
+# glibc keeps what is freed: asking the system for every large tensor anew takes up to a third of the time.
+MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
 
 
 if INSIDE:
@@ -81,7 +77,7 @@ class InnerModule(pytest.File):
                 ended = subprocess.run(
                     [sys.executable, "-m", "pytest", *options, *tests],
                     cwd=ROOT,
-                    env=outer | ENVIRONMENT | {"FANTASYID_INSIDE": json.dumps(start)},
+                    env=outer | MEMORY | {"FANTASYID_INSIDE": json.dumps(start)},
                     capture_output=True,
                     text=True,
                     timeout=300,
