@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from pack.fantasyid_core.detection.faces import DetectedFace
 from pack.fantasyid_core.io import weights
 from pack.fantasyid_core.io.layout import save_part
 from pack.nodes.host.options import transformer_of
 from pack.nodes.loading import FantasyIDLoadModel
 from pack.nodes.reconstruction import FantasyIDReconstruct
+from pack.tests.support.in_comfyui import FACE
 from pack.tools import pack_weights
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 SEED = torch.Generator().manual_seed(0)
 TEXT = torch.randn(1, 226, 32, generator=SEED)
 X = torch.randn(1, 32, 3, 16, 24, generator=SEED)
-FACE = DetectedFace(torch.rand(200, 300, 3, generator=SEED), *[torch.zeros(1)] * 2, 1.0, *[torch.zeros(1)] * 2)
 
 
 @pytest.fixture(scope="module", autouse=True)

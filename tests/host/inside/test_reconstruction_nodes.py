@@ -18,15 +18,10 @@ from pack.nodes import reconstruction
 from pack.nodes.detection import FantasyIDDetectFace
 from pack.nodes.host import resident
 from pack.nodes.reconstruction import FantasyIDLoadMesh, FantasyIDReconstruct, FantasyIDSaveMesh, FantasyIDTurntable
-from pack.tests.support.in_comfyui import execute
+from pack.tests.support.in_comfyui import FACE, execute
 from torch import Tensor
 
 from tools.comfy_version import save_glb_module
-
-NOTHING = torch.zeros(1)
-FACE = DetectedFace(
-    torch.rand(200, 300, 3, generator=torch.Generator().manual_seed(0)), NOTHING, NOTHING, 1.0, NOTHING, NOTHING
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
