@@ -1,0 +1,417 @@
+"""`python -m tools.assets.help_pictures [NODE …]`: a picture for each help page, into `web/docs/pictures/`.
+
+What a node gets and what it makes of it, with the example people and FantasyID-nano; minutes on a CPU. Those named, or
+all.
+"""
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from fantasyid_core.detection.by_hand import face_in_mask
+from fantasyid_core.detection.faces import DetectedFace, detect
+from fantasyid_core.detection.selection import find_face, numbered
+from fantasyid_core.dit.step_cache import CacheSettings
+from fantasyid_core.images import from_pil, load_photo, to_pil
+from fantasyid_core.meters import attribute_regressor, embedding, meters
+from fantasyid_core.reconstruction import deca_input, face_mesh, render
+from fantasyid_core.reconstruction.face_mesh import FaceMesh
+from fantasyid_core.sampling.schedule import TRAIN_STEPS, timesteps
+from fantasyid_core.sampling.windows import windows
+from fantasyid_core.video.latents import squeeze_to_frame
+from fantasyid_core.views.collection import FaceViews, collect
+from fantasyid_core.views.contact_sheet import contact_sheet
+from fantasyid_core.views.novel_views import grid, new_views
+from fantasyid_lab import nano
+from fantasyid_lab.evaluation.generate import Generator, Request
+from fantasyid_lab.evaluation.modes import EXACT, Mode
+
+from ..environment import ROOT
+from .draw_example_photos import PEOPLE, PHOTOS
+from .draw_thumbnails import frames
+from .shipped_workflows import FIVE
+
+PICTURES = ROOT / "web" / "docs" / "pictures"
+WIDTH, GAP, ARROW, LINE = 640, 8, 40, 16  # px
+LIMIT = 40_000  # bytes
+GROUND, INK, BOX = (32, 33, 36), (220, 220, 224), (58, 62, 70)
+SAYS = "A young woman with long black hair in a white shirt before a yellow wall smiles and talks to the camera."
+TREE = "models/fantasyid/FantasyID/\n  transformer_ema/\n  vae/\n  text_encoder/\n  face_encoder/\n  face_model/"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Pictures, or texts in boxes, with their captions.
+
+    Attributes:
+        across: how many stand side by side.
+        wide: share of the picture's width, against the other stages'.
+    """
+
+    items: tuple[tuple[Tensor | Image.Image | str, str], ...]
+    across: int = 1
+    wide: int = 1
+
+
+def stage(*items: tuple[Tensor | Image.Image | str, str], across: int = 1, wide: int = 0) -> Stage:
+    """A `Stage`, by default as wide as it has items across."""
+    return Stage(items, across, wide or across)
+
+
+def font(size: int = 13) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own."""
+    return ImageFont.load_default(size)
+
+
+def tile(content: Tensor | Image.Image | str, caption: str, width: int) -> Image.Image:
+    """One item, `width` px wide."""
+    if isinstance(content, str):
+        lines = content.splitlines()
+        picture = Image.new("RGB", (width, 12 + LINE * len(lines)), BOX)
+        ImageDraw.Draw(picture).multiline_text((8, 4), content, fill=INK, font=font(), spacing=3)
+    else:
+        picture = (to_pil(content) if isinstance(content, Tensor) else content).convert("RGB")
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+    if not caption:
+        return picture
+    whole = Image.new("RGB", (width, picture.height + LINE + 2), GROUND)
+    whole.paste(picture)
+    ImageDraw.Draw(whole).text((0, picture.height + 1), caption, fill=INK, font=font(12))
+    return whole
+
+
+def laid_out(part: Stage, width: int) -> Image.Image:
+    """One stage, `width` px wide."""
+    each = (width - GAP * (part.across - 1)) // part.across
+    tiles = [tile(content, caption, each) for content, caption in part.items]
+    rows = [tiles[i : i + part.across] for i in range(0, len(tiles), part.across)]
+    heights = [max(one.height for one in row) for row in rows]
+    picture = Image.new("RGB", (width, sum(heights) + GAP * (len(rows) - 1)), GROUND)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for i, one in enumerate(row):
+            picture.paste(one, (i * (each + GAP), top))
+        top += height + GAP
+    return picture
+
+
+def flow(*stages: Stage) -> Image.Image:
+    """Stages from left to right with arrows between."""
+    inner = WIDTH - 2 * GAP - ARROW * (len(stages) - 1)
+    shares = [part.wide for part in stages]
+    parts = [laid_out(part, inner * share // sum(shares)) for part, share in zip(stages, shares, strict=True)]
+    picture = Image.new("RGB", (WIDTH, max(part.height for part in parts) + 2 * GAP), GROUND)
+    draw, left, middle = ImageDraw.Draw(picture), GAP, picture.height // 2
+    for i, part in enumerate(parts):
+        picture.paste(part, (left, (picture.height - part.height) // 2))
+        left += part.width + ARROW
+        if i + 1 < len(parts):
+            draw.line((left - ARROW + 8, middle, left - 10, middle), fill=INK, width=2)
+            draw.polygon([(left - 8, middle), (left - 16, middle - 5), (left - 16, middle + 5)], fill=INK)
+    return picture
+
+
+class Studio:
+    """The example people and what FantasyID-nano makes of them, each computed once."""
+
+    def __init__(self):
+        self._faces: dict[str, DetectedFace] = {}
+        self._meshes: dict[str, FaceMesh] = {}
+        self._videos: dict[tuple, Tensor] = {}
+
+    @cached_property
+    def generator(self) -> Generator:
+        """FantasyID-nano."""
+        return Generator(nano.read(nano.SHIPPED))
+
+    def photo(self, person: str) -> Image.Image:
+        """An example person's photo."""
+        return Image.open(PHOTOS / f"{person}.jpg")
+
+    def face(self, person: str) -> DetectedFace:
+        """The face in it."""
+        if person not in self._faces:
+            [self._faces[person]] = detect(load_photo(PHOTOS / f"{person}.jpg"))
+        return self._faces[person]
+
+    def mesh(self, person: str) -> FaceMesh:
+        """The face's mesh."""
+        if person not in self._meshes:
+            model = self.generator.model
+            self._meshes[person] = face_mesh.reconstruct(
+                self.face(person), model.regressor, model.face, face_mesh.SHAPE_ONLY, deca_input.FACE_CROP
+            )
+        return self._meshes[person]
+
+    def video(self, person: str, prompt: str, strength: float = 1.0, mode: Mode = EXACT) -> Tensor:
+        """(25, 160, 160, 3) float 0…1."""
+        key = (person, prompt, strength, mode)
+        if key not in self._videos:
+            request = Request(prompt, self.generator.identity(self.face(person)), seed=42, strength=strength)
+            made = self.generator.videos([request], steps=20, guidance=4.0, guide_identity=True, mode=mode)
+            self._videos[key] = made[0].float() / 255
+        return self._videos[key]
+
+
+def bars(rows: list[tuple[str, list[tuple[float, float]]]]) -> Image.Image:
+    """Named rows of bars (from, to) on a line from 0 to 1."""
+    picture = Image.new("RGB", (WIDTH - 2 * GAP, 26 * len(rows) + 4), GROUND)
+    draw = ImageDraw.Draw(picture)
+    for i, (name, spans) in enumerate(rows):
+        top = 4 + 26 * i
+        draw.text((0, top + 3), name, fill=INK, font=font(12))
+        for start, end in spans:
+            x0, x1 = (110 + (picture.width - 116) * at for at in (start, end))
+            draw.rectangle((x0, top, max(x1, x0 + 2), top + 20), fill=(92, 140, 220), outline=GROUND)
+    return picture
+
+
+def mesh_picture(studio: Studio, person: str) -> Tensor:
+    """The mesh from the front."""
+    mesh = studio.mesh(person)
+    return render.shade(mesh.vertices, mesh.faces)
+
+
+def apply(studio: Studio) -> Image.Image:
+    strengths = (0.0, 1.0, 1.5)
+    made = [(studio.video("Amara", SAYS, strength)[12], f"strength {strength:g}") for strength in strengths]
+    return flow(stage((studio.photo("Amara"), "photo")), stage(*made, across=3))
+
+
+def detect_face(studio: Studio) -> Image.Image:
+    group = Image.new("RGB", (3 * 512, 512))
+    for i, person in enumerate(("Ben", "Amara", "Rosa")):
+        group.paste(studio.photo(person), (512 * i, 0))
+    faces = detect(from_pil(group))
+    chosen = max(faces, key=lambda face: float(face.box[2]))
+    preview = numbered(faces, chosen, "good")
+    return flow(stage((preview, "preview, select: rightmost"), wide=3), stage((chosen.crop, "crop")))
+
+
+def download(studio: Studio) -> Image.Image:
+    return flow(
+        stage(("Hugging Face\nor ModelScope", "14 GB, when you confirm it")),
+        stage((TREE, "")),
+        stage(("FantasyID Load Model\nmodel_name: FantasyID", "press R first")),
+    )
+
+
+def drawn_face(studio: Studio) -> Image.Image:
+    drawing = ImageOps.posterize(studio.photo("Rosa").convert("RGB"), 2)
+    oval = Image.new("L", drawing.size)
+    x0, y0, x1, y1 = studio.face("Rosa").box.tolist()
+    ImageDraw.Draw(oval).ellipse((x0, y0, x1, y1), fill=255)
+    face = face_in_mask(from_pil(drawing), torch.from_numpy(from_pil(oval.convert("RGB")).numpy()[..., 0]))
+    painted = Image.composite(Image.blend(drawing, Image.new("RGB", drawing.size, "white"), 0.5), drawing, oval)
+    return flow(
+        stage((painted, "a drawing, mask painted")),
+        stage((numbered([face], face), "preview")),
+        stage((face.crop, "crop")),
+    )
+
+
+def example_photo(studio: Studio) -> Image.Image:
+    return flow(stage(*((studio.photo(person), person) for person in PEOPLE), across=6))
+
+
+def faster(studio: Studio) -> Image.Image:
+    exact = studio.video("Amara", SAYS)[12]
+    fast = studio.video("Amara", SAYS, mode=Mode("cache", CacheSettings()))[12]
+    apart = ((fast - exact).abs() * 4).clamp(max=1)
+    return flow(stage((exact, "off"), (fast, "step_cache: first block"), (apart, "what changed, four times"), across=3))
+
+
+def fuse(studio: Studio) -> Image.Image:
+    crops = [(crop, "") for crop in filmed("Ben", 4).crops]
+    return flow(
+        stage((laid_out(stage(*crops, across=2), 256), "views"), (mesh_picture(studio, "Ben"), "mesh"), across=2),
+        stage(("identity:\n115 tokens and\nthe reference\ncrop", "for FantasyID Sampler")),
+    )
+
+
+def filmed(person: str, count: int) -> FaceViews:
+    """Views of an example person from the video."""
+    pictures = torch.stack([from_pil(frame) for frame in frames(person, 13)])
+    return collect(find_face(pictures).face, pictures, count)
+
+
+def image_condition(studio: Studio) -> Image.Image:
+    crop = studio.face("Elena").crop
+    squeezed = squeeze_to_frame(crop, 480, 720)[0]
+    return flow(
+        stage((crop, "the identity's reference crop")),
+        stage((squeezed, "first latent frame, 720 by 480")),
+        stage(("12 latent frames\nof zeros", "the rest, for the sampler")),
+    )
+
+
+def likeness_meter(studio: Studio) -> Image.Image:
+    face, video = studio.face("Amara"), studio.video("Amara", SAYS)
+    others = [load_photo(PHOTOS / f"{person}.jpg") for person in ("Chiyo", "Rosa", "Elena")]
+    found = meters.likeness_of(video, face.image, face.landmarks, embedding.load("dlib"), gallery=others)
+    return flow(stage((face.crop, "face"), (video[12], "frames")), stage((found.plot, "plot"), wide=3))
+
+
+def load_identity(studio: Studio) -> Image.Image:
+    return flow(stage(("identity_00001_\n.safetensors", "output/fantasyid/")), stage(*acts(studio), across=2))
+
+
+def acts(studio: Studio) -> list[tuple[Tensor, str]]:
+    """One person in two videos, with what happens."""
+    return [(studio.video("Chiyo", FIVE[act])[16], act) for act in ("smiles", "turns")]
+
+
+def load_mesh(studio: Studio) -> Image.Image:
+    return flow(
+        stage(("face.ply or face.obj,\n5023 vertices", "input/"), wide=2),
+        stage((mesh_picture(studio, "Idris"), "preview")),
+    )
+
+
+def load_model(studio: Studio) -> Image.Image:
+    return flow(
+        stage((TREE, "")),
+        stage(
+            ("MODEL", "to the sampler"),
+            ("VAE", "to VAE Decode"),
+            ("encoder", "to FantasyID Feature Fusion"),
+        ),
+    )
+
+
+def load_text_encoder(studio: Studio) -> Image.Image:
+    return flow(
+        stage(("text_encoder/", "in the model's folder")),
+        stage(("CLIP", "T5-XXL; FantasyID-nano's own")),
+        stage(("FantasyID Text Encode", "prompt and negative prompt")),
+    )
+
+
+def long_video(studio: Studio) -> Image.Image:
+    plan, count = windows(25, 12), 21
+    spans = plan.over(count)
+    rows = [(f"window {i}", [(span[0] / count, (span[-1] + 1) / count)]) for i, span in enumerate(spans, 1)]
+    chart = bars([*rows, ("81 frames", [(0, 1)])])
+    return flow(stage((chart, f"FantasyID-nano: {len(spans)} windows of 25 frames, sharing 12 or more")))
+
+
+def motion_meter(studio: Studio) -> Image.Image:
+    video = studio.video("Chiyo", FIVE["turns"])
+    regressor = attribute_regressor.load(nano.SHIPPED / "judge")
+    plot = meters.motion_plot(meters.motion_of(video, regressor))
+    return flow(stage((video[0], "first frame"), (video[-1], "last frame")), stage((plot, "plot"), wide=2))
+
+
+def turned(studio: Studio) -> Image.Image:
+    views = new_views(studio.face("Elena"), studio.mesh("Elena"), grid(30.0, 15.0, 3, 3), 0.5)
+    return flow(stage((studio.photo("Elena"), "photo")), stage((contact_sheet(views), "contact_sheet"), wide=3))
+
+
+def reconstruct(studio: Studio) -> Image.Image:
+    face, mesh = studio.face("Ben"), studio.mesh("Ben")
+    overlay = render.overlay(face.image, mesh.in_photo, mesh.faces)
+    return flow(
+        stage((studio.photo("Ben"), "photo")),
+        stage((overlay, "overlay")),
+        stage((mesh_picture(studio, "Ben"), "preview")),
+    )
+
+
+def sampler(studio: Studio) -> Image.Image:
+    video = studio.video("Amara", SAYS)
+    shown = [(video[i], f"frame {i}") for i in (0, 8, 16, 24)]
+    return flow(stage((studio.photo("Amara"), "photo")), stage(*shown, across=4))
+
+
+def save_identity(studio: Studio) -> Image.Image:
+    return flow(
+        stage((studio.photo("Chiyo"), "photo")),
+        stage(("identity", "of FantasyID Feature Fusion")),
+        stage(("identity_00001_\n.safetensors", "output/fantasyid/")),
+    )
+
+
+def save_mesh(studio: Studio) -> Image.Image:
+    return flow(
+        stage((mesh_picture(studio, "Rosa"), "mesh")),
+        stage(("mesh_00001_.glb", "for Preview 3D, Blender"), (".obj or .ply", "for FantasyID Load Mesh"), wide=2),
+    )
+
+
+def sigmas(studio: Studio) -> Image.Image:
+    def marks(steps: int) -> list[tuple[float, float]]:
+        return [(1 - t / TRAIN_STEPS, 1 - t / TRAIN_STEPS) for t in timesteps(steps)]
+
+    chart = bars([(f"{steps} steps", marks(steps)) for steps in (10, 20, 50)])
+    return flow(stage((chart, "where each step lies, from pure noise (left) to the video (right)")))
+
+
+def text_encode(studio: Studio) -> Image.Image:
+    return flow(stage((studio.photo("Chiyo"), "one identity")), stage(*acts(studio), across=2))
+
+
+def turntable(studio: Studio) -> Image.Image:
+    mesh = studio.mesh("Amara")
+    shown = render.turntable(mesh.vertices, mesh.faces, 6, 256)
+    return flow(stage(*((frame, f"frame {i}") for i, frame in enumerate(shown)), across=6))
+
+
+def views(studio: Studio) -> Image.Image:
+    found = filmed("Ben", 6)
+    return flow(stage((found.crops[0], "face")), stage((contact_sheet(found, 3), "contact_sheet"), wide=3))
+
+
+DRAWN: dict[str, Callable[[Studio], Image.Image]] = {
+    "FantasyIDApply": apply,
+    "FantasyIDDetectFace": detect_face,
+    "FantasyIDDownload": download,
+    "FantasyIDDrawnFace": drawn_face,
+    "FantasyIDExamplePhoto": example_photo,
+    "FantasyIDFaster": faster,
+    "FantasyIDFuse": fuse,
+    "FantasyIDImageCondition": image_condition,
+    "FantasyIDLikenessMeter": likeness_meter,
+    "FantasyIDLoadIdentity": load_identity,
+    "FantasyIDLoadMesh": load_mesh,
+    "FantasyIDLoadModel": load_model,
+    "FantasyIDLoadTextEncoder": load_text_encoder,
+    "FantasyIDLongVideo": long_video,
+    "FantasyIDMotionMeter": motion_meter,
+    "FantasyIDNewViews": turned,
+    "FantasyIDReconstruct": reconstruct,
+    "FantasyIDSampler": sampler,
+    "FantasyIDSaveIdentity": save_identity,
+    "FantasyIDSaveMesh": save_mesh,
+    "FantasyIDSigmas": sigmas,
+    "FantasyIDTextEncode": text_encode,
+    "FantasyIDTurntable": turntable,
+    "FantasyIDViews": views,
+}
+
+
+def save(picture: Image.Image, name: str) -> None:
+    """Write `NAME.webp`, as good as the limit of bytes allows."""
+    for quality in range(88, 30, -6):
+        file = io.BytesIO()
+        picture.save(file, "WEBP", quality=quality, method=6)
+        if file.tell() <= LIMIT:
+            break
+    (PICTURES / f"{name}.webp").write_bytes(file.getvalue())
+
+
+def main() -> None:
+    """Draw those that are named, or all."""
+    PICTURES.mkdir(exist_ok=True)
+    studio = Studio()
+    for name in sys.argv[1:] or DRAWN:
+        save(DRAWN[name](studio), name)
+
+
+if __name__ == "__main__":
+    main()
