@@ -4,6 +4,7 @@ them the registry's icon and banner into `docs/pictures/`.
 They show synthetic people of the split `TEST`: of none of them has FantasyID-nano seen anything.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -29,10 +30,11 @@ PEOPLE = {  # name → who among the people of TEST, and which photo of them
 }
 
 
-def turning(who: Person) -> Clip:
-    """The first clip of a person that shows both sides of the head, so that views can be taken from it."""
+def turning(who: Person, photo: Clip) -> Clip:
+    """The first clip of a person that shows both sides of the head, for views; with the hair of the photo."""
     clips = (clip(who, seed) for seed in range(1000))
-    return next(found for found in clips if found.pose[:, 0].min() < -15 and found.pose[:, 0].max() > 15)
+    found = next(found for found in clips if found.pose[:, 0].min() < -15 and found.pose[:, 0].max() > 15)
+    return replace(found, scene=replace(found.scene, hair=photo.scene.hair))
 
 
 def frames_of(drawn: Clip, size: int) -> np.ndarray:
@@ -70,9 +72,10 @@ def main() -> None:
     PHOTOS.mkdir(parents=True, exist_ok=True)
     for name, (number, photo) in PEOPLE.items():
         who = person(TEST[number])
-        (picture,) = frames_of(still(who, photo), PHOTO_SIZE)
+        photographed = still(who, photo)
+        (picture,) = frames_of(photographed, PHOTO_SIZE)
         Image.fromarray(picture).save(PHOTOS / f"{name}.jpg", quality=92, optimize=True)
-        write_video(PHOTOS / f"{name}.mp4", frames_of(turning(who), CLIP_SIZE))
+        write_video(PHOTOS / f"{name}.mp4", frames_of(turning(who, photographed), CLIP_SIZE))
     write_emblems()
 
 
