@@ -1,13 +1,15 @@
 """`python -m tools.assets.screenshots`: pictures of ComfyUI's page for the documents, into `docs/pictures/`.
 
-The first workflow after its run, in both ways of drawing nodes; the template browser; three errors as an artist meets
-them. To be run with the newest ComfyUI at hand (`COMFYUI_PATH`); `--quick` makes a shorter, rougher video.
+README's first screen; the first workflow after its run, in both ways of drawing nodes; the template browser; three
+errors as an artist meets them. To be run with the newest ComfyUI at hand (`COMFYUI_PATH`); `--quick` makes a shorter,
+rougher video.
 """
 
 import argparse
 import io
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -15,15 +17,24 @@ from ..browser import ComfyPage, find_browser, open_browser
 from ..comfy_host import ComfyServer
 from ..environment import ROOT
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 PICTURES = ROOT / "docs" / "pictures"
 FIRST = next((ROOT / "workflows").glob("01*.json"))
 QUICK = {"settings": "as set here", "steps": 2, "frames": 5}
+STYLE = """
+  body { max-width: 880px; margin: 24px auto; font: 16px/1.5 sans-serif; color: #1f2328; }
+  img { max-width: 100%; } h1, h2 { border-bottom: 1px solid #d1d9e0; padding-bottom: 6px; }
+  pre, code { background: #f0f1f3; } pre { padding: 12px; } table { border-collapse: collapse; }
+  td, th { border: 1px solid #d1d9e0; padding: 4px 10px; } a { color: #0969da; }
+"""
 WIDTH, LIMIT = 1400, 200_000  # px, bytes
 
 
-def save(page: ComfyPage, name: str) -> None:
+def save(page: "Page", name: str) -> None:
     """Write what the page shows as `page_NAME.jpg`, as good as the limit of bytes allows."""
-    picture = Image.open(io.BytesIO(page.page.screenshot())).convert("RGB")
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
     for quality in range(92, 40, -4):
         file = io.BytesIO()
@@ -31,6 +42,19 @@ def save(page: ComfyPage, name: str) -> None:
         if file.tell() <= LIMIT:
             break
     (PICTURES / f"page_{name}.jpg").write_bytes(file.getvalue())
+
+
+def show_readme(browser: "Browser", page: ComfyPage, folder: Path) -> None:
+    """README as a forge shows it, by the page's own renderer."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    html = page.page.evaluate("(text) => app.extensionManager.renderMarkdownToHtml(text)", text)
+    file = folder / "readme.html"
+    file.write_text(f'<meta charset="utf-8"><base href="{ROOT.as_uri()}/"><style>{STYLE}</style>{html}', "utf-8")
+    shown = browser.new_page(viewport={"width": 1100, "height": 760})
+    shown.goto(file.as_uri())
+    shown.wait_for_function("() => [...document.images].every((image) => image.complete)")
+    save(shown, "readme")
+    shown.close()
 
 
 def show_run(server: ComfyServer, page: ComfyPage, name: str, widgets: dict) -> None:
@@ -43,7 +67,7 @@ def show_run(server: ComfyServer, page: ComfyPage, name: str, widgets: dict) -> 
         raise SystemExit(run.error.message)
     page.wait_for_video(timeout=60)
     page.settle()
-    save(page, name)
+    save(page.page, name)
 
 
 def show_error(server: ComfyServer, page: ComfyPage, name: str, widgets: dict, words: str, photo: str = "") -> None:
@@ -55,7 +79,7 @@ def show_error(server: ComfyServer, page: ComfyPage, name: str, widgets: dict, w
     page.show_all()
     server.wait(page.run(), timeout=3600)
     page.wait_for_words(words)
-    save(page, name)
+    save(page.page, name)
 
 
 def main() -> None:
@@ -76,15 +100,18 @@ def main() -> None:
         photo = server.upload_image(hills)
         for vue, name in ((False, "classic_nodes"), (True, "vue_nodes")):
             page = ComfyPage(browser, server.url, vue_nodes=vue)
+            # Of what is cached from the run before, nothing is said under the nodes.
+            page.page.request.post(f"{server.url}/free", data={"unload_models": True, "free_memory": True})
             show_run(server, page, name, widgets)
             if vue:
+                show_readme(browser, page, Path(folder))
                 show_error(server, page, "missing_model", {"model_name": "FantasyID"}, "The model 'FantasyID' is not")
                 show_error(server, page, "no_face", {}, "No face was found", photo)
                 show_error(server, page, "no_such_face", {"select": "index", "index": 5}, "Face 5 was asked for")
                 page.drop(FIRST)
                 page.template_cards("ComfyUI-FantasyID")
-                page.page.mouse.wheel(0, -10_000)
-                save(page, "templates")
+                page.page.locator("[data-testid^='template-workflow-']").first.scroll_into_view_if_needed()
+                save(page.page, "templates")
             page.close()
 
 
