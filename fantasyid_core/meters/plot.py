@@ -72,7 +72,7 @@ class _Axes:
             self.draw.text((8, y - 6), f"{value:.2f}", fill=_INK)
         for frame in sorted({0, last // 2, last}):
             self.draw.text((self.point(frame, self.low)[0] - 4, HEIGHT - _BOTTOM + 8), str(frame), fill=_INK)
-        self.draw.text((WIDTH // 2 + 24, HEIGHT - _BOTTOM + 8), "frame", fill=_INK)
+        self.draw.text((WIDTH // 2 + 48, HEIGHT - _BOTTOM + 8), "frame", fill=_INK)
 
     def draw_mark(self, name: str, value: float) -> None:
         x, y = self.point(0, value)
