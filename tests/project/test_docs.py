@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 
 from tools.environment import ROOT
 
@@ -212,3 +213,15 @@ def test_importing_the_pack_needs_no_optional_package():
         if not level and module.split(".")[0] not in HOST | ALWAYS_THERE
     }
     assert needed == set()
+
+
+@pytest.mark.parametrize("node", sorted(named_nodes()))
+def test_every_help_page_has_a_small_picture(node: str):
+    """Relative to the page, as ComfyUI's help panel asks for it; drawn by tools/assets/help_pictures.py."""
+    page = ROOT / "web" / "docs" / f"{node}.md"
+    [(words, name)] = re.findall(r"!\[(.*)\]\((.+)\)", page.read_text("utf-8"))
+    assert words
+    assert name == f"pictures/{node}.webp"
+    assert (page.parent / name).stat().st_size <= 40_000
+    with Image.open(page.parent / name) as picture:
+        assert picture.width == 640

@@ -4,7 +4,6 @@ What a node gets and what it makes of it, with the example people and FantasyID-
 all.
 """
 
-import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -254,7 +253,7 @@ def image_condition(studio: Studio) -> Image.Image:
 def likeness_meter(studio: Studio) -> Image.Image:
     face, video = studio.face("Amara"), studio.video("Amara", SAYS)
     others = [load_photo(PHOTOS / f"{person}.jpg") for person in ("Chiyo", "Rosa", "Elena")]
-    found = meters.likeness_of(video, face.image, face.landmarks, embedding.load("dlib"), gallery=others)
+    found = meters.measure_likeness(video, face.image, face.landmarks, embedding.load("dlib"), gallery=others)
     return flow(stage((face.crop, "face"), (video[12], "frames")), stage((found.plot, "plot"), wide=3))
 
 
@@ -304,7 +303,7 @@ def long_video(studio: Studio) -> Image.Image:
 def motion_meter(studio: Studio) -> Image.Image:
     video = studio.video("Chiyo", FIVE["turns"])
     regressor = attribute_regressor.load(nano.SHIPPED / "judge")
-    plot = meters.motion_plot(meters.motion_of(video, regressor))
+    plot = meters.motion_plot(meters.measure_motion(video, regressor))
     return flow(stage((video[0], "first frame"), (video[-1], "last frame")), stage((plot, "plot"), wide=2))
 
 
@@ -397,12 +396,11 @@ DRAWN: dict[str, Callable[[Studio], Image.Image]] = {
 
 def save(picture: Image.Image, name: str) -> None:
     """Write `NAME.webp`, as good as the limit of bytes allows."""
+    file = PICTURES / f"{name}.webp"
     for quality in range(88, 30, -6):
-        file = io.BytesIO()
-        picture.save(file, "WEBP", quality=quality, method=6)
-        if file.tell() <= LIMIT:
+        picture.save(file, quality=quality, method=6)
+        if file.stat().st_size <= LIMIT:
             break
-    (PICTURES / f"{name}.webp").write_bytes(file.getvalue())
 
 
 def main() -> None:

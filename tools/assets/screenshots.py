@@ -36,12 +36,11 @@ def save(page: "Page", name: str) -> None:
     """Write what the page shows as `page_NAME.jpg`, as good as the limit of bytes allows."""
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+    file = PICTURES / f"page_{name}.jpg"
     for quality in range(92, 40, -4):
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=quality, optimize=True)
-        if file.tell() <= LIMIT:
+        picture.save(file, quality=quality, optimize=True)
+        if file.stat().st_size <= LIMIT:
             break
-    (PICTURES / f"page_{name}.jpg").write_bytes(file.getvalue())
 
 
 def show_readme(browser: "Browser", page: ComfyPage, folder: Path) -> None:
