@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,21 @@ def open_browser(executable: Path) -> Iterator["Browser"]:
             yield browser
         finally:
             browser.close()
+
+
+@dataclass(frozen=True)
+class Help:
+    """A node's help as the page shows it.
+
+    Attributes:
+        text: all words on the page.
+        pictures: name and width (0: not loaded) of each.
+        too_wide: tables, pictures and blocks of code that reach out of the panel.
+    """
+
+    text: str
+    pictures: list[tuple[str, int]]
+    too_wide: list[str]
 
 
 class ComfyPage:
@@ -270,13 +286,26 @@ class ComfyPage:
             found[name] = picture.evaluate("(image) => image.decode().then(() => image.naturalWidth)")
         return found
 
-    def help_of(self, kind: str) -> str:
-        """Select the node of type `kind` and press its information button; returns what the page then says."""
+    def help_of(self, kind: str) -> "Help":
+        """Select the node of type `kind` and press its information button; returns what the page then shows."""
         self.look_at(kind)
         self.page.evaluate("(kind) => app.canvas.selectNodes(app.graph.findNodesByType(kind))", kind)
         self.page.get_by_test_id("info-button").click()
-        self.page.get_by_role("heading", name="When to use it").first.wait_for()
-        return self.page.locator("body").inner_text()
+        heading = self.page.get_by_role("heading", name="When to use it").first
+        heading.wait_for()
+        found = heading.evaluate(
+            """async (heading) => {
+              const page = heading.parentElement;
+              const pictures = [...page.querySelectorAll("img")];
+              await Promise.allSettled(pictures.map((picture) => picture.decode()));
+              const wider = (each) => each.getBoundingClientRect().right > page.getBoundingClientRect().right + 1;
+              return {
+                pictures: pictures.map((picture) => [picture.src.split("/").pop(), picture.naturalWidth]),
+                too_wide: [...page.querySelectorAll("table, img, pre")].filter(wider).map((each) => each.innerText),
+              };
+            }"""
+        )
+        return Help(self.page.locator("body").inner_text(), found["pictures"], found["too_wide"])
 
     def wait_for_video(self, timeout: float) -> dict[str, Any]:
         """Wait until a video plays in the page; returns its `width`, `height`, `seconds` and `url`."""

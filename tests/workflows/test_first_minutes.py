@@ -157,7 +157,11 @@ def test_what_will_not_do_is_said_under_the_node(
 
 def test_help_is_beside_the_node(page: ComfyPage):
     page.drop(FIRST)
-    assert "six people who do not exist" in page.help_of("FantasyIDExamplePhoto")
+    shown = page.help_of("FantasyIDExamplePhoto")
+    assert "six people who do not exist" in shown.text
+    assert shown.pictures == [["FantasyIDExamplePhoto.webp", 640]]
+    for kind in ("FantasyIDExamplePhoto", "FantasyIDDetectFace", "FantasyIDSampler"):
+        assert page.help_of(kind).too_wide == []
 
 
 def test_templates_are_shown_by_number_and_face(fresh: ComfyServer, page: ComfyPage):
