@@ -19,7 +19,7 @@ from .workflow_parts import Group, Node, Source
 
 WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
 TITLE, GAP, COLUMN_GAP, PADDING, GROUP_TITLE = 30, 90, 60, 30, 50  # px; what a node says below it takes part of a gap
-SCALE = 0.5  # at which the file opens
+SCALE = 0.6  # at which the file opens; below it the page draws no text in classic nodes
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 T5 = {
     "name": "t5xxl_fp8_e4m3fn_scaled.safetensors",
