@@ -59,6 +59,7 @@ def show_readme(browser: "Browser", page: ComfyPage, folder: Path) -> None:
 def show_run(server: ComfyServer, page: ComfyPage, name: str, widgets: dict) -> None:
     """The first workflow after its run, whole."""
     page.drop(FIRST)
+    page.page.evaluate("() => { app.canvas.min_font_size_for_lod = 0; }")  # words at any size
     page.show_all()
     page.set_widgets(widgets)
     run = server.wait(page.run(), timeout=3600)
