@@ -155,4 +155,5 @@ def load(device: torch.device) -> LandmarkNetwork:
     """The network on `device`, float32, read once (2.5 MB)."""
     network = LandmarkNetwork()
     network.load_state_dict(load_file(WEIGHTS))
-    return network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stub lacks it)
+    return network.requires_grad_(False).eval().to(device)

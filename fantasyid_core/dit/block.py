@@ -1,6 +1,7 @@
 """One DiT block of CogVideoX, with its small operations fused."""
 
 from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +143,8 @@ class Block(nn.Module):
         )
 
     def _feed_forward(self, joint: Tensor | RowwiseFp8, dtype: torch.dtype, with_weights: WithWeights) -> Tensor:
-        up, down = self.ff.net[0], self.ff.net[2]
+        up: Any = self.ff.net[0]
+        down = self.ff.net[2]
         if isinstance(joint, RowwiseFp8):
             return _linear(down, gelu_fp8(_linear(up.proj, joint, dtype, with_weights)), dtype, with_weights)
         if self.training or not _is_linear(up.proj):
@@ -174,7 +176,7 @@ def _linear(layer: nn.Module, x: Tensor | RowwiseFp8, dtype: torch.dtype, with_w
     return with_weights(layer, x.values.device, dtype, True, lambda w, b: fp8_matmul(x, quantise_weight(w), b, dtype))
 
 
-def _is_linear(layer: nn.Module) -> bool:
+def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a layer does what its weight and bias say: an adapter may have replaced it, or its call."""
     hooked = layer._forward_hooks or layer._forward_pre_hooks
     return isinstance(layer, nn.Linear) and "forward" not in layer.__dict__ and not hooked

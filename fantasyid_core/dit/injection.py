@@ -6,7 +6,7 @@ The descriptor is a constant of the video, so the keys and values of all layers 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -245,7 +245,8 @@ def check(injection: Injection, layers: nn.ModuleList) -> None:
         raise IdentityError(
             f"The identity's strength must be a finite number; got {injection.strength}. Set it to 1, as trained."
         )
-    width = layers[0].norm1.weight.shape[0]
+    first: Any = layers[0]
+    width = first.norm1.weight.shape[0]
     if injection.tokens.shape[-1] != width:
         raise IdentityError(
             f"The identity has tokens of width {injection.tokens.shape[-1]}, but this model expects {width}: it was "

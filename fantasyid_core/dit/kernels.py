@@ -51,7 +51,7 @@ class Modulation(NamedTuple):
     text_shift: Tensor
 
 
-def own_weights(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+def own_weights(norm: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias of a layer norm, on the device and in the dtype of `like`."""
     return norm.weight.to(like), norm.bias.to(like)
 
@@ -235,5 +235,6 @@ def _is_operator(name: str) -> bool:
 def _operators() -> frozenset[str]:
     fused = {name: _fused(name) for name in EAGER if hasattr(torch.library, "custom_op") and _fused(name)}
     for name, function in fused.items():
-        torch.library.custom_op(f"fantasyid::{name}", function, mutates_args=()).register_fake(EAGER[name])
+        operator: Any = torch.library.custom_op(f"fantasyid::{name}", function, mutates_args=())
+        operator.register_fake(EAGER[name])
     return frozenset(fused)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SamplingError
+from .compiling import uncompiled, uncompiled_itself
 
 RunBlocks = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
 
@@ -93,10 +94,10 @@ class _Full:
             first_block_output.device,
         )
 
-    @torch.compiler.disable
+    @uncompiled
     def extrapolate(self, progress: float) -> Tensor:
         """What the blocks after the first would add later in the run."""
-        if self.extrapolation_weight is None:
+        if self.extrapolation_weight is None or self.previous is None:
             return self.tail_residual
         ratio = (progress - self.progress) / (self.progress - self.previous_progress)
         weight = (1 + self.extrapolation_weight * ratio).to(self.tail_residual.dtype)
@@ -135,7 +136,7 @@ class StepCache:
         self._skip, self._in_a_row = False, 0
         self._decided = threading.Condition()
 
-    @torch.compiler.disable(recursive=False)
+    @uncompiled_itself
     def apply(
         self,
         run_blocks: RunBlocks,
@@ -166,7 +167,7 @@ class StepCache:
         self._keep(branch, progress, change, hidden_states - first_block_output)
         return hidden_states
 
-    @torch.compiler.disable
+    @uncompiled
     def _skips(
         self, branch: Hashable, progress: float, change: Tensor, first_block_output: Tensor, decides: bool
     ) -> bool:
@@ -193,7 +194,7 @@ class StepCache:
         self.computed += not skip
         self._decided.notify_all()
 
-    @torch.compiler.disable
+    @uncompiled
     def _keep(self, branch: Hashable, progress: float, change: Tensor, tail_residual: Tensor) -> None:
         last = self._full.get(branch)
         new = _Full(progress, change, tail_residual)
@@ -213,7 +214,7 @@ class FollowingCache:
 
     cache: StepCache
 
-    @torch.compiler.disable(recursive=False)
+    @uncompiled_itself
     def apply(
         self,
         run_blocks: RunBlocks,

@@ -6,7 +6,7 @@ State-dict names are those of the published checkpoint without its identity enco
 import functools
 import math
 from collections.abc import Callable, Hashable, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from ..fusion.checkpoint import Published
 from ..io.weights import configured, load_into
 from ..operations import TORCH, Operations
 from .block import Block
+from .compiling import uncompiled, uncompiled_itself
 from .config import NO_INJECTION, InjectionSizes, TransformerConfig
 from .injection import Injector, LayerAttention
 from .kernels import Rotary
@@ -29,6 +30,8 @@ RunBlock = Callable[[int, nn.Module, Tensor, Tensor, Tensor, Rotary | None], tup
 
 class PatchEmbed(nn.Module):
     """The layers that make tokens of latents and of text."""
+
+    pos_embedding: Tensor
 
     def __init__(self, config: TransformerConfig, operations: Operations = TORCH):
         super().__init__()
@@ -93,7 +96,7 @@ class FantasyIDTransformer(nn.Module):
             for _ in range(injection.layers)
         )
 
-    @torch.compiler.disable(recursive=False)  # block by block: all share one compiled code
+    @uncompiled_itself  # block by block: all share one compiled code
     def forward(
         self,
         latents: Tensor,
@@ -137,7 +140,7 @@ class FantasyIDTransformer(nn.Module):
             hidden_states = cache.apply(run_blocks, hidden_states, encoder_hidden_states, branch, progress)
         return self._velocity(hidden_states, temb, latents.shape)
 
-    @torch.compiler.disable(recursive=False)
+    @uncompiled_itself
     def _run_blocks(
         self,
         run_block: RunBlock,
@@ -157,16 +160,17 @@ class FantasyIDTransformer(nn.Module):
             )
             if injector is not None and i % interval == 0:
                 layer = i // interval
-                hidden_states = _inject(injector, hidden_states, layer, self.layer_attention[layer], progress)
+                attention = cast(LayerAttention, self.layer_attention[layer])
+                hidden_states = _inject(injector, hidden_states, layer, attention, progress)
         return hidden_states, encoder_hidden_states
 
-    @torch.compiler.disable
+    @uncompiled
     def _tokens(self, latents: Tensor, text: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Time embedding (B, T), text tokens, video tokens."""
         sinusoids = timestep_sinusoids(timestep, self.config.dim)
         return self.time_embedding(sinusoids.to(latents.dtype)), *self.embed(latents, text)
 
-    @torch.compiler.disable
+    @uncompiled
     def _velocity(self, hidden_states: Tensor, temb: Tensor, shape: torch.Size) -> Tensor:
         batch, frames, _, height, width = shape
         hidden_states = self.proj_out(self.norm_out(self.norm_final(hidden_states), temb))
@@ -249,7 +253,7 @@ class FantasyIDTransformer(nn.Module):
         return rotary_embedding(c.attention_head_dim, grid or c.grid, frames, patches, device, scale, shift)
 
 
-@torch.compiler.disable
+@uncompiled
 def _inject(
     injector: Injector, hidden_states: Tensor, layer: int, attention: LayerAttention, progress: float
 ) -> Tensor:

@@ -5,6 +5,8 @@ diffusers pads every convolution's input by a copy, keeps the inputs of convolut
 which never look at them, and computes the spatial norms' scale and shift at the full size of the picture.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ class CausalConv(nn.Module):
         if not self.before:
             return self.conv(inputs)
         past = cache[self] if self in cache else inputs[:, :, :1].repeat(1, 1, self.before, 1, 1)
-        out = None
+        out: Any = None
         for start, stop in _parts(inputs):
             window = inputs[:, :, max(start - self.before, 0) : stop]
             if start < self.before:

@@ -18,6 +18,7 @@ from ...fantasyid_core.dit.attention import (
     scaled_dot_product,
     time_on_gpu,
 )
+from ...fantasyid_core.dit.compiling import uncompiled
 from ...fantasyid_core.errors import SamplingError
 
 OVERRIDE = "optimized_attention_override"
@@ -71,7 +72,7 @@ class _Overridden:
     def __init__(self, options: Mapping):
         self._options = options
 
-    @torch.compiler.disable
+    @uncompiled
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         attention = comfy.ldm.modules.attention.optimized_attention
         return attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=self._options)
@@ -97,7 +98,7 @@ class PatchedAttention:
         """Whether there are any."""
         return bool(self._before or self._after)
 
-    @torch.compiler.disable
+    @uncompiled
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         for patch in self._before:
             more = {"pe": None, "attn_mask": None, "extra_options": self._options}

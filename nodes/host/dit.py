@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...fantasyid_core.dit.attention import asking_for
+from ...fantasyid_core.dit.compiling import uncompiled, uncompiled_itself
 from ...fantasyid_core.dit.injection import BatchInjector
 from ...fantasyid_core.dit.kernels import Rotary
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
@@ -29,7 +30,7 @@ class NativeTransformer(FantasyIDTransformer):
 
     defaults: SamplingDefaults = AS_RELEASED
 
-    @torch.compiler.disable(recursive=False)
+    @uncompiled_itself
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor, control=None, transformer_options: Mapping = {}, **extra
     ) -> Tensor:
@@ -39,7 +40,7 @@ class NativeTransformer(FantasyIDTransformer):
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._predict, self, wrappers)
         return executor.execute(x, timesteps, context, control, transformer_options, **extra)
 
-    @torch.compiler.disable(recursive=False)
+    @uncompiled_itself
     def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, control, options: Mapping, **extra) -> Tensor:
         if control is not None:
             raise SamplingError(
@@ -96,7 +97,7 @@ class _BlockPatches:
         patches = options.get("patches", {})
         self.before, self.after = patches.get("post_input", []), patches.get("double_block", [])
 
-    @torch.compiler.disable(recursive=False)
+    @uncompiled_itself
     def __call__(
         self,
         index: int,
@@ -126,7 +127,7 @@ class _BlockPatches:
             out = patch({**out, "x": self.x, "vec": temb, "block_index": index, "transformer_options": self.options})
         return out["img"], out["txt"]
 
-    @torch.compiler.disable(recursive=False)
+    @uncompiled_itself
     def _original(self, block: nn.Module, args: Mapping) -> dict[str, Tensor]:
         run = functools.partial(_run_eagerly, block) if _is_streamed(block, args["img"].device) else block
         text_tokens = args["txt"].shape[1]
@@ -147,13 +148,13 @@ class _BlockPatches:
         return {"img": img, "txt": txt}
 
 
-@torch.compiler.disable
+@uncompiled
 def _is_streamed(block: nn.Module, device: torch.device) -> bool:
     """Whether the host holds a part of a block's weights elsewhere than the block computes."""
     return any(parameter.device != device for parameter in block.parameters())
 
 
-@torch.compiler.disable
+@uncompiled
 def _run_eagerly(block: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """A streamed block, which is not to be compiled: every set of layers that are elsewhere would make code of its own,
     until torch gives up (1.69 s a step compiled, 1.46 s not, where an H100 had 7 GiB free).

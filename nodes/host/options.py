@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -36,7 +36,7 @@ def transformer_of(model: comfy.model_patcher.ModelPatcher) -> NativeTransformer
             f"This MODEL is another kind of model ({kind}), which cannot take a FantasyID identity. "
             "Connect the MODEL of 'FantasyID Load Model' (LoRA and other patches in between are fine)."
         )
-    return transformer
+    return cast(NativeTransformer, transformer)
 
 
 def defaults_of(model: comfy.model_patcher.ModelPatcher) -> SamplingDefaults:

@@ -48,14 +48,17 @@ class FaceModel(nn.Module):
 
     def __init__(self, arrays: flame.Flame):
         super().__init__()
-        self._plain = {name: value for name, value in vars(arrays).items() if not isinstance(value, Tensor)}
+        self._plain: dict[str, Any] = {
+            name: value for name, value in vars(arrays).items() if not isinstance(value, Tensor)
+        }
         for name, value in vars(arrays).items():
             if isinstance(value, Tensor):
                 self.register_buffer(name, value)
 
     @property
     def flame(self) -> flame.Flame:
-        return flame.Flame(**self._plain, **dict(self.named_buffers()))
+        arrays: dict[str, Any] = {**self._plain, **dict(self.named_buffers())}
+        return flame.Flame(**arrays)
 
 
 def _patcher(build: Build, path: Path) -> comfy.model_patcher.ModelPatcher:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...fantasyid_core.dit.compiling import uncompiled
 from ...fantasyid_core.dit.injection import Injection, InjectionRun
 from ...fantasyid_core.dit.kernels import Rotary
 from ...fantasyid_core.dit.step_cache import CacheSettings, FollowingCache, StepCache, StepCaches
@@ -74,7 +75,7 @@ class Run:
             self._norms[key] = cast_weights(norm, like)
         return self._norms[key]
 
-    @torch.compiler.disable
+    @uncompiled
     def rotary(self, transformer: FantasyIDTransformer, x: Tensor, rope: Mapping[str, float]) -> Rotary | None:
         """Rotary positions of latents (B, C, T, H, W), moved as ComfyUI's `rope_options` say."""
         scale, shift = (

@@ -114,11 +114,11 @@ class CogVideoXVAE(comfy.sd.VAE):
 
         The host goes over to tiles only once memory has run out. Some systems never say so and become slow instead.
         """
-        size = samples_in.shape[2:]
+        frames, height, width = samples_in.shape[2:]
         needed = self.memory_used_decode(samples_in.shape, self.vae_dtype)
         management.load_models_gpu([self.patcher], memory_required=needed)
-        tile = self._tile(size, free_memory(self.patcher))
-        if tile == size[1:]:
+        tile = self._tile((frames, height, width), free_memory(self.patcher))
+        if tile == (height, width):
             return super().decode(samples_in, vae_options)
         logging.info(
             "FantasyID: the VAE decodes in tiles of %d × %d pixels; free memory is short.", tile[0] * 8, tile[1] * 8
