@@ -224,7 +224,7 @@ def _load(
     operators = operators_for(published.transformer, compute, device)
     transformer = build(config, published, NativeTransformer, operators)
     load_quantised(transformer, build(config, published), published.transformer, what=WHAT)
-    return transformer.eval().requires_grad_(False), compute
+    return transformer, compute
 
 
 def _load_again(

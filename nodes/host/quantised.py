@@ -36,7 +36,7 @@ def operators_for(tensors: Mapping[str, Tensor], compute: torch.dtype, device: t
 
 
 def load_quantised(module: nn.Module, plain: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Give `module`, built from `operators_for`, these weights, some of them quantised: no copy of those.
+    """Give `module`, built from `operators_for`, these weights, some of them quantised and not copied, gradients off.
 
     Args:
         plain: the same network of PyTorch's layers (may be on the meta device): what names and shapes are wanted.
@@ -45,16 +45,20 @@ def load_quantised(module: nn.Module, plain: nn.Module, tensors: Mapping[str, Te
         WeightsError: names are missing or left over, or a shape differs.
     """
     wanted = {name: tensor.shape for name, tensor in plain.state_dict().items()}
-    layers = {f"{name}." for name, layer in plain.named_modules() if isinstance(layer, nn.Linear)}
-    quantised = {name.removesuffix(QUANTISED) + "." for name in tensors if name.endswith(QUANTISED)} & layers
-    shapes = {name: tensor.shape for name, tensor in tensors.items() if name.rpartition(".")[0] + "." not in quantised}
-    for layer in quantised:  # ComfyUI checks what belongs to a format; packed, a weight has a shape of its own
-        own = {f"{layer}weight": wanted[f"{layer}weight"], f"{layer}bias": tensors.get(f"{layer}bias")}
-        shapes |= {name: getattr(x, "shape", x) for name, x in own.items() if name in tensors and x is not None}
+    layers = {name for name, layer in plain.named_modules() if isinstance(layer, nn.Linear)}
+    quantised = {name.removesuffix(QUANTISED) for name in tensors if name.endswith(QUANTISED)} & layers
+    shapes = {}
+    for name, tensor in tensors.items():
+        layer, _, last = name.rpartition(".")
+        if layer in quantised and last == "weight":
+            shapes[name] = wanted[name]  # packed, it has a shape of its own
+        elif layer not in quantised or name in wanted:  # whatever else belongs to a format is ComfyUI's to check
+            shapes[name] = tensor.shape
     check_fit(wanted, shapes, what=what)
     try:
         module.load_state_dict(tensors, strict=False, assign=True)
-    except (KeyError, ValueError, RuntimeError) as error:
+        module.eval().requires_grad_(False)
+    except (AttributeError, KeyError, ValueError, RuntimeError) as error:  # AttributeError: no scales
         raise WeightsError(
             f"The quantised weights of this {what} are not complete ({error}). Copy or download the file again."
         ) from error

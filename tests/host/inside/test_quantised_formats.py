@@ -108,6 +108,7 @@ def test_weights_that_do_not_belong_to_it_are_named(models):
     for what, change, told in (
         ("less", lambda tensors: tensors.pop("proj_out.weight"), r"1 missing \(proj_out\.weight\)"),
         ("more", lambda tensors: tensors.update({"other.weight": X}), r"1 left over \(other\.weight\)"),
+        ("no scales", lambda tensors: tensors.pop(f"{LAYER}.weight_scale"), "quantised weights .* are not complete"),
         ("no weight", lambda tensors: tensors.pop(f"{LAYER}.weight"), rf"1 missing \({LAYER}\.weight\)"),
     ):
         tensors = dict(quantised)
