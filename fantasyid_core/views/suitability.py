@@ -57,12 +57,12 @@ def assess(face: DetectedFace) -> Suitability:
     width = float((face.box[2:] - face.box[:2]).min())
     open_ = float(openness([face])[0])
     doubt = 2 if open_ < NO_FACE else int(face.score < _PLAIN_SCORE)
-    look = "it hardly looks" if doubt == 2 else "it does not plainly look"
+    plainness = "it hardly looks" if doubt == 2 else "it does not plainly look"
     eyes = float(eye_brightness(face.crop[None])[0])
     yaw, pitch = abs(face.pose.yaw), abs(face.pose.pitch)
     direction = "up" if face.pose.pitch > 0 else "down"
     checks = [  # (how bad it is, from where it will not work, from where it is no longer good, why)
-        (doubt, 1, 0, f"{look} like an open face of a person"),
+        (doubt, 1, 0, f"{plainness} like an open face of a person"),
         (-eyes, -_DARK_EYES, -_DARK_EYES, "dark glasses or deep shadow hide the eyes"),
         (-width, *(-px for px in _SIZE), f"it is only {width:.0f} px wide, and {_SIZE[1]} or more are good"),
         (yaw, *_YAW, f"it is turned by {yaw:.0f}° to the side"),

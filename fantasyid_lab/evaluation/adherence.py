@@ -23,7 +23,7 @@ _BROWS = ("browInnerUp", "browOuterUpLeft", "browOuterUpRight")
 
 
 @dataclass(frozen=True)
-class Shown:
+class VideoAttributes:
     """What a video shows, as the attribute regressor reads it.
 
     Attributes:
@@ -62,7 +62,7 @@ class Adherence:
     background: float
 
 
-def read(reading: AttributeReading, limits: Mapping[str, float] | None = None) -> Shown:
+def read(reading: AttributeReading, limits: Mapping[str, float] | None = None) -> VideoAttributes:
     """What one video's frames (T, …) show.
 
     Args:
@@ -72,7 +72,7 @@ def read(reading: AttributeReading, limits: Mapping[str, float] | None = None) -
     limits = _TRUE | dict(limits or {})
     happens = {name: amount > limits[name] for name, amount in amounts(reading.expression).items()}
     names = list(COLOURS)
-    return Shown(
+    return VideoAttributes(
         turn=turn_of(reading.pose[:, 0]),
         **happens,
         shirt=names[int(reading.shirt.mean(0).argmax())],
@@ -126,7 +126,7 @@ def turn_of(yaw: Tensor) -> str | None:
     return "right" if change > 0 else "left"
 
 
-def compare(shown: Sequence[Shown], labels: Sequence[ClipLabels], stated: Sequence[set[str]]) -> Adherence:
+def compare(shown: Sequence[VideoAttributes], labels: Sequence[ClipLabels], stated: Sequence[set[str]]) -> Adherence:
     """N videos against their prompts.
 
     Args:

@@ -14,7 +14,7 @@ from fantasyid_core.meters.embedding import Embedding
 
 from ..people.caption import stated_labels
 from . import adherence
-from .adherence import Adherence, Shown
+from .adherence import Adherence, VideoAttributes
 from .cases import Case
 from .truth import EMBED_EVERY, Truth, vectors
 
@@ -207,7 +207,7 @@ def _prompt_rows(measured: Adherence, truth: Adherence) -> list[Row]:
     ]
 
 
-def _adherence(drawn_cases: Sequence[Case], shown: Sequence[Shown]) -> Adherence:
+def _adherence(drawn_cases: Sequence[Case], shown: Sequence[VideoAttributes]) -> Adherence:
     labels = [case.target.labels for case in drawn_cases]
     stated = [stated_labels(case.target.caption, case.target.labels) for case in drawn_cases]
     return adherence.compare(shown, labels, stated)

@@ -39,13 +39,13 @@ class BaseObjective(nn.Module):
     def forward(
         self,
         latents: Tensor,
-        face: Tensor,
+        face_mask: Tensor,
         text: Tensor,
         noise: Tensor,
         timestep: Tensor,
         landmarks: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Latents and noise (B, t, 16, h, w), face (B, t, h, w), text as ids (B, L) or embeddings (B, L, D), times
+        """Latents and noise (B, t, 16, h, w), face_mask (B, t, h, w), text as ids (B, L) or embeddings (B, L, D), times
         (B,); landmarks (B, T, 68, 2) in latents, for the landmark loss.
         """
         noisy, velocity = self.noising(latents, noise, timestep)
@@ -56,7 +56,7 @@ class BaseObjective(nn.Module):
         predicted = self.transformer(
             model_input, text_embeddings, timestep, image_rotary_emb=self.rotary(latents), run_block=run_block
         )
-        loss = weighted_mse(predicted - velocity, face, self.options.face_weight)
+        loss = weighted_mse(predicted - velocity, face_mask, self.options.face_weight)
         if self.landmark_loss is None or landmarks is None:
             return {"loss": loss}
         patch = self.transformer.config.patch_size
@@ -109,7 +109,7 @@ class BaseStage(Stage):
             text = torch.where(dropped[..., None], self.empty_text, self.captions.of(samples.captions))
         return {
             "latents": samples.latents,
-            "face": samples.face,
+            "face_mask": samples.face_mask,
             "text": text,
             "noise": data.randn(generator, *samples.latents.shape),
             "timestep": stratified_timesteps(count, generator),
@@ -130,7 +130,7 @@ class BaseStage(Stage):
     def _loss(self, rows: slice, noise: Tensor, timestep: Tensor) -> Tensor:
         pool = self.context.validation
         latents = pool.latents[rows].float()
-        return self.objective(latents, pool.face_latent[rows], pool.caption[rows].long(), noise, timestep)["loss"]
+        return self.objective(latents, pool.latent_face_mask[rows], pool.caption[rows].long(), noise, timestep)["loss"]
 
     @torch.no_grad()
     def sample_grid(self) -> Tensor:

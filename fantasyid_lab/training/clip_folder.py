@@ -81,7 +81,7 @@ class FolderSource:
         pairs = list(zip(clips, views, strict=True))
         parts = {
             "latents": torch.stack([clip.latents for clip in clips]).float(),
-            "face": torch.stack([clip.face for clip in clips]),
+            "face_mask": torch.stack([clip.face_mask for clip in clips]),
             "text": torch.stack(list(text)),
             "crops": torch.stack([clip.crops[i] for clip, i in pairs]).float() / 255,
             "vertices": torch.stack([clip.vertices[i] for clip, i in pairs]),

@@ -41,13 +41,13 @@ def stratified_timesteps(count: int, generator: torch.Generator, high_noise_frac
     return (places * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)
 
 
-def weighted_mse(error: Tensor, face: Tensor, face_weight: float, samples: Tensor | None = None) -> Tensor:
+def weighted_mse(error: Tensor, face_mask: Tensor, face_weight: float, sample_weights: Tensor | None = None) -> Tensor:
     """Mean square of (B, t, C, h, w), latents of the face (B, t, h, w) 0…1 counting `face_weight` times, and each
-    sample as often as `samples` (B,) says.
+    sample as often as `sample_weights` (B,) says.
     """
-    weight = 1 + (face_weight - 1) * face[:, :, None]
+    weight = 1 + (face_weight - 1) * face_mask[:, :, None]
     square = error.float().square() * weight / weight.mean()
-    return square.mean() if samples is None else (square.flatten(1).mean(1) * samples).mean()
+    return square.mean() if sample_weights is None else (square.flatten(1).mean(1) * sample_weights).mean()
 
 
 def loss_weights(losses: Sequence[float], power: float) -> Tensor:

@@ -33,7 +33,7 @@ class Source(Protocol):
     """Where an identity batch comes from: the pool, or a folder of clips."""
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
-        """`latents`, `face`, `text` (text embeddings) and the reference: `crops` (B, S, S, 3), `vertices` (B, V, 3) or
+        """`latents`, `face_mask`, `text` embeddings and the reference: `crops` (B, S, S, 3), `vertices` (B, V, 3) or
         what `IdentityStage.encode_reference` makes of them and, with the option, `first_frame` latents (B, 16, h, w).
         """
 
@@ -60,11 +60,11 @@ class IdentityObjective(nn.Module):
 
     def encode_tokens(self, hidden_states: Tensor, vertices: Tensor) -> Tensor:
         """Tower's hidden state (B, 1 + N, D) and vertices (B, V, 3) → identity tokens (B, N, K)."""
-        face = self.abstractor(hidden_states)
-        parts = [face] if self.options.branch_2d else []
+        face_tokens = self.abstractor(hidden_states)
+        parts = [face_tokens] if self.options.branch_2d else []
         if self.options.branch_3d:
             # Autocast leaves the depth encoding in float32; the gathers over the full mesh are in bfloat16.
-            parts.append(self.reducer(self.spiral_net(vertices.float(), face)).to(face.dtype))
+            parts.append(self.reducer(self.spiral_net(vertices.float(), face_tokens)).to(face_tokens.dtype))
         return torch.cat(parts, 1)
 
     def identity_tokens(
@@ -100,7 +100,7 @@ class IdentityObjective(nn.Module):
     def forward(
         self,
         latents: Tensor,
-        face: Tensor,
+        face_mask: Tensor,
         text: Tensor,
         image: Tensor,
         noise: Tensor,
@@ -118,7 +118,7 @@ class IdentityObjective(nn.Module):
             noisy, image, text, timestep, self.identity_tokens(tokens, hidden_states, vertices), present
         )
         sample_weights = self.loss_weights[timestep] if self.training and self.loss_weights is not None else None
-        return {"loss": weighted_mse(predicted - velocity, face, self.options.face_weight, sample_weights)}
+        return {"loss": weighted_mse(predicted - velocity, face_mask, self.options.face_weight, sample_weights)}
 
 
 class PoolSource:
@@ -152,7 +152,7 @@ class PoolSource:
         text = torch.where(dropped, self.empty_text, self.captions.of(samples.captions))
         if pictures:
             text = text[:, : self.options.pictures_text]
-        batch = {"latents": samples.latents, "face": samples.face, "text": text}
+        batch = {"latents": samples.latents, "face_mask": samples.face_mask, "text": text}
         photos = pool.settings.stills
         if samples.photos is not None:
             others = data.randint(generator, photos - 1, count) + 1 if self.options.multi_view else 0
@@ -191,7 +191,7 @@ class PoolSource:
         exact = torch.zeros(len(people), 4, device=pool.device)
         return {
             "latents": pool.latents[rows].float(),
-            "face": pool.face_latent[rows],
+            "face_mask": pool.latent_face_mask[rows],
             "text": self.context.embed_text(pool.caption[rows].long()),
             "empty_text": self.empty_text,
             "crops": data.align(pictures, landmarks, CROP, exact),
@@ -309,8 +309,8 @@ class IdentityStage(Stage):
     def lr_mults(self) -> dict[nn.Module, float]:
         dit, encoder = self.context.model.transformer, self.context.model.encoder
         mesh = dict.fromkeys((encoder.spiral_net, encoder.reducer), self.options.mesh_lr_mult)
-        face = {encoder.abstractor: self.options.encoder_lr_mult}
-        return mesh | face | {dit: self.options.dit_lr_mult, dit.layer_attention: 1.0}
+        abstractor = {encoder.abstractor: self.options.encoder_lr_mult}
+        return mesh | abstractor | {dit: self.options.dit_lr_mult, dit.layer_attention: 1.0}
 
     def compile(self) -> list[nn.Module]:
         transformer = self.context.model.transformer
@@ -332,7 +332,7 @@ class IdentityStage(Stage):
         batch = self._validation_batch()
 
         def loss(rows: slice, noise: Tensor, timestep: Tensor) -> Tensor:
-            inputs = {name: batch[name][rows] for name in ("latents", "face", "text", "image")}
+            inputs = {name: batch[name][rows] for name in ("latents", "face_mask", "text", "image")}
             inputs |= {name: x.roll(shift, 0)[rows] for name, x in _identity_inputs(batch).items()}
             return self.objective(**inputs, noise=noise, timestep=timestep)["loss"]
 

@@ -35,14 +35,14 @@ class Pool:
         seed: which of them come first.
 
     Attributes (N clips, P people, S photos of each; rows beyond `clips` and `people` are not filled yet):
-        frames: (N, T, size, size, 3) uint8; face: (N, T, size / 4, size / 4) uint8, 255 where the face is.
+        frames: (N, T, size, size, 3) uint8; face_mask: (N, T, size / 4, size / 4) uint8, 255 where the face is.
         landmarks (N, T, 68, 2) px, pose (N, T, 3) degrees, expression (N, T, 50): of every frame.
         shirt, background: (N,) int64 into `COLOURS`; owner: (N,) int64, whose clip it is.
         caption: (N + P · S, 226) int16, of the clips, then of the photos, person by person.
         stills: (P, S, still_size, still_size, 3) uint8; still_landmarks, still_pose, still_expression: of each.
         shape: (P, 100) shape codes; appearance: (P, L) paint, sex, age …, each about standard normal.
-        latents: (N, t, 16, h, w) bfloat16 (float32 off a GPU) after `encode_with`; face_latent: (N, t, h, w) 0…1.
-        picture_latents (P, S, 16, h, w), picture_face (P, S, h, w): likewise of the photos, framed as clips are;
+        latents: (N, t, 16, h, w) bfloat16 (float32 off a GPU) after `encode_with`; latent_face_mask: (N, t, h, w) 0…1.
+        picture_latents (P, S, 16, h, w), latent_picture_mask (P, S, h, w): likewise of the photos, framed as clips are;
         picture_landmarks: (P, S, 68, 2) px of such a picture.
     """
 
@@ -61,7 +61,7 @@ class Pool:
 
         mask = s.size // MASK_SCALE
         self.frames = zeros(n, s.frames, s.size, s.size, 3, dtype=torch.uint8)
-        self.face = zeros(n, s.frames, mask, mask, dtype=torch.uint8)
+        self.face_mask = zeros(n, s.frames, mask, mask, dtype=torch.uint8)
         self.landmarks, self.pose = zeros(n, s.frames, 68, 2), zeros(n, s.frames, 3)
         self.expression = zeros(n, s.frames, 50)
         self.shirt, self.background, self.owner = (zeros(n, dtype=torch.int64) for _ in range(3))
@@ -73,9 +73,9 @@ class Pool:
         self.picture_landmarks = zeros(p, s.stills, 68, 2)
         self.shape, self.appearance = zeros(p, 100), zeros(p, len(appearance(person(split[0]))))
         self.latents: Tensor | None = None
-        self.face_latent: Tensor | None = None
+        self.latent_face_mask: Tensor | None = None
         self.picture_latents: Tensor | None = None
-        self.picture_face: Tensor | None = None
+        self.latent_picture_mask: Tensor | None = None
         self._encode: Callable[[Tensor], Tensor] | None = None
         self._encoder_key: object = None
 
@@ -139,14 +139,14 @@ class Pool:
             return self.pictures(people, randint(generator, self.settings.stills, count))
         rows = randint(generator, self.clips, count)
         return PoolSamples(
-            self.latents[rows].float(), self.face_latent[rows], self.landmarks[rows], rows, self.owner[rows]
+            self.latents[rows].float(), self.latent_face_mask[rows], self.landmarks[rows], rows, self.owner[rows]
         )
 
     def pictures(self, people: Tensor, photos: Tensor) -> "PoolSamples":
         """Which photos (B,) of which people (B,), as pictures; t = T = 1."""
         return PoolSamples(
             self.picture_latents[people, photos, None].float(),
-            self.picture_face[people, photos, None],
+            self.latent_picture_mask[people, photos, None],
             self.picture_landmarks[people, photos, None],
             len(self.frames) + people * self.settings.stills + photos,
             people,
@@ -191,8 +191,8 @@ class Pool:
         self.appearance[rows] = torch.from_numpy(appearances).to(self.device)
         self.caption[self.captions_of(slot)[1]] = self._ids(photo_clips)
         left, top, side = clip_framing(s.still_size)
-        face = self._is_face(photos.parts[:, 0])[:, None, top : top + side, left : left + side]
-        mask = F.interpolate(face, self.picture_mask.shape[2:], mode="area")[:, 0]
+        face_mask = self._is_face(photos.parts[:, 0])[:, None, top : top + side, left : left + side]
+        mask = F.interpolate(face_mask, self.picture_mask.shape[2:], mode="area")[:, 0]
         self.picture_mask[rows] = _bytes(mask).unflatten(0, shape)
         corner = self.still_landmarks.new_tensor([left, top])
         self.picture_landmarks[rows] = (self.still_landmarks[rows] - corner + 0.5) * (s.size / side) - 0.5
@@ -200,8 +200,8 @@ class Pool:
     def _put_clips(self, clips: Sequence[Clip], rows: slice) -> None:
         rendered = render(clips, self.settings.size, self.device)
         self.frames[rows] = _bytes(rendered.frames)
-        face = F.avg_pool2d(self._is_face(rendered.parts).flatten(0, 1)[:, None], MASK_SCALE)
-        self.face[rows] = _bytes(face[:, 0]).unflatten(0, rendered.parts.shape[:2])
+        face_mask = F.avg_pool2d(self._is_face(rendered.parts).flatten(0, 1)[:, None], MASK_SCALE)
+        self.face_mask[rows] = _bytes(face_mask[:, 0]).unflatten(0, rendered.parts.shape[:2])
         self.landmarks[rows], self.pose[rows], self.expression[rows] = (
             rendered.landmarks,
             rendered.pose,
@@ -228,17 +228,17 @@ class Pool:
             cache_dtype = pictures.dtype if self.device.type != "cuda" else torch.bfloat16
             (n, t), shape = self.frames.shape[:2], self.stills.shape[:2]
             t = 1 + (t - 1) // 4
-            self.latents, self.face_latent = (
+            self.latents, self.latent_face_mask = (
                 torch.zeros(n, t, *inner, dtype=dtype, device=self.device)
                 for inner, dtype in ((pictures.shape[1:], cache_dtype), (size, torch.float32))
             )
             self.picture_latents = torch.zeros(*shape, *pictures.shape[1:], dtype=cache_dtype, device=self.device)
-            self.picture_face = torch.zeros(*shape, *size, device=self.device)
+            self.latent_picture_mask = torch.zeros(*shape, *size, device=self.device)
         self.picture_latents[people] = pictures.to(self.picture_latents).unflatten(0, (-1, self.settings.stills))
-        self.picture_face[people] = F.adaptive_avg_pool2d(self.picture_mask[people].float() / 255, size)
+        self.latent_picture_mask[people] = F.adaptive_avg_pool2d(self.picture_mask[people].float() / 255, size)
         if self.chunk_clips:
             self.latents[rows] = self._encode(self.frames[rows]).to(self.latents)
-            self.face_latent[rows] = pool_masks_in_time(self.face[rows].float() / 255, size)
+            self.latent_face_mask[rows] = pool_masks_in_time(self.face_mask[rows].float() / 255, size)
 
     def _as_pictures(self, photos: Tensor) -> Tensor:
         """Photos (B, H, W, 3) uint8 → clips (B, 1, size, size, 3) uint8 of one frame, framed like other clips."""
@@ -259,13 +259,13 @@ class PoolSamples:
     """What a batch is made of.
 
     Attributes:
-        latents: (B, t, 16, h, w); face: (B, t, h, w) 0…1; landmarks: (B, T, 68, 2) px.
+        latents: (B, t, 16, h, w); face_mask: (B, t, h, w) 0…1; landmarks: (B, T, 68, 2) px.
         captions: (B,) rows of the pool's `caption`.
         people: (B,) who they are; photos: (B,) which photo of theirs each is, `None` for clips.
     """
 
     latents: Tensor
-    face: Tensor
+    face_mask: Tensor
     landmarks: Tensor
     captions: Tensor
     people: Tensor

@@ -28,7 +28,7 @@ class PreparedClip:
     """What is kept of a clip, on the CPU.
 
     Attributes:
-        latents: (t, 16, h, w) of its window; face: (t, h, w) 0 or 1, where the face is in them.
+        latents: (t, 16, h, w) of its window; face_mask: (t, h, w) 0 or 1, where the face is in them.
         text: (L, D) text embeddings of the caption.
         crops: (R, 512, 512, 3) uint8, R ≤ `REFERENCES` aligned crops; vertices: (R, V, 3), the shapes seen with them.
         frames: which frames of the clip the R pictures are.
@@ -37,7 +37,7 @@ class PreparedClip:
     """
 
     latents: Tensor
-    face: Tensor
+    face_mask: Tensor
     text: Tensor
     crops: Tensor
     vertices: Tensor
@@ -91,7 +91,7 @@ def prepare_clip(
     shift = torch.tensor([*corner, *corner])
     return PreparedClip(
         latents=latents.to("cpu", dtype),
-        face=torch.stack([_ellipse(_nearest(boxes, i), shift, latents.shape[-2:]) for i in window[::TIME_SCALE]]),
+        face_mask=torch.stack([_ellipse(_nearest(boxes, i), shift, latents.shape[-2:]) for i in window[::TIME_SCALE]]),
         text=embed_text(caption),
         crops=torch.stack([views[i].crop for i in chosen]),
         vertices=model.face.decode(code[:, :100]).cpu(),

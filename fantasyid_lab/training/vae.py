@@ -115,8 +115,8 @@ class VaeStage(Stage):
         landmarks = pool.landmarks[rows[:, None], times]  # (B, T, 68, 2)
         corner = self._corner(landmarks, size - crop, crop, generator)  # (B, 2) in pixels of the masks: x, y
         frames = _crop_video(pool.frames, rows, times, corner * MASK_SCALE, crop)
-        face = _crop_video(pool.face, rows, times, corner, crop // MASK_SCALE)
-        weight = 1 + (options.face_weight - 1) * face.float() / 255
+        face_mask = _crop_video(pool.face_mask, rows, times, corner, crop // MASK_SCALE)
+        weight = 1 + (options.face_weight - 1) * face_mask.float() / 255
         landmarks = landmarks - corner[:, None, None] * MASK_SCALE
         weight = weight + options.detail_weight * landmark_proximity(landmarks, crop)
         noise = data.randn(generator, count, (window - 1) // 4 + 1, crop // 8, crop // 8, 16)
@@ -141,11 +141,11 @@ class VaeStage(Stage):
 
     def validate(self) -> dict[str, float]:
         pool, vae = self.context.validation, self.context.model.vae
-        frames, face = pool.frames[: min(16, pool.clips)], pool.face[: min(16, pool.clips)]
+        frames, face_mask = pool.frames[: min(16, pool.clips)], pool.face_mask[: min(16, pool.clips)]
         with evaluating(vae), self.context.autocast():
             reconstructed = decode(vae, encode(vae, frames))
         square = (reconstructed - frames.float() / 255).square().mean(-1)  # (B, T, H, W)
-        inside = F.interpolate(face.float() / 255, scale_factor=MASK_SCALE)
+        inside = F.interpolate(face_mask.float() / 255, scale_factor=MASK_SCALE)
         in_face = (square * inside).sum() / inside.sum().clamp(min=1)
         return {"psnr": _decibel(square.mean()), "psnr_face": _decibel(in_face)}
 

@@ -365,7 +365,7 @@ def test_photos_are_pictures_to_train_on(context: Callable[..., Context]):
     drawn = pool.pictures(people, photos)
     frames = pool._as_pictures(pool.stills[people, photos])
     torch.testing.assert_close(drawn.latents, vae.encode(decoded.model.vae.eval(), frames), atol=1e-5, rtol=1e-4)
-    assert drawn.face.shape == (2, 1, *drawn.latents.shape[-2:])
+    assert drawn.face_mask.shape == (2, 1, *drawn.latents.shape[-2:])
     caption = still(person(TRAIN[1]), 0).caption
     assert torch.equal(pool.caption[drawn.captions[0]].long(), byte_tokens.encode_batch([caption])[0])
 
@@ -378,7 +378,8 @@ def test_photos_as_pictures_are_framed_as_clips_are():
     assert spread(pictures) == pytest.approx(spread(clips), rel=0.1)
     assert (pictures.mean((0, 1)) - clips.mean((0, 1))).abs().max() < 2.5
     offsets = [
-        middle_of(mask) - x.mean(1) for mask, x in ((pool.face[:, 0], clips), (pool.picture_mask[:, 0], pictures[::2]))
+        middle_of(mask) - x.mean(1)
+        for mask, x in ((pool.face_mask[:, 0], clips), (pool.picture_mask[:, 0], pictures[::2]))
     ]
     assert (offsets[0].mean(0) - offsets[1].mean(0)).abs().max() < 1
 

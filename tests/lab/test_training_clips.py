@@ -158,12 +158,12 @@ def test_batches_have_the_documented_shapes_and_follow_the_generator(clips: Path
     vertices = len(model.face.template)
     assert {name: tuple(x.shape) for name, x in first.items()} == {
         "latents": (4, 3, 16, 8, 12),
-        "face": (4, 3, 8, 12),
+        "face_mask": (4, 3, 8, 12),
         "text": (4, 226, model.text.config.d_model),
         "crops": (4, 512, 512, 3),
         "vertices": (4, vertices, 3),
     }
-    assert 0.02 < first["face"].mean() < 0.7
+    assert 0.02 < first["face_mask"].mean() < 0.7
     validation = read.validation()
     assert validation["truth"].shape == (2, 1, 64, 96, 3)
     assert validation["empty_text"].shape == (1, 226, model.text.config.d_model)

@@ -180,7 +180,7 @@ def test_compiled_injection_layers_compute_the_same_and_share_their_graphs(
 
     stage = make_stage(identity_dropout=0.5)
     batch = stage.batch(0, stage.context.generator(0))
-    batch |= {name: batch[name][:, :frames] for name in ("latents", "face", "image", "noise")}
+    batch |= {name: batch[name][:, :frames] for name in ("latents", "face_mask", "image", "noise")}
     layers = stage.context.model.transformer.layer_attention
     assert set(layers) <= set(stage.compile())
 
