@@ -122,46 +122,64 @@ def measure(
     """
     true = codes_of([case.target.person for case in drawn])
     predicted, regressed_shape, mean_shape = predict_codes(model, drawn, fit, device)
-
-    def embed_frames(frames: Tensor) -> Tensor:
-        return likeness.average(vectors(faces, frames, device))
-
-    def embed_clips(clips: list[Clip]) -> Tensor:
-        return embed_frames(cases.show(clips, device, stride=EMBED_EVERY).frames)
-
-    def rerender(shapes: Tensor, paints: Tensor) -> list[Clip]:
-        changes = zip(drawn, shapes, paints, strict=True)
-        return [replace(case.target, person=with_codes(case.target.person, *codes)) for case, *codes in changes]
-
-    say("Embedding the true renders")
-    reference, gallery, stranger, truth = (
-        embed_clips([getattr(case, name) for case in drawn]) for name in ("reference", "gallery", "stranger", "target")
-    )
-
-    def bound(name: str, outputs: Tensor) -> OracleBound:
-        say(f"Measured: {name}")
-        similarities = ((x * reference).sum(1) for x in (outputs, stranger, truth))
-        top1 = likeness.reidentification(outputs, gallery)
-        return OracleBound(name, likeness.normalised_similarity(*similarities), top1)
-
-    predicted_clips = rerender(predicted.shape, predicted.paint)
-    bounds = [
-        bound("true renders", truth),
-        bound("shape and paint predicted from tokens", embed_clips(predicted_clips)),
-        bound("shape predicted from tokens, true paint", embed_clips(rerender(predicted.shape, true.paint))),
-        bound("true shape, paint predicted from tokens", embed_clips(rerender(true.shape, predicted.paint))),
-        bound("the regressor's shape, true paint", embed_clips(rerender(regressed_shape, true.paint))),
-        bound("mean shape, true paint", embed_clips(rerender(mean_shape, true.paint))),
-    ]
+    meter = _Meter(drawn, faces, device)
+    clips = {
+        "shape and paint predicted from tokens": rerender(drawn, predicted.shape, predicted.paint),
+        "shape predicted from tokens, true paint": rerender(drawn, predicted.shape, true.paint),
+        "true shape, paint predicted from tokens": rerender(drawn, true.shape, predicted.paint),
+        "the regressor's shape, true paint": rerender(drawn, regressed_shape, true.paint),
+        "mean shape, true paint": rerender(drawn, mean_shape, true.paint),
+    }
+    bounds = [meter.bound("true renders", meter.truth)]
+    bounds += [meter.bound(name, meter.embed_clips(some)) for name, some in clips.items()]
     if autoencoder:
-        for name, clips in (
-            ("true clips", [case.target for case in drawn]),
-            ("predicted from tokens", predicted_clips),
-        ):
-            bounds.append(bound(f"{name}, through the autoencoder", embed_frames(_decoded(model, clips, device))))
+        decoded = {
+            "true clips": [case.target for case in drawn],
+            "predicted from tokens": clips["shape and paint predicted from tokens"],
+        }
+        for name, some in decoded.items():
+            frames = _decoded(model, some, device)
+            bounds.append(meter.bound(f"{name}, through the autoencoder", meter.embed_frames(frames)))
     gram = vertex_gram(model.face.shape_basis[..., : true.shape.shape[1]]).cpu()
     shapes = {"tokens": predicted.shape, "regressor": regressed_shape}
-    return bounds, {name: variance_explained(one, true.shape, gram) for name, one in shapes.items()}
+    return bounds, {name: variance_explained(shape, true.shape, gram) for name, shape in shapes.items()}
+
+
+class _Meter:
+    """Measures outputs of cases (N,) against their references, true renders and strangers.
+
+    Attributes:
+        truth: (N, D) unit vectors of the true renders.
+    """
+
+    def __init__(self, drawn: Sequence[Case], faces: embedding.Embedding, device: torch.device):
+        self._faces, self._device = faces, device
+        say("Embedding the true renders")
+        self._reference, self._gallery, self._stranger, self.truth = (
+            self.embed_clips([getattr(case, name) for case in drawn])
+            for name in ("reference", "gallery", "stranger", "target")
+        )
+
+    def embed_frames(self, frames: Tensor) -> Tensor:
+        """Frames (N, T, H, W, 3) → unit vectors (N, D)."""
+        return likeness.average(vectors(self._faces, frames, self._device))
+
+    def embed_clips(self, clips: list[Clip]) -> Tensor:
+        """Clips, rendered → unit vectors (N, D)."""
+        return self.embed_frames(cases.show(clips, self._device, stride=EMBED_EVERY).frames)
+
+    def bound(self, name: str, outputs: Tensor) -> OracleBound:
+        """What outputs (N, D) come to."""
+        say(f"Measured: {name}")
+        similarities = ((x * self._reference).sum(1) for x in (outputs, self._stranger, self.truth))
+        top1 = likeness.reidentification(outputs, self._gallery)
+        return OracleBound(name, likeness.normalised_similarity(*similarities), top1)
+
+
+def rerender(drawn: Sequence[Case], shapes: Tensor, paints: Tensor) -> list[Clip]:
+    """The cases' clips with other shape codes (N, 100) and paint (N, P)."""
+    changes = zip(drawn, shapes, paints, strict=True)
+    return [replace(case.target, person=with_codes(case.target.person, *codes)) for case, *codes in changes]
 
 
 def predict_codes(
