@@ -29,8 +29,8 @@ def operators_for(tensors: Mapping[str, Tensor], compute: torch.dtype, device: t
         knows = f"this one knows {', '.join(sorted(known))}" if known else "this one knows none of them"
         raise WeightsError(
             f"This transformer is stored in ComfyUI's quantised format {', '.join(unknown)}, which needs a "
-            f"newer ComfyUI: {knows}. Update ComfyUI (0.19 reads fp8 with scales, mxfp8 and nvfp4, 0.33 int8 as well) or "
-            "take the file in bf16 or fp16; weight_dtype fp8_e4m3fn of Load Model saves as much memory."
+            f"newer ComfyUI: {knows}. Update ComfyUI (0.19 reads fp8 with scales, mxfp8 and nvfp4, 0.33 int8 as well) "
+            "or take the file in bf16 or fp16; weight_dtype fp8_e4m3fn of Load Model saves as much memory."
         )
     return operators
 
