@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy_extras import nodes_easycache, nodes_hypertile, nodes_model_advanced, nodes_rope, nodes_tomesd
+from pack.fantasyid_core.dit import attention as core_attention
 from pack.fantasyid_core.dit.injection import Injection
 from pack.fantasyid_core.dit.step_cache import CacheSettings
 from pack.fantasyid_core.errors import SamplingError
@@ -173,7 +174,8 @@ def test_where_nobody_chose_the_blocks_ask_for_the_fastest_kernel(model, exact, 
         tried["blocks" if k.shape[2] > len(TOKENS) else "injections"].append(first_backend())
         return attend(q, k, v)
 
-    monkeypatch.setattr(attention, "scaled_dot_product", record)
+    for module in (attention, core_attention):
+        monkeypatch.setattr(module, "scaled_dot_product", record)
     assert difference(sample(model), exact) < 1e-5
     assert measured[0] == (2, HEADS, ALL, HEAD, torch.float32, "cpu")
     math = int(SDPBackend.MATH.value)
