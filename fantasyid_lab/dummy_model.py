@@ -16,7 +16,6 @@ from fantasyid_core.fusion.mesh_hierarchy import Topology
 from fantasyid_core.io.layout import save_part, write_json
 from fantasyid_core.sampling.schedule import RELEASE_SCHEDULE
 
-from . import reference
 from .dummy_head import head
 
 NOTICE = "Random stand-in weights: for trying the nodes out only. The videos are noise, whoever is in the photo."
@@ -117,6 +116,8 @@ def _transformer(mesh: Topology, generator: torch.Generator) -> dict[str, Tensor
     from fantasyid_core.dit.transformer import FantasyIDTransformer
     from fantasyid_core.fusion import face_abstractor
     from fantasyid_core.fusion.spiral_net import VertexReducer, VertexSpiralNet
+
+    from . import reference
 
     model = FantasyIDTransformer(TransformerConfig.of(TRANSFORMER), InjectionSizes(2, TOKENS, 32))
     abstractor = face_abstractor.FaceAbstractor(

@@ -18,14 +18,11 @@ from typing import TYPE_CHECKING
 # waits for the first, and for seconds where other programs run.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
-import torch
 from filelock import FileLock  # torch needs it too
-from PIL import Image
-from safetensors.torch import save_file
 
 if TYPE_CHECKING:
+    import torch  # which takes seconds, and of a run of several processes the first needs it not
     from accelerate import Accelerator
 
     from fantasyid_lab.training.pool import Pool
@@ -41,7 +38,17 @@ if "FANTASYID_TESTS_SHARED" not in os.environ:  # what all processes of a run sh
     os.environ["FANTASYID_TESTS_SHARED"] = _folder.name
 SHARED = Path(os.environ["FANTASYID_TESTS_SHARED"])
 SLOW = [  # by the beginnings of their files' names: what trains, draws people or runs networks of full width
-    *("deca_flame", "detection", "download", "evaluation", "fitting", "image_tower", "int8", "model_defaults"),
+    *(
+        "benchmarks",
+        "deca_flame",
+        "detection",
+        "download",
+        "evaluation",
+        "fitting",
+        "image_tower",
+        "int8",
+        "model_defaults",
+    ),
     *("nano", "parity", "people", "profile_stage", "rasteriser_embree", "render", "topology", "training"),
     *("views", "workflows"),
 ]
@@ -74,6 +81,15 @@ from tools.launch_comfy import fit_imports  # noqa: E402
 fit_imports()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where no slow test is wanted, their files are not even imported."""
+    return True if "not slow" in config.option.markexpr and _is_slow(collection_path) else None
+
+
+def _is_slow(file: Path) -> bool:
+    return file.name.startswith(tuple(f"test_{name}" for name in SLOW))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by what a test uses, before `-m` chooses: nobody has to remember to."""
@@ -84,7 +100,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "browser": fixtures & {"browser", "page"},
             "perf": item.get_closest_marker("alone"),
             "gpu": any("CUDA" in reason or "card" in reason for reason in reasons),
-            "slow": item.path.name.startswith(tuple(f"test_{name}" for name in SLOW)),
+            "slow": _is_slow(item.path),
         }
         for name in (name for name, applies in marks.items() if applies):
             item.add_marker(name)
@@ -97,6 +113,8 @@ def _skip_reasons(item: pytest.Item) -> list[str]:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Which worker runs a test, and after which others, changes neither its random numbers nor what it measures."""
+    import torch
+
     torch.manual_seed(0)
     with _turn(item):
         return (yield)
@@ -168,8 +186,9 @@ def lives_on(comfy: ComfyServer, photo: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def sphere() -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
+def sphere() -> "Callable[[int], tuple[torch.Tensor, torch.Tensor]]":
     """Function of a number of rings: vertices and faces of a unit sphere."""
+    import torch
 
     def build(rings: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A closed unit sphere of 2 · rings · rings quads, each two triangles, seen from outside counter-clockwise."""
@@ -187,14 +206,20 @@ def sphere() -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def astronaut() -> torch.Tensor:
+def astronaut() -> "torch.Tensor":
     """(1, 512, 512, 3) float32 0…1: one person, the face 90 px wide (public domain, from scikit-image)."""
+    import torch
+
     return torch.from_numpy(pytest.importorskip("skimage.data").astronaut()).float()[None] / 255
 
 
 @pytest.fixture(scope="session")
-def six_faces() -> torch.Tensor:
+def six_faces() -> "torch.Tensor":
     """(1, 886, 1280, 3) float32 0…1: six people, faces of about 100 px (from the insightface wheel, not imported)."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
     spec = importlib.util.find_spec("insightface")
     photo = Path(spec.origin).parent / "data" / "images" / "t1.jpg" if spec and spec.origin else None
     if photo is None or not photo.is_file():
@@ -221,6 +246,8 @@ def standin_nano(standin: Path) -> Path:
 
 
 def _in_nano_s_layout(folder: Path) -> Path:
+    from safetensors.torch import save_file
+
     from fantasyid_core.dit import byte_tokens
     from fantasyid_core.io import weights
 
@@ -244,6 +271,8 @@ def _in_nano_s_layout(folder: Path) -> Path:
 def pools() -> "tuple[Pool, Pool]":
     """A few tiny people to train on, and some who are never trained on."""
     pytest.importorskip("accelerate")
+    import torch
+
     from fantasyid_lab.people.person import TRAIN, VALIDATION
     from fantasyid_lab.training.pool import Pool
     from fantasyid_lab.training.settings import PoolSettings
@@ -269,6 +298,8 @@ def pools() -> "tuple[Pool, Pool]":
 @pytest.fixture
 def context(pools: "tuple[Pool, Pool]", tmp_path: Path) -> "Callable[..., Context]":
     """Makes the context of a training stage, with a model of test size."""
+    import torch
+
     from fantasyid_lab import nano
     from fantasyid_lab.training import settings
     from fantasyid_lab.training.options import OPTIONS
@@ -297,6 +328,8 @@ def context(pools: "tuple[Pool, Pool]", tmp_path: Path) -> "Callable[..., Contex
 @pytest.fixture
 def stopped_and_resumed() -> "Callable[[Callable[[], Stage], Accelerator], None]":
     """Trains a stage through, and another one stopped after its first step and resumed: both end with the same bits."""
+    import torch
+
     from fantasyid_lab.training import loop
 
     def check(make: "Callable[[], Stage]", accelerator: "Accelerator") -> None:

@@ -10,7 +10,6 @@ from fantasyid_core.errors import SamplingError, WeightsError
 from fantasyid_core.fusion.checkpoint import split_published
 from fantasyid_core.io.weights import read, read_config
 from fantasyid_lab import dummy_model as standin_weights
-from fantasyid_lab import reference
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +36,8 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def test_without_identity_it_is_diffusers_cogvideox(model, published, config, inputs):
+    from fantasyid_lab import reference
+
     theirs = reference.transformer(config).eval()
     theirs.load_state_dict(published.dit)
     latents, text, timestep = inputs

@@ -4,7 +4,6 @@ import weakref
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -52,6 +51,8 @@ def test_preview_colours_are_the_linear_map_from_latents_to_mean_colours():
 @pytest.fixture(scope="module")
 def plain_and_lean():
     """diffusers' own autoencoder and ours with the same random weights."""
+    from diffusers import AutoencoderKLCogVideoX
+
     torch.manual_seed(0)
     plain, lean = AutoencoderKLCogVideoX(**SMALL).eval(), autoencoder.build(SMALL)
     assert list(lean.state_dict()) == list(plain.state_dict())
