@@ -38,19 +38,9 @@ if "FANTASYID_TESTS_SHARED" not in os.environ:  # what all processes of a run sh
     os.environ["FANTASYID_TESTS_SHARED"] = _folder.name
 SHARED = Path(os.environ["FANTASYID_TESTS_SHARED"])
 SLOW = [  # by the beginnings of their files' names: what trains, draws people or runs networks of full width
-    *(
-        "benchmarks",
-        "deca_flame",
-        "detection",
-        "download",
-        "evaluation",
-        "fitting",
-        "image_tower",
-        "int8",
-        "model_defaults",
-    ),
-    *("nano", "parity", "people", "profile_stage", "rasteriser_embree", "render", "topology", "training"),
-    *("views", "workflows"),
+    *("benchmarks", "deca_flame", "dense_landmarks", "detection", "download", "evaluation", "fitting", "image_tower"),
+    *("int8", "mapped_memory", "model_defaults", "nano", "parity", "people", "profile_stage", "rasteriser_embree"),
+    *("render", "topology", "training", "views", "workflows"),
 ]
 
 
