@@ -7,6 +7,7 @@ import argparse
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,10 @@ def photo_table(device: str, detectors: dict) -> None:
     for label in photos():
         photo = label.read().to(device)
         cells = []
-        for name, find in detectors.items():
-            detect(photo, find=find)
-            milliseconds, faces = _timed(lambda photo=photo, find=find: detect(photo, find=find), device)
+        for name, detector in detectors.items():
+            run = partial(detect, photo, detector=detector)
+            run()
+            milliseconds, faces = _timed(run, device)
             boxes, scores = [face.box.tolist() for face in faces], [face.score for face in faces]
             missed, false = count_errors(label, boxes, scores)
             counts = (len(label.people), missed, false, milliseconds)
@@ -91,7 +93,7 @@ def main() -> int:
     if options.people:
         pose_table(options.people, options.device)
         return 0
-    detectors = {"YuNet": yunet.find}
+    detectors = {"YuNet": yunet.detect}
     if options.insightface:
         folder, name = options.insightface
         detectors["InsightFace"] = insightface.load(insightface.find_detector(name, Path(folder)))

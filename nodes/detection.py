@@ -1,6 +1,5 @@
 """Photo → face."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import comfy.model_management
@@ -10,6 +9,7 @@ from comfy_api.latest import io
 
 from ..fantasyid_core.detection import insightface, selection, yunet
 from ..fantasyid_core.detection.by_hand import face_in_box, face_in_mask
+from ..fantasyid_core.detection.detections import Detector
 from ..fantasyid_core.detection.faces import MAX_FACES
 from ..fantasyid_core.errors import FaceNotFoundError, WeightsMissingError
 from ..fantasyid_core.views.suitability import assess
@@ -106,7 +106,7 @@ class FantasyIDDetectFace(FantasyIDNode):
     ) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
         result = selection.find_face(
-            image, select, index, mask, min_score=min_score, find=finder(detector), device=device
+            image, select, index, mask, min_score=min_score, detector=load_detector(detector), device=device
         )
         verdict = assess(result.face)
         notes.show(str(verdict))
@@ -173,7 +173,7 @@ def detectors() -> list[str]:
     return [YUNET, *(INSIGHTFACE + name for name in (*PACKAGES, *there))]
 
 
-def finder(detector: str) -> Callable[[torch.Tensor, float], list[torch.Tensor]]:
+def load_detector(detector: str) -> Detector:
     """The detector that the widget names, loaded.
 
     Raises:
@@ -181,7 +181,7 @@ def finder(detector: str) -> Callable[[torch.Tensor, float], list[torch.Tensor]]
             there is no such detector.
     """
     if detector == YUNET:
-        return yunet.find
+        return yunet.detect
     if not detector.startswith(INSIGHTFACE):
         raise WeightsMissingError(f"There is no detector '{detector}'; choose one of: {', '.join(detectors())}.")
     return insightface.load(insightface.find_detector(detector.removeprefix(INSIGHTFACE), *insight_roots()))

@@ -6,6 +6,7 @@ from torch import Tensor
 from ..errors import FaceNotFoundError, ImageError
 from ..images import as_photo
 from .alignment import FFHQ_TEMPLATE
+from .detections import Detections
 from .faces import DetectedFace, faces_at
 from .selection import MIN_FACE
 
@@ -74,4 +75,4 @@ def face_in_box(image: Tensor, box: tuple[float, float, float, float], landmarks
             f"The landmarks have shape {tuple(landmarks.shape)}; expected (5, 2): eyes, nose, mouth. "
             "Give x and y of these five points."
         )
-    return faces_at(photo, corners[None], landmarks.to(photo)[None], [1.0])[0]
+    return faces_at(photo, Detections(corners[None], photo.new_ones(1), landmarks.to(photo)[None]))[0]

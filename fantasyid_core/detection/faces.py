@@ -1,6 +1,5 @@
 """Photo → faces: boxes, five landmarks and the FFHQ-aligned crop that identity encoders were trained on."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +8,9 @@ from torch import Tensor
 from ..images import as_photo, as_photos
 from . import yunet
 from .alignment import align
+from .detections import Detections, Detector
 from .head_pose import FRONTAL, HeadPose, estimate
-from .multiscale import Finder, search
+from .multiscale import search
 from .quality import occlusion, sharpness
 
 MAX_FACES = 32
@@ -56,60 +56,65 @@ class DetectedFace:
 
 
 def detect(
-    image: Tensor, *, min_score: float = 0.6, find: Finder = yunet.find, device: torch.device | str | None = None
+    image: Tensor,
+    *,
+    min_score: float = 0.6,
+    detector: Detector = yunet.detect,
+    device: torch.device | str | None = None,
 ) -> list[DetectedFace]:
     """All faces of one photo, the largest first (at most 32); empty if there is none. See `detect_batch`.
 
     Args:
         image: a photo as `images.as_photo` takes it.
     """
-    return detect_batch(as_photo(image)[None], min_score=min_score, find=find, device=device)[0]
+    return detect_batch(as_photo(image)[None], min_score=min_score, detector=detector, device=device)[0]
 
 
 def detect_batch(
-    images: Tensor, *, min_score: float = 0.6, find: Finder = yunet.find, device: torch.device | str | None = None
+    images: Tensor,
+    *,
+    min_score: float = 0.6,
+    detector: Detector = yunet.detect,
+    device: torch.device | str | None = None,
 ) -> list[list[DetectedFace]]:
     """All faces of every photo or frame, the largest first (at most 32 each); empty where there is none.
 
     Args:
         images: (B, H, W, C) as `images.as_photos` takes it.
         min_score: faces that the detector is less certain of are left out, 0…1.
-        find: the detector, `yunet.find` or `insight.load(…)`.
+        detector: `yunet.detect` or `insightface.load(…)`.
         device: where faces are searched (default: where the photos are); the results are where the photos are.
 
     Raises:
         ImageError: the photos cannot be used.
     """
     photos = as_photos(images)
-    found = search(photos, find, min_score, device)
-    return [_faces(photo, rows) for photo, rows in zip(photos, found, strict=True)]
+    found = search(photos, detector, min_score, device)
+    return [faces_at(photo, _largest(faces).to(photo.device)) for photo, faces in zip(photos, found, strict=True)]
 
 
-def _faces(photo: Tensor, rows: Tensor) -> list[DetectedFace]:
-    sizes = (rows[:, 2:4] - rows[:, :2]).prod(-1)
-    rows = rows[sizes.argsort(descending=True)][:MAX_FACES].to(photo.device)
-    return faces_at(photo, rows[:, :4], rows[:, 4:14].unflatten(1, (5, 2)), rows[:, 14].tolist())
+def _largest(faces: Detections) -> Detections:
+    return faces[faces.areas.argsort(descending=True)][:MAX_FACES]
 
 
-def faces_at(photo: Tensor, boxes: Tensor, landmarks: Tensor, scores: Sequence[float]) -> list[DetectedFace]:
+def faces_at(photo: Tensor, places: Detections) -> list[DetectedFace]:
     """Faces whose places are known.
 
     Args:
         photo: (H, W, 3) float 0…1.
-        boxes: (N, 4) px; landmarks: (N, 5, 2) px, on the photo's device.
-        scores: N numbers 0…1.
+        places: on the photo's device.
     """
-    if not len(boxes):
+    if not len(places):
         return []
-    crops, to_crops = map(torch.stack, zip(*(align(photo, own) for own in landmarks), strict=True))
+    crops, to_crops = map(torch.stack, zip(*(align(photo, own) for own in places.landmarks), strict=True))
     covered = [occlusion(to_crop, *photo.shape[:2], size=crops.shape[1]) for to_crop in to_crops]
     measured = zip(
-        boxes,
-        landmarks,
-        scores,
+        places.boxes,
+        places.landmarks,
+        places.scores.tolist(),
         crops,
         to_crops,
-        estimate(landmarks, crops, to_crops),
+        estimate(places.landmarks, crops, to_crops),
         sharpness(crops).tolist(),
         torch.stack(covered).tolist(),
         strict=True,

@@ -17,6 +17,7 @@ from ..errors import WeightsError, WeightsMissingError, cause
 from ..io.formats import refuse_foreign
 from ..io.listing import files_in, is_hidden
 from ..optional_import import require
+from .detections import Detections
 
 log = logging.getLogger(__name__)
 
@@ -102,22 +103,22 @@ def load(file: Path) -> "InsightDetector":
 
 
 class InsightDetector:
-    """A `search.Finder`: pictures → faces, at the size the pictures have."""
+    """A `Detector`, at the size that the pictures have."""
 
     def __init__(self, model):
         self._model = model
 
-    def __call__(self, images: Tensor, min_score: float = 0.5) -> list[Tensor]:
-        """(B, H, W, 3) float RGB 0…1 → B tensors (N, 15) on the CPU, columns as in `yunet.YuNet`."""
+    def __call__(self, images: Tensor, min_score: float = 0.5) -> list[Detections]:
+        """(B, H, W, 3) float RGB 0…1 → of each picture, on the CPU."""
         pictures = (images.flip(-1) * 255).round().to(torch.uint8).cpu().numpy()
         width, height = images.shape[2], images.shape[1]
         size = (width + -width % 32, height + -height % 32)
         return [self._one(np.ascontiguousarray(picture), size, min_score) for picture in pictures]
 
-    def _one(self, picture: np.ndarray, size: tuple[int, int], min_score: float) -> Tensor:
+    def _one(self, picture: np.ndarray, size: tuple[int, int], min_score: float) -> Detections:
         # Padded here: the package would stretch the picture to the multiple of 32.
         padded = np.zeros((size[1], size[0], 3), np.uint8)
         padded[: picture.shape[0], : picture.shape[1]] = picture
-        boxes, landmarks = self._model.detect(padded, input_size=size, det_thresh=min_score)
-        rows = np.concatenate([boxes[:, :4], landmarks.reshape(len(boxes), 10), boxes[:, 4:]], 1)
-        return torch.from_numpy(rows.astype(np.float32))
+        found, landmarks = self._model.detect(padded, input_size=size, det_thresh=min_score)
+        boxes, scores, points = found[:, :4], found[:, 4], landmarks.reshape(len(found), 5, 2)
+        return Detections(*(torch.from_numpy(x.astype(np.float32)) for x in (boxes, scores, points)))

@@ -12,8 +12,8 @@ from ..errors import FaceNotFoundError, ImageError
 from ..images import as_photos, from_pil, label, resize, to_pil
 from ..optional_import import require
 from . import yunet
+from .detections import Detector
 from .faces import DetectedFace, detect_batch
-from .multiscale import Finder
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def find_face(
     mask: Tensor | None = None,
     *,
     min_score: float = 0.6,
-    find: Finder = yunet.find,
+    detector: Detector = yunet.detect,
     device: torch.device | str | None = None,
 ) -> FoundFace:
     """The selected face of a photo, or of the frame of a batch that shows it best.
@@ -142,7 +142,7 @@ def find_face(
     Args:
         images: (B, H, W, C). A frame without a (fitting) face is skipped; of the others the most certain face wins.
         which, index, mask: as for `select`; the mask is one for all frames (H, W), (1, H, W), or one each (B, H, W).
-        min_score, find, device: as for `detect_batch`.
+        min_score, detector, device: as for `detect_batch`.
 
     Raises:
         FaceNotFoundError: no frame shows that face; the message is that of the first frame.
@@ -150,7 +150,7 @@ def find_face(
     """
     photos = as_photos(images)
     best, best_frame, skipped, first_error = None, 0, [], None
-    for i, faces in enumerate(detect_batch(photos, min_score=min_score, find=find, device=device)):
+    for i, faces in enumerate(detect_batch(photos, min_score=min_score, detector=detector, device=device)):
         own_mask = mask[i] if mask is not None and mask.ndim == 3 and len(mask) == len(photos) else mask
         try:
             if not faces and photos[i].median() > 0.99:

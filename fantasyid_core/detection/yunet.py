@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .detections import Detections, nms
+
 WEIGHTS = Path(__file__).parents[1] / "data" / "yunet_2023mar.safetensors"
 STRIDES = (8, 16, 32)
 
@@ -37,10 +39,9 @@ class Stage(nn.ModuleList):
 
 
 class YuNet(nn.Module):
-    """(B, 3, H, W), BGR 0…255, H and W multiples of 32 → (B, A, 15) raw candidates in px of the input.
+    """(B, 3, H, W), BGR 0…255, H and W multiples of 32 → raw candidates in px of the input.
 
-    Columns: x0 y0 x1 y1, then x y of five landmarks (the person's right eye, left eye, nose, right and left mouth
-    corner), then the score.
+    They are boxes (B, A, 4), scores (B, A) and landmarks (B, A, 5, 2), each as in `Detections`.
     """
 
     def __init__(self):
@@ -51,7 +52,7 @@ class YuNet(nn.Module):
         self.laterals = nn.ModuleList(Unit(64, 64) for _ in STRIDES)
         self.heads = nn.ModuleList(Unit(64, 1 + 1 + 4 + 10) for _ in STRIDES)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.stem(images).relu()
         levels = []
         for i, stage in enumerate(self.stages):
@@ -68,11 +69,11 @@ class YuNet(nn.Module):
                 level = level + F.interpolate(coarser, scale_factor=2.0, mode="nearest")
             coarser = lateral(level).relu()
             candidates.insert(0, _decode(head(coarser), stride))
-        return torch.cat(candidates, 1)
+        return tuple(torch.cat(parts, 1) for parts in zip(*candidates, strict=True))
 
 
-def _decode(x: Tensor, stride: int) -> Tensor:
-    """(B, 16, h, w) head output → (B, h·w, 15) candidates in px."""
+def _decode(x: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, 16, h, w) head output → boxes, scores and landmarks of h·w candidates in px."""
     h, w = x.shape[2:]
     row, column = torch.meshgrid(torch.arange(h, device=x.device), torch.arange(w, device=x.device), indexing="ij")
     cell = torch.stack([column, row], -1).reshape(1, h * w, 1, 2).to(x)
@@ -81,7 +82,7 @@ def _decode(x: Tensor, stride: int) -> Tensor:
     centre = (cell[:, :, 0] + box[..., :2]) * stride
     half = box[..., 2:].exp() * (stride / 2)
     landmarks = (landmarks.unflatten(-1, (5, 2)) + cell) * stride
-    return torch.cat([centre - half, centre + half, landmarks.flatten(2), score], -1)
+    return torch.cat([centre - half, centre + half], -1), score[..., 0], landmarks
 
 
 @lru_cache(maxsize=4)
@@ -92,7 +93,7 @@ def load(device: torch.device) -> YuNet:
     return network.requires_grad_(False).eval().to(device)
 
 
-def find(images: Tensor, min_score: float = 0.6, overlap: float = 0.3) -> list[Tensor]:
+def detect(images: Tensor, min_score: float = 0.6, overlap: float = 0.3) -> list[Detections]:
     """Faces in a batch of pictures at the size they have.
 
     Args:
@@ -101,29 +102,12 @@ def find(images: Tensor, min_score: float = 0.6, overlap: float = 0.3) -> list[T
         overlap: of two boxes whose intersection over union is above, the one with the lower score is dropped.
 
     Returns:
-        B tensors (N, 15) on the CPU, columns as in `YuNet`, best score first.
+        Of each picture, on the CPU, best score first.
     """
     height, width = images.shape[1:3]
     blob = images.flip(-1).movedim(-1, 1).float() * 255
     blob = F.pad(blob, (0, -width % 32, 0, -height % 32))
     with torch.no_grad():
-        rows = load(images.device)(blob).cpu()
-    return [suppress(r[r[:, 14] >= min_score], overlap) for r in rows]
-
-
-def suppress(rows: Tensor, overlap: float, of_smaller: bool = False) -> Tensor:
-    """Greedy non-maximum suppression of candidates (N, 15); best score first.
-
-    The overlap is intersection over union or, `of_smaller`, over the smaller of the two boxes.
-    """
-    rows = rows[rows[:, 14].argsort(descending=True, stable=True)]
-    kept = []
-    while len(rows):
-        best, rows = rows[0], rows[1:]
-        kept.append(best)
-        corner, opposite = torch.maximum(best[:2], rows[:, :2]), torch.minimum(best[2:4], rows[:, 2:4])
-        shared = (opposite - corner).clamp(min=0).prod(-1)
-        area, areas = (best[2:4] - best[:2]).prod(), (rows[:, 2:4] - rows[:, :2]).prod(-1)
-        whole = torch.minimum(area, areas) if of_smaller else area + areas - shared
-        rows = rows[shared <= overlap * whole]
-    return torch.stack(kept) if kept else rows
+        candidates = [part.cpu() for part in load(images.device)(blob)]
+    pictures = [Detections(*own) for own in zip(*candidates, strict=True)]
+    return [nms(own[own.scores >= min_score], overlap) for own in pictures]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..detection import yunet
 from ..detection.alignment import FFHQ_TEMPLATE, similarity
+from ..detection.detections import Detections
 from ..detection.multiscale import search
 from ..errors import WeightsError, WeightsMissingError, cause
 from ..images import as_photo
@@ -150,8 +151,8 @@ def locate(
     """
     landmarks = []
     for frame in frames:
-        [rows] = search(as_photo(frame)[None], yunet.find, min_score, device)
-        landmarks.append(_largest(rows))
+        [faces] = search(as_photo(frame)[None], yunet.detect, min_score, device)
+        landmarks.append(_largest(faces))
         progress()
     return torch.stack(landmarks) if landmarks else torch.empty(0, 5, 2)
 
@@ -171,16 +172,13 @@ def locate_small(
         (T, 5, 2) px on the CPU, NaN where there is no face.
     """
     parts = (part.to(device or part.device) for part in frames.split(batch))
-    landmarks = [_largest(rows) for part in parts for rows in yunet.find(part, min_score)]
+    landmarks = [_largest(faces) for part in parts for faces in yunet.detect(part, min_score)]
     return torch.stack(landmarks) if landmarks else torch.empty(0, 5, 2)
 
 
-def _largest(rows: Tensor) -> Tensor:
-    """The detector's rows (N, 15) → (5, 2) px, the landmarks of the largest face; NaN where there is none."""
-    if not len(rows):
-        return torch.full((5, 2), math.nan)
-    largest = (rows[:, 2:4] - rows[:, :2]).prod(1).argmax()
-    return rows[largest, 4:14].unflatten(0, (5, 2))
+def _largest(faces: Detections) -> Tensor:
+    """(5, 2) px, the landmarks of the largest face; NaN where there is none."""
+    return faces.landmarks[faces.areas.argmax()] if len(faces) else torch.full((5, 2), math.nan)
 
 
 def embed(

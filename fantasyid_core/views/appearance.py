@@ -78,8 +78,8 @@ def _realign(crops: Tensor) -> Tensor:
     scale = crops.shape[1] / CROP_SIZE
     template = torch.tensor(FFHQ_TEMPLATE) * scale
     aligned = []
-    for crop, rows in zip(crops, yunet.find(small, min_score=0.5), strict=True):
-        candidates = rows[:, 4:14].reshape(-1, 5, 2) * (crops.shape[1] / _DETECTION_SIZE)
+    for crop, faces in zip(crops, yunet.detect(small, min_score=0.5), strict=True):
+        candidates = faces.landmarks * (crops.shape[1] / _DETECTION_SIZE)
         distance = (candidates - template).square().sum((1, 2))
         landmarks = candidates[distance.argmin()] if len(candidates) else template
         aligned.append(align(crop, landmarks.to(crop.device), _REALIGNED_SIZE)[0])

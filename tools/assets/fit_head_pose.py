@@ -79,12 +79,11 @@ def detected(seeds: range, device: str = "cpu") -> tuple[Tensor, Tensor]:
     landmarks, poses = [], []
     for start in range(0, len(seeds), _RENDERED):
         rendered = render([posed(seed) for seed in seeds[start : start + _RENDERED]], _PHOTO, device)
-        faces = search(rendered.frames[:, 0], yunet.find, 0.5)
-        for rows, true, pose in zip(faces, rendered.landmarks[:, 0, :5].cpu(), rendered.pose[:, 0].cpu(), strict=True):
-            detections = rows[:, 4:14].unflatten(1, (5, 2))
-            distance = (detections - true).norm(dim=-1).mean(-1)
-            if len(detections) and distance.min() < 0.3 * torch.pdist(true).max():
-                landmarks.append(detections[distance.argmin()])
+        faces = search(rendered.frames[:, 0], yunet.detect, 0.5)
+        for own, true, pose in zip(faces, rendered.landmarks[:, 0, :5].cpu(), rendered.pose[:, 0].cpu(), strict=True):
+            distance = (own.landmarks - true).norm(dim=-1).mean(-1)
+            if len(own) and distance.min() < 0.3 * torch.pdist(true).max():
+                landmarks.append(own.landmarks[distance.argmin()])
                 poses.append(pose)
     return torch.stack(landmarks), torch.stack(poses)
 

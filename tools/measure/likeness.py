@@ -45,9 +45,8 @@ def faces(photo: Tensor, side: int = _SIDE) -> list[tuple[Tensor, Tensor]]:
     """Faces of a photo (H, W, 3), the largest first."""
     scale = min(1.0, side / max(photo.shape[:2]))
     photo = resize(photo, round(photo.shape[0] * scale), round(photo.shape[1] * scale))
-    [rows] = yunet.find(photo[None], 0.6)
-    sizes = (rows[:, 2:4] - rows[:, :2]).prod(1)
-    return [(photo, row[4:14].unflatten(0, (5, 2))) for row in rows[sizes.argsort(descending=True)]]
+    [found] = yunet.detect(photo[None], 0.6)
+    return [(photo, found.landmarks[i]) for i in found.areas.argsort(descending=True)]
 
 
 def pairs(network: Embedding, known: dict[str, list]) -> tuple[Tensor, Tensor]:

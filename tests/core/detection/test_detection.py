@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from fantasyid_core.detection import yunet
 from fantasyid_core.detection.alignment import BORDER_GREY, FFHQ_TEMPLATE, align, similarity, warp
+from fantasyid_core.detection.detections import Detections
 from fantasyid_core.detection.faces import DetectedFace, detect, detect_batch
 from fantasyid_core.detection.selection import MIN_FACE, SELECTIONS, find_face, numbered, select
 from fantasyid_core.errors import FaceNotFoundError, ImageError
@@ -52,30 +54,21 @@ def test_network_equals_opencvs(six_faces: torch.Tensor, size: tuple[int, int]):
     detector = cv2.FaceDetectorYN.create(str(original), "", size[::-1], 0.5, 0.3, 5000)
     theirs = torch.from_numpy(detector.detect(picture.numpy()[..., ::-1].copy())[1])
     theirs = theirs[theirs[:, 14].argsort(descending=True)]
-    ours = yunet.find(picture[None].float() / 255, min_score=0.5)[0]
+    [ours] = yunet.detect(picture[None].float() / 255, min_score=0.5)
     assert len(ours) == len(theirs) > 0
-    torch.testing.assert_close(ours[:, :2], theirs[:, :2], atol=0.01, rtol=0)
-    torch.testing.assert_close(ours[:, 2:4] - ours[:, :2], theirs[:, 2:4], atol=0.01, rtol=0)
-    torch.testing.assert_close(ours[:, 4:14], theirs[:, 4:14], atol=0.01, rtol=0)
-    torch.testing.assert_close(ours[:, 14], theirs[:, 14], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.boxes[:, :2], theirs[:, :2], atol=0.01, rtol=0)
+    torch.testing.assert_close(ours.sizes, theirs[:, 2:4], atol=0.01, rtol=0)
+    torch.testing.assert_close(ours.landmarks.flatten(1), theirs[:, 4:14], atol=0.01, rtol=0)
+    torch.testing.assert_close(ours.scores, theirs[:, 14], atol=1e-5, rtol=0)
 
 
 def test_a_batch_is_its_pictures(six_faces: torch.Tensor):
     pictures = torch.stack([six_faces[0], six_faces[0].flip(1), torch.zeros_like(six_faces[0])])
-    batch = yunet.find(pictures)
-    assert [len(rows) for rows in batch] == [6, 6, 0]
-    for picture, rows in zip(pictures, batch, strict=True):
-        torch.testing.assert_close(yunet.find(picture[None])[0], rows)
-
-
-def test_suppression_keeps_the_most_certain_of_overlapping_boxes():
-    def row(x: float, side: float, score: float) -> list[float]:
-        return [x, 0, x + side, side, *[0] * 10, score]
-
-    rows = torch.tensor([row(0, 10, 0.7), row(1, 10, 0.9), row(30, 10, 0.6), row(31, 2, 0.8)])
-    assert yunet.suppress(rows, 0.3)[:, 14].tolist() == pytest.approx([0.9, 0.8, 0.6])
-    assert yunet.suppress(rows, 0.5, of_smaller=True)[:, 14].tolist() == pytest.approx([0.9, 0.8])
-    assert yunet.suppress(rows[:0], 0.3).shape == (0, 15)
+    batch = yunet.detect(pictures)
+    assert [len(found) for found in batch] == [6, 6, 0]
+    for picture, found in zip(pictures, batch, strict=True):
+        [alone] = yunet.detect(picture[None])
+        torch.testing.assert_close(astuple(alone), astuple(found))
 
 
 def test_network_loaded_by_the_host_works_outside_its_inference_mode(astronaut: torch.Tensor):
@@ -121,13 +114,13 @@ def test_face_that_fills_the_picture_is_found_once(astronaut: torch.Tensor, marg
 def test_panorama_is_searched_in_bounded_memory(six_faces: torch.Tensor):
     searched = []
 
-    def find(images: torch.Tensor, min_score: float) -> list[torch.Tensor]:
+    def detector(images: torch.Tensor, min_score: float) -> list[Detections]:
         searched.append(images.shape)
-        return yunet.find(images, min_score)
+        return yunet.detect(images, min_score)
 
     panorama = torch.zeros(450, 16_000, 3)
     panorama[:443, 9000:9640] = resize(six_faces[0], 443, 640)
-    found = detect(panorama, find=find)
+    found = detect(panorama, detector=detector)
     assert len(found) == 6
     assert all(9000 < face.box[0] < 9640 for face in found)
     assert max(shape[1] * shape[2] for shape in searched) <= 1 << 20

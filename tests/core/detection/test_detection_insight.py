@@ -84,20 +84,20 @@ def test_what_is_missing_is_said_with_its_place(models: Path, name: str):
 
 
 def test_boxes_and_landmarks_are_where_the_network_puts_them(models: Path):
-    find = insightface.load(insightface.find_detector("antelopev2", models))
+    detector = insightface.load(insightface.find_detector("antelopev2", models))
     pictures = torch.zeros(3, 100, 150, 3)
     pictures[0, 40:48, 64:72] = 1  # the cell in row 5, column 8
     pictures[2, 48:56, 16:24] = 1
-    first, nothing, other = find(pictures, 0.5)
+    first, nothing, other = detector(pictures, 0.5)
     assert len(nothing) == 0
     corner = torch.tensor([64.0, 40])
-    (row,) = first
     torch.testing.assert_close(
-        row[:4], torch.cat([corner, corner]) + 8 * torch.tensor(BOX) * torch.tensor([-1, -1, 1, 1])
+        first.boxes[0], torch.cat([corner, corner]) + 8 * torch.tensor(BOX) * torch.tensor([-1, -1, 1, 1])
     )
-    torch.testing.assert_close(row[4:14].reshape(5, 2), corner + 8 * torch.tensor(LANDMARKS).reshape(5, 2))
-    assert row[14] > 0.9
-    torch.testing.assert_close(other[0, :2] - row[:2], torch.tensor([16.0 - 64, 8]))
+    torch.testing.assert_close(first.landmarks[0], corner + 8 * torch.tensor(LANDMARKS).reshape(5, 2))
+    assert len(first) == 1
+    assert first.scores[0] > 0.9
+    torch.testing.assert_close(other.boxes[0, :2] - first.boxes[0, :2], torch.tensor([16.0 - 64, 8]))
 
 
 def test_on_the_cpu_of_a_cuda_machine_one_line_says_so(
