@@ -91,6 +91,18 @@ def _check_batch(images: Tensor, name: str) -> Tensor:
     return images
 
 
+def as_mask(mask: Tensor) -> Tensor:
+    """A mask (h, w) or (1, h, w) of one photo as (h, w). Raises ImageError for another shape."""
+    if mask.ndim == 3 and mask.shape[0] == 1:
+        mask = mask[0]
+    if mask.ndim != 2 or 0 in mask.shape:
+        raise ImageError(
+            f"The mask has shape {tuple(mask.shape)}; expected one mask (height, width) for the photo. "
+            "Connect a mask that was made from this photo."
+        )
+    return mask
+
+
 def _check_tensor(image: Tensor, name: str) -> None:
     if not isinstance(image, Tensor):
         raise ImageError(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FaceNotFoundError, ImageError
-from ..images import as_photo
+from ..images import as_mask, as_photo
 from .alignment import FFHQ_TEMPLATE
 from .detections import Detections
 from .faces import DetectedFace, faces_at
@@ -27,13 +27,7 @@ def face_in_mask(image: Tensor, mask: Tensor, landmarks: Tensor | None = None) -
         ImageError: the photo or the mask cannot be used.
     """
     photo = as_photo(image)
-    if mask.ndim == 3 and mask.shape[0] == 1:
-        mask = mask[0]
-    if mask.ndim != 2 or 0 in mask.shape:
-        raise ImageError(
-            f"The mask has shape {tuple(mask.shape)}; expected one mask (height, width) for the photo. "
-            "Connect a mask that was made from this photo."
-        )
+    mask = as_mask(mask)
     rows, columns = (mask > 0.5).nonzero(as_tuple=True)
     if not len(rows):
         raise FaceNotFoundError("The mask is empty. Paint it over the face, from brows to chin and ear to ear.")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import FaceNotFoundError, ImageError
-from ..images import as_photos, from_pil, label, resize, to_pil
+from ..errors import FaceNotFoundError
+from ..images import as_mask, as_photos, from_pil, label, resize, to_pil
 from ..optional_import import require
 from . import yunet
 from .detections import Detector
@@ -80,13 +80,7 @@ def select(
 
 
 def _inside(face: DetectedFace, mask: Tensor) -> bool:
-    if mask.ndim == 3 and mask.shape[0] == 1:
-        mask = mask[0]
-    if mask.ndim != 2 or 0 in mask.shape:
-        raise ImageError(
-            f"The mask has shape {tuple(mask.shape)}; expected one mask (height, width) for the photo. "
-            "Connect a mask that was made from this photo."
-        )
+    mask = as_mask(mask)
     height, width = face.image.shape[:2]
     hits = 0
     for x, y in face.landmarks.tolist():
