@@ -1,11 +1,12 @@
 """The sizes of a CogVideoX transformer: from its published `config.json`, or from its tensors where there is none."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import WeightsError
 from ..fusion.checkpoint import Published
+from ..io.weights import known_entries
 
 RELEASE_GRID = (30, 45)  # patches of 480 × 720 pixels; the release's pipeline scales the rotary grid to it
 FIXED = {
@@ -63,11 +64,7 @@ class TransformerConfig:
         Raises:
             ValueError: another kind of transformer.
         """
-        other = [f"{name} {config[name]}" for name, value in FIXED.items() if config.get(name, value) != value]
-        if other:
-            raise ValueError(f"its {', '.join(other)} are not CogVideoX's")
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in config.items() if name in known})
+        return cls(**known_entries(cls, config, FIXED))
 
     @property
     def dim(self) -> int:

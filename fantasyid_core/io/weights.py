@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,22 @@ def read_config(folder: Path | str) -> dict[str, Any]:
         WeightsMissingError, WeightsError: it is not there, or not a JSON object.
     """
     return _read_json(Path(folder) / "config.json")
+
+
+def known_entries(kind: type, config: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a `config.json` the fields of a dataclass; others, such as diffusers' version, are left out.
+
+    Args:
+        fixed: what could be otherwise, and in no published model is.
+
+    Raises:
+        ValueError: one of these is otherwise.
+    """
+    other = [f"{name} {config[name]}" for name, value in fixed.items() if config.get(name, value) != value]
+    if other:
+        raise ValueError(f"its {', '.join(other)} are not CogVideoX's")
+    known = {field.name for field in fields(kind)}
+    return {name: value for name, value in config.items() if name in known}
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:

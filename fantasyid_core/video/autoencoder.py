@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..io.weights import known_entries
 from ..operations import TORCH, Operations
 from .autoencoder_block import Cache, CausalConv, Downsample, Resnet, SpatialNorm, Upsample
 from .latents import SPACE_SCALE, TIME_SCALE
@@ -57,11 +58,7 @@ class AutoencoderConfig:
         Raises:
             ValueError: another kind of autoencoder.
         """
-        other = [f"{name} {config[name]}" for name, value in FIXED.items() if config.get(name, value) != value]
-        if other:
-            raise ValueError(f"its {', '.join(other)} are not CogVideoX's")
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in config.items() if name in known})
+        return cls(**known_entries(cls, config, FIXED))
 
     def published(self) -> dict[str, Any]:
         """As entries of a `config.json`."""
