@@ -3,7 +3,7 @@
 All numbers are drawn on the CPU, so that a seed means the same on every device.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,10 +13,32 @@ from ..errors import ImageError
 from ..optional_import import require
 from .collection import FaceViews
 
-# Largest changes at strength 1: factors as logarithms, hue in radians, blur in px of the crop, angle in degrees, shifts
-# as a share of the crop.
 ENHANCE = ("adjust_contrast_with_mean_subtraction", "adjust_saturation", "adjust_gamma", "adjust_hue")
-_RANGES = {
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """What is altered in N copies, (N,) float32 on the CPU each.
+
+    Attributes:
+        brightness, contrast, saturation, gamma, scale: logarithms of factors.
+        hue: radians; blur: px of the crop; angle: degrees.
+        right, down: shares of the crop's side.
+    """
+
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    gamma: Tensor
+    hue: Tensor
+    blur: Tensor
+    angle: Tensor
+    scale: Tensor
+    right: Tensor
+    down: Tensor
+
+
+_LARGEST = {  # changes at strength 1
     "brightness": 0.18,
     "contrast": 0.2,
     "saturation": 0.25,
@@ -58,7 +80,7 @@ def augment(views: FaceViews, count: int, seed: int = 0, strength: float = 1.0) 
     coverage = None if covered is None or views.coverage is None else torch.cat([views.coverage, covered[:, 0]])
     poses = views.poses
     if poses is not None:
-        roll = changes["angle"].to(poses)[:, None] * poses.new_tensor([0, 0, 1])
+        roll = changes.angle.to(poses)[:, None] * poses.new_tensor([0, 0, 1])
         poses = torch.cat([poses, poses[sources] + roll])
     return replace(
         views,
@@ -71,36 +93,35 @@ def augment(views: FaceViews, count: int, seed: int = 0, strength: float = 1.0) 
     )
 
 
-def _draw(count: int, seed: int, strength: float) -> dict[str, Tensor]:
-    """Name of a change → (count,) float32 on the CPU, each within ± its range × strength."""
+def _draw(count: int, seed: int, strength: float) -> Changes:
+    """Each change within ± its largest × strength."""
     generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(count, len(_RANGES), generator=generator) * 2 - 1
-    return {name: uniform[:, i] * reach * strength for i, (name, reach) in enumerate(_RANGES.items())}
+    uniform = torch.rand(count, len(_LARGEST), generator=generator) * 2 - 1
+    return Changes(**{name: uniform[:, i] * most * strength for i, (name, most) in enumerate(_LARGEST.items())})
 
 
-def _recolour(crops: Tensor, changes: dict[str, Tensor]) -> Tensor:
+def _recolour(crops: Tensor, changes: Changes) -> Tensor:
     """(N, 3, S, S) → the same in other light and focus."""
     enhance = require("kornia.enhance", "Altering views", "kornia", ENHANCE)
     filters = require("kornia.filters", "Altering views", "kornia", ["gaussian_blur2d"])
-    device = {name: values.to(crops) for name, values in changes.items()}
-    crops = crops * device["brightness"].exp()[:, None, None, None]
-    crops = enhance.adjust_contrast_with_mean_subtraction(crops.clamp(0, 1), device["contrast"].exp())
-    crops = enhance.adjust_saturation(crops.clamp(0, 1), device["saturation"].exp())
-    crops = enhance.adjust_gamma(crops.clamp(0, 1), device["gamma"].exp())
-    crops = enhance.adjust_hue(crops.clamp(0, 1), device["hue"])
-    sigma = device["blur"].clamp(min=0.05)[:, None].expand(-1, 2)  # half of them stay sharp
+    crops = crops * changes.brightness.to(crops).exp()[:, None, None, None]
+    crops = enhance.adjust_contrast_with_mean_subtraction(crops.clamp(0, 1), changes.contrast.to(crops).exp())
+    crops = enhance.adjust_saturation(crops.clamp(0, 1), changes.saturation.to(crops).exp())
+    crops = enhance.adjust_gamma(crops.clamp(0, 1), changes.gamma.to(crops).exp())
+    crops = enhance.adjust_hue(crops.clamp(0, 1), changes.hue.to(crops))
+    sigma = changes.blur.to(crops).clamp(min=0.05)[:, None].expand(-1, 2)  # half of them stay sharp
     return filters.gaussian_blur2d(crops, (15, 15), sigma).clamp(0, 1)
 
 
-def _reframe(crops: Tensor, coverage: Tensor | None, changes: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def _reframe(crops: Tensor, coverage: Tensor | None, changes: Changes) -> tuple[Tensor, Tensor | None]:
     """(N, 3, S, S) and (N, 1, S, S) → turned, scaled and shifted about their middle; grey where nothing is known."""
     transform = require("kornia.geometry.transform", "Altering views", "kornia", ["warp_affine"])
     size = crops.shape[-1]
-    angle, scale = changes["angle"].deg2rad(), changes["scale"].exp()
+    angle, scale = changes.angle.deg2rad(), changes.scale.exp()
     p, q = scale * angle.cos(), scale * angle.sin()
     linear = torch.stack([p, -q, q, p], 1).unflatten(1, (2, 2))
     middle = torch.full((2,), (size - 1) / 2)
-    shift = torch.stack([changes["right"], changes["down"]], 1) * size
+    shift = torch.stack([changes.right, changes.down], 1) * size
     matrix = torch.cat([linear, (middle + shift - linear @ middle)[..., None]], 2).to(crops)
     grey = crops.new_tensor(BORDER_GREY)
     crops = transform.warp_affine(
