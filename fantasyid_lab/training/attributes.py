@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fantasyid_core.meters import attribute_regressor, meters
+from fantasyid_core.meters.attribute_regressor import AttributeTargets
 
 from ..evaluation import adherence
 from ..people.colours import COLOURS
@@ -24,7 +25,7 @@ class AttributeObjective(nn.Module):
 
     def forward(self, frames: Tensor, **targets: Tensor) -> dict[str, Tensor]:
         """Frames (B, 3, H, W) 0…1 and the fields of `AttributeTargets`."""
-        losses = attribute_regressor.losses(self.network(frames), attribute_regressor.AttributeTargets(**targets))
+        losses = attribute_regressor.losses(self.network(frames), AttributeTargets(**targets))
         return {"loss": sum(losses.values()), **losses}
 
 
@@ -45,26 +46,25 @@ class AttributeStage(Stage):
         pool = self.context.pool
         rows = data.randint(generator, pool.clips, self.settings.batch)
         times = data.randint(generator, pool.frames.shape[1], self.settings.batch)
-        batch = labelled(pool, rows, times)
-        batch["frames"] = attribute_regressor.degrade(batch["frames"], generator)
-        return batch
+        frames, targets = labelled(pool, rows, times)
+        return {"frames": attribute_regressor.degrade(frames, generator), **vars(targets)}
 
     def validate(self) -> dict[str, float]:
         pool = self.context.validation
         rows = torch.arange(min(64, pool.clips), device=pool.device).repeat_interleave(4)
         times = torch.linspace(0, pool.frames.shape[1] - 1, 4, device=pool.device).long().repeat(len(rows) // 4)
-        batch = labelled(pool, rows, times)
+        frames, targets = labelled(pool, rows, times)
         with evaluating(self.network), self.context.autocast():
-            reading = self.network(batch["frames"])
-        off = (reading.landmarks - batch["landmarks"]).norm(dim=-1) * batch["frames"].shape[-1]
-        pose = (reading.pose - batch["pose"]).abs().median(0).values.tolist()
-        expression = (reading.expression - batch["expression"]).abs().mean()
+            reading = self.network(frames)
+        off = (reading.landmarks - targets.landmarks).norm(dim=-1) * frames.shape[-1]
+        pose = (reading.pose - targets.pose).abs().median(0).values.tolist()
+        expression = (reading.expression - targets.expression).abs().mean()
         return {
             "landmarks_px": off.median().item(),
             **dict(zip(("yaw_deg", "pitch_deg", "roll_deg"), pose, strict=True)),
             "expression": expression.item(),
-            "shirt": (reading.shirt.argmax(1) == batch["shirt"]).float().mean().item(),
-            "background": (reading.background.argmax(1) == batch["background"]).float().mean().item(),
+            "shirt": (reading.shirt.argmax(1) == targets.shirt).float().mean().item(),
+            "background": (reading.background.argmax(1) == targets.background).float().mean().item(),
         }
 
     def export(self) -> None:
@@ -80,14 +80,13 @@ class AttributeStage(Stage):
         self.network.save(self.context.model_folder / "judge")
 
 
-def labelled(pool: Pool, rows: Tensor, times: Tensor) -> Batch:
-    """Frames `times` of clips `rows` with what they show."""
+def labelled(pool: Pool, rows: Tensor, times: Tensor) -> tuple[Tensor, AttributeTargets]:
+    """Frames `times` of clips `rows`, (B, 3, H, W) 0…1, and what they show."""
     frames = pool.frames[rows, times].movedim(-1, 1).float() / 255
-    targets = attribute_regressor.AttributeTargets(
+    return frames, AttributeTargets(
         landmarks=attribute_regressor.to_unit(pool.landmarks[rows, times], pool.frames.shape[2]),
         pose=pool.pose[rows, times],
         expression=pool.expression[rows, times],
         shirt=pool.shirt[rows],
         background=pool.background[rows],
     )
-    return {"frames": frames, **vars(targets)}
