@@ -207,6 +207,7 @@ class ComfyPage:
             """([old, type]) => {
               const [from] = app.graph.findNodesByType(old);
               const to = LiteGraph.createNode(type);
+              to.pos = [...from.pos];
               app.graph.add(to);
               for (const id of [...from.outputs[0].links]) {
                 const link = app.graph.links.get(id);

@@ -207,6 +207,8 @@ def test_a_box_with_the_identity_in_it_makes_a_video_on_the_page(stocked: ComfyS
     [video] = [file for file in run.files if file["filename"].endswith(".mp4")]
     with av.open(io.BytesIO(stocked.download(video))) as container:
         assert [frame.width for frame in container.decode(video=0)] == [NANO["width"]] * NANO["frames"]
+    page.page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.centerOnNode(app.graph.nodes[0]); }")
+    page.wait_for_words("good.")  # what Detect Face says in the box is said under the box
 
 
 @each_old

@@ -18,7 +18,7 @@ from ..comfy_host import ComfyServer
 from ..environment import ROOT
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 PICTURES = ROOT / "docs" / "pictures"
 FIRST = next((ROOT / "workflows").glob("01*.json"))
@@ -43,21 +43,22 @@ def save(page: "Page", name: str) -> None:
             break
 
 
-def show_readme(browser: "Browser", page: ComfyPage, folder: Path) -> None:
-    """README as a forge shows it, by the page's own renderer."""
+def show_readme(page: ComfyPage, folder: Path) -> "Page":
+    """README as a forge shows it, by ComfyUI's own renderer."""
     text = (ROOT / "README.md").read_text("utf-8")
     html = page.page.evaluate("(text) => app.extensionManager.renderMarkdownToHtml(text)", text)
     file = folder / "readme.html"
     file.write_text(f'<meta charset="utf-8"><base href="{ROOT.as_uri()}/"><style>{STYLE}</style>{html}', "utf-8")
-    shown = browser.new_page(viewport={"width": 1100, "height": 760})
+    shown = page.page.context.browser.new_page(viewport={"width": 1100, "height": 760})
     shown.goto(file.as_uri())
     shown.wait_for_function("() => [...document.images].every((image) => image.complete)")
-    save(shown, "readme")
-    shown.close()
+    return shown
 
 
-def show_run(server: ComfyServer, page: ComfyPage, name: str, widgets: dict) -> None:
+def show_run(server: ComfyServer, page: ComfyPage, widgets: dict) -> "Page":
     """The first workflow after its run, whole."""
+    # Of what is cached from the run before, nothing is said under the nodes.
+    page.page.request.post(f"{server.url}/free", data={"unload_models": True, "free_memory": True})
     page.drop(FIRST)
     page.page.evaluate("() => { app.canvas.min_font_size_for_lod = 0; }")  # words at any size
     page.show_all()
@@ -67,10 +68,10 @@ def show_run(server: ComfyServer, page: ComfyPage, name: str, widgets: dict) -> 
         raise SystemExit(run.error.message)
     page.wait_for_video(timeout=60)
     page.settle()
-    save(page.page, name)
+    return page.page
 
 
-def show_error(server: ComfyServer, page: ComfyPage, name: str, widgets: dict, words: str, photo: str = "") -> None:
+def show_error(server: ComfyServer, page: ComfyPage, widgets: dict, words: str, photo: str = "") -> "Page":
     """What the page says of the first workflow with other `widgets`, or with a picture of the input folder."""
     page.drop(FIRST)
     if photo:
@@ -79,14 +80,27 @@ def show_error(server: ComfyServer, page: ComfyPage, name: str, widgets: dict, w
     page.show_all()
     server.wait(page.run(), timeout=3600)
     page.wait_for_words(words)
-    save(page.page, name)
+    return page.page
+
+
+def show_templates(page: ComfyPage) -> "Page":
+    """The cards of the workflows, from the first on."""
+    page.drop(FIRST)
+    page.template_cards("ComfyUI-FantasyID")
+    cards = page.page.locator("[data-testid^='template-workflow-']")
+    cards.first.scroll_into_view_if_needed()
+    for card in cards.all()[:8]:
+        card.locator("img").first.wait_for()
+    return page.page
 
 
 def main() -> None:
     """See `--help`."""
     parser = argparse.ArgumentParser(prog="python -m tools.assets.screenshots", description=__doc__)
+    parser.add_argument("names", nargs="*", help="which, such as templates; default: all")
     parser.add_argument("--quick", action="store_true", help="a shorter, rougher video")
-    widgets = QUICK if parser.parse_args().quick else {}
+    arguments = parser.parse_args()
+    widgets = QUICK if arguments.quick else {}
     executable = find_browser()
     if executable is None:
         raise SystemExit("No Chromium, Chrome or Edge is installed.")
@@ -98,20 +112,23 @@ def main() -> None:
         hills = Path(folder) / "hills.png"
         Image.linear_gradient("L").resize((640, 480)).convert("RGB").save(hills)
         photo = server.upload_image(hills)
-        for vue, name in ((False, "classic_nodes"), (True, "vue_nodes")):
-            page = ComfyPage(browser, server.url, vue_nodes=vue)
-            # Of what is cached from the run before, nothing is said under the nodes.
-            page.page.request.post(f"{server.url}/free", data={"unload_models": True, "free_memory": True})
-            show_run(server, page, name, widgets)
-            if vue:
-                show_readme(browser, page, Path(folder))
-                show_error(server, page, "missing_model", {"model_name": "FantasyID"}, "The model 'FantasyID' is not")
-                show_error(server, page, "no_face", {}, "No face was found", photo)
-                show_error(server, page, "no_such_face", {"select": "index", "index": 5}, "Face 5 was asked for")
-                page.drop(FIRST)
-                page.template_cards("ComfyUI-FantasyID")
-                page.page.locator("[data-testid^='template-workflow-']").first.scroll_into_view_if_needed()
-                save(page.page, "templates")
+        missing, sixth = {"model_name": "FantasyID"}, {"select": "index", "index": 5}
+        classic = {"classic_nodes": lambda page: show_run(server, page, widgets)}
+        vue = {
+            "vue_nodes": lambda page: show_run(server, page, widgets),
+            "readme": lambda page: show_readme(page, Path(folder)),
+            "missing_model": lambda page: show_error(server, page, missing, "The model 'FantasyID' is not"),
+            "no_face": lambda page: show_error(server, page, {}, "No face was found", photo),
+            "no_such_face": lambda page: show_error(server, page, sixth, "Face 5 was asked for"),
+            "templates": show_templates,
+        }
+        for shots, vue_nodes in ((classic, False), (vue, True)):
+            wanted = [name for name in shots if name in (arguments.names or shots)]
+            if not wanted:
+                continue
+            page = ComfyPage(browser, server.url, vue_nodes)
+            for name in wanted:
+                save(shots[name](page), name)
             page.close()
 
 
