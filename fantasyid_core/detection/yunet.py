@@ -69,7 +69,8 @@ class YuNet(nn.Module):
                 level = level + F.interpolate(coarser, scale_factor=2.0, mode="nearest")
             coarser = lateral(level).relu()
             candidates.insert(0, _decode(head(coarser), stride))
-        return tuple(torch.cat(parts, 1) for parts in zip(*candidates, strict=True))
+        boxes, scores, landmarks = (torch.cat(parts, 1) for parts in zip(*candidates, strict=True))
+        return boxes, scores, landmarks
 
 
 def _decode(x: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
