@@ -2,7 +2,8 @@
 
 from importlib.util import find_spec
 
-if find_spec("comfy_api"):  # inside ComfyUI; elsewhere (pytest, a plain interpreter) there is nothing to register
+# Inside ComfyUI, as its package; elsewhere (a plain interpreter; pytest, of a folder with a hyphen) there is no host.
+if __package__ and find_spec("comfy_api"):
     from .nodes import comfy_entrypoint
 
     WEB_DIRECTORY = "./web"
