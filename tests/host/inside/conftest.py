@@ -1,9 +1,9 @@
 """Tests inside ComfyUI: plain modules of pytest, which import it at their top; each runs in a process of its own.
 
 ComfyUI reads the command line when it is imported, and puts its folder on `sys.path`: no test can come before or after.
-So the run that collects these modules (the outer one) only reads the names of their tests. A second pytest starts
-ComfyUI and runs those that were chosen, once for each of ComfyUI's ways to hold weights; what became of them is told
-test by test, with skips and expected failures as what they are.
+So the run that collects these modules only reads the names of their tests, functions at the top level. A second pytest
+starts ComfyUI and runs those that were chosen, once for each of ComfyUI's ways to hold weights; what became of them is
+told test by test, with skips and expected failures as what they are.
 """
 
 import json
@@ -72,10 +72,10 @@ class InnerModule(pytest.File):
             report = Path(folder, "report.xml")
             arguments = ["--cpu", *["--use-pytorch-cross-attention"] * (self.path.stem in AS_ON_A_GPU)]
             start = {"base": f"{folder}/base", "arguments": arguments, "dynamic_vram": patcher == "dynamic VRAM"}
-            options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", f"--basetemp={folder}/temporary"]
+            written = [f"--junitxml={report}", "-o", "junit_logging=all", f"--basetemp={folder}/temporary"]
             try:
                 ended = subprocess.run(
-                    [sys.executable, "-m", "pytest", *options, *tests],
+                    [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *written, *tests],
                     cwd=ROOT,
                     env=outer | MEMORY | {"FANTASYID_INSIDE": json.dumps(start)},
                     capture_output=True,
@@ -111,12 +111,13 @@ class InnerTest(pytest.Item):
         told = self.parent.told(self.patcher)
         if not (cases := told.cases[self.test]):
             pytest.fail(told.end, pytrace=False)
-        said = {kind: [x for case in cases for x in case.iter(kind)] for kind in ("failure", "error", "skipped")}
-        if failed := said["failure"] + said["error"]:
-            pytest.fail("\n\n".join(element.text for element in failed), pytrace=False)
-        for element in said["skipped"]:
-            end = pytest.xfail if element.get("type") == "pytest.xfail" else pytest.skip
-            end(element.get("message"))
+        failed = [(case, end) for case in cases for end in (*case.iter("failure"), *case.iter("error"))]
+        if failed:
+            said = ["\n".join((case.get("name"), end.get("message"), *case.itertext())) for case, end in failed]
+            pytest.fail("\n\n".join(said), pytrace=False)
+        for end in (end for case in cases for end in case.iter("skipped")):
+            leave = pytest.xfail if end.get("type") == "pytest.xfail" else pytest.skip
+            leave(end.get("message"))
 
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, self.line, self.name
