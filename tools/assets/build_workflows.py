@@ -20,6 +20,7 @@ from .workflow_parts import Group, Node, Source
 WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
 TITLE, GAP, COLUMN_GAP, PADDING, GROUP_TITLE = 30, 90, 60, 30, 50  # px; what a node says below it takes part of a gap
 SCALE = 0.6  # at which the file opens; below it the page draws no text in classic nodes
+OFFSET = [130, 160]  # of the file at its opening, beside the side bar and below the menu
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 T5 = {
     "name": "t5xxl_fp8_e4m3fn_scaled.safetensors",
@@ -134,7 +135,7 @@ def tidy(saved: dict[str, Any], name: str) -> dict[str, Any]:
         if node["type"].startswith("FantasyID"):
             node["properties"]["cnr_id"] = "comfyui-fantasyid"
     saved["id"] = identifier(name)
-    saved["extra"] = {"ds": {"scale": SCALE, "offset": [60, 120]}}
+    saved["extra"] = {"ds": {"scale": SCALE, "offset": OFFSET}}
     return saved
 
 
