@@ -22,6 +22,10 @@ from .landmark_geometry import FitParameters, Problem, jacobian, project, residu
 ITERATIONS = 12
 COMPONENTS = (100, 50)
 """Of shape and expression that are fitted at most, as many as DECA has."""
+DEPTH_NOISE = 2.0
+_ROUNDS = 3  # after each the landmarks' weights are taken anew
+_HIDDEN, _SHOWN = 0.05, 0.3  # cosines between a surface's normal and the view
+_TAIL = 4.0  # mean squared residuals at which a landmark counts half
 NOISE = 0.03
 """Standard deviation of a detector's landmarks, as a share of their root mean square distance from their middle."""
 
@@ -89,28 +93,59 @@ def fit(
     noise: Tensor | float | None = None,
     focal: Tensor | float | None = None,
     expression_deviations: Tensor | None = None,
+    normals: Tensor | None = None,
+    error_basis: Tensor | None = None,
+    depth_noise: float = DEPTH_NOISE,
     iterations: int = ITERATIONS,
 ) -> Fit:
     """Fit a face model to landmarks; P people with N photos each at once, on the landmarks' device (MPS: on the CPU).
 
     Args:
-        landmarks: (P, N, L, 2) px, y down; at least three in a photo.
+        landmarks: (P, N, L, 2) px, y down, at least three in a photo; or (P, N, L, 3) with their depth in px, which
+            grows away from the viewer and may begin anywhere.
         points: what the landmarks mark: (L,) int64, the model's vertices, or (L, V) float, weights of all vertices.
         confidence: (P, N, 1 or L) 0…1: how much a photo, or a landmark of it, counts; all fully if None.
         noise: standard deviation of the landmarks, px: a number or (P, N). If None, `NOISE` of the face's size.
         focal: focal length in px where it is known, a number or (P, N); the landmarks are then counted from the
             picture's middle. If None, a weak perspective (a very long lens) as DECA has it.
         expression_deviations: (E,) how far from 0 expressions usually are, where that is not 1.
+        normals: (L, 3) of the surface where the landmarks are, on the head at rest. What the head's own turn hides
+            does not count then, and what lies far off the fit counts less. All landmarks count fully if None.
+        error_basis: (L, 3, K) metres on the head at rest, ways in which the landmarks of a photo are off together, per
+            standard deviation. They are found as expressions are, and left out of the result.
+        depth_noise: standard deviation of a depth, in terms of that of a place in the picture.
 
     Raises:
         MeshError: shapes that do not fit each other, or landmarks that are not finite or all in one place.
     """
-    problem = _problem(model, landmarks, points, confidence, noise, focal)
+    problem = _problem(model, landmarks, points, confidence, noise, focal, depth_noise)
     deviations = problem.mean.new_ones(problem.expression_basis.shape[-1])
     if expression_deviations is not None:
         deviations = expression_deviations[: len(deviations)].to(deviations)
-    problem = problem._replace(expression_basis=problem.expression_basis * deviations)
-    parameters, damping = start(problem), torch.full_like(problem.observed[:, 0, 0, 0], 1e-3)
+    expression_basis = problem.expression_basis * deviations
+    if error_basis is not None:
+        expression_basis = torch.cat([expression_basis, error_basis.to(expression_basis)], -1)
+    problem = problem._replace(expression_basis=expression_basis)
+    parameters = start(problem)
+    if normals is None:
+        parameters = _minimise(problem, parameters, iterations)
+    else:
+        normals = normals.to(problem.mean)
+        for _ in range(_ROUNDS):
+            doubted = problem._replace(weight=problem.weight * _trust(problem, parameters, normals))
+            parameters = _minimise(doubted, parameters, -(-iterations // _ROUNDS))
+    error = residual(problem, parameters)[..., :2].square().sum(-1).mean(-1).sqrt()
+    found = parameters._replace(
+        expression=parameters.expression[..., : len(deviations)] * deviations,
+        log_scale=parameters.log_scale.exp(),
+        shift=parameters.shift[..., :2],
+    )
+    return Fit(*(x.float().to(landmarks.device) for x in (*found, problem.inverse_focal, error)))
+
+
+def _minimise(problem: Problem, parameters: FitParameters, iterations: int) -> FitParameters:
+    """Levenberg–Marquardt steps; of every person only those that bring it nearer are taken."""
+    damping = torch.full_like(problem.observed[:, 0, 0, 0], 1e-3)
     cost = _cost(problem, parameters)
     for _ in range(iterations):
         proposed = _step(problem, parameters, damping)
@@ -120,9 +155,16 @@ def fit(
         parameters = FitParameters(*(torch.where(_broadcast(better, old), new, old) for new, old in pairs))
         cost = torch.where(better, proposed_cost, cost)
         damping = torch.where(better, damping / 5, damping * 8).clamp(1e-9, 1e9)
-    error = residual(problem, parameters).square().sum(-1).mean(-1).sqrt()
-    values = parameters._replace(expression=parameters.expression * deviations, log_scale=parameters.log_scale.exp())
-    return Fit(*(x.float().to(landmarks.device) for x in (*values, problem.inverse_focal, error)))
+    return parameters
+
+
+def _trust(problem: Problem, parameters: FitParameters, normals: Tensor) -> Tensor:
+    """(P, N, L, 1) 0…1: nothing where the head hides a landmark by its own turn, less where it lies far off the fit."""
+    facing = (normals @ parameters.rotation.mT)[..., 2:]
+    shown = ((facing - _HIDDEN) / (_SHOWN - _HIDDEN)).clamp(1e-4, 1)
+    off = (problem.weight * residual(problem, parameters).square())[..., :2].sum(-1, keepdim=True)
+    typical = (off * shown).sum(2, keepdim=True) / shown.sum(2, keepdim=True)
+    return shown / (1 + off / (_TAIL * typical).clamp(min=1e-12))
 
 
 def _problem(
@@ -132,19 +174,22 @@ def _problem(
     confidence: Tensor | None,
     noise: Tensor | float | None,
     focal: Tensor | float | None,
+    depth_noise: float,
 ) -> Problem:
-    if landmarks.ndim != 4 or landmarks.shape[2:] != (len(points), 2) or len(points) < 3 or 0 in landmarks.shape:
+    known = landmarks.ndim == 4 and landmarks.shape[2] == len(points) >= 3 and landmarks.shape[3] in (2, 3)
+    if not known or 0 in landmarks.shape:
         raise MeshError(
             f"The landmarks have shape {tuple(landmarks.shape)} for {len(points)} points of the face model; expected "
-            f"(people, photos, {len(points)}, 2), at least three. "
+            f"(people, photos, {len(points)}, 2 or 3), at least three. "
             "Use a face model that knows as many points as the detector."
         )
     # The system is small, but mixes metres, pixels and radians: float64, which MPS does not know.
     device = torch.device("cpu") if landmarks.device.type == "mps" else landmarks.device
     options = {"device": device, "dtype": torch.float64}
     observed = landmarks.to(**options)
-    spread = (observed - observed.mean(2, keepdim=True)).square().sum(-1).mean(-1).sqrt()
-    if not (spread.isfinite() & (spread > 0)).all():
+    flat = observed[..., :2]
+    spread = (flat - flat.mean(2, keepdim=True)).square().sum(-1).mean(-1).sqrt()
+    if not (observed.isfinite().all() and (spread > 0).all()):
         raise MeshError(
             "The landmarks are not finite, or all in one place: no face can be fitted to them. "
             "Use a photo on which the face is larger, or draw its box by hand."
@@ -153,6 +198,7 @@ def _problem(
     weight = sigma[..., None].square().reciprocal().expand(observed.shape[:3])
     if confidence is not None:
         weight = weight * confidence.to(**options).clamp(min=1e-6)  # a photo that does not count still has a pose
+    weight = weight[..., None] * weight.new_tensor([1, 1, depth_noise**-2])[: observed.shape[-1]]
     inverse_focal = torch.zeros_like(spread)
     if focal is not None:
         inverse_focal = 1 / torch.as_tensor(focal, **options).expand_as(spread)
@@ -181,14 +227,14 @@ def _remove_size(mean: Tensor, basis: Tensor) -> Tensor:
 
 def _cost(problem: Problem, parameters: FitParameters) -> Tensor:
     """(P,) twice the negative logarithm of the posterior, up to a constant."""
-    misfit = (problem.weight[..., None] * residual(problem, parameters).square()).sum((1, 2, 3))
+    misfit = (problem.weight * residual(problem, parameters).square()).sum((1, 2, 3))
     return misfit + parameters.shape.square().sum(-1) + parameters.expression.square().sum((1, 2))
 
 
 def _step(problem: Problem, parameters: FitParameters, damping: Tensor) -> FitParameters:
     """A damped Gauss–Newton step: the shape from the sum of the photos' information, then the rest of every photo."""
     columns = jacobian(problem, parameters)
-    weighted = columns * problem.weight.repeat_interleave(2, -1)[..., None]
+    weighted = columns * problem.weight.flatten(2)[..., None]
     normal = columns.mT @ weighted
     gradient = (weighted.mT @ residual(problem, parameters).flatten(2)[..., None])[..., 0]
     shapes, expressions = parameters.shape.shape[-1], parameters.expression.shape[-1]
@@ -205,7 +251,7 @@ def _step(problem: Problem, parameters: FitParameters, damping: Tensor) -> FitPa
     total = _damped(information.sum(1) + torch.eye(shapes).to(information), damping)
     change = -torch.linalg.solve_ex(total, slope.sum(1) + parameters.shape).result
     own_step = -eliminated[..., -1] - (eliminated[..., :-1] @ change[:, None, :, None])[..., 0]
-    expression, turn, log_scale, shift = own_step.split((expressions, 3, 1, 2), -1)
+    expression, turn, log_scale, shift = own_step.split((expressions, 3, 1, parameters.shift.shape[-1]), -1)
     return FitParameters(
         parameters.shape + change,
         parameters.expression + expression,

@@ -127,10 +127,42 @@ def test_one_photo_takes_well_under_five_seconds(model):
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize("focal", [0.0, 700.0])
+def test_depths_are_used_where_landmarks_have_them(model, focal):
+    """They begin anywhere, and bring the truth nearer where there is noise in the picture."""
+    true, landmarks = truth(model, people=4, photos=2, focal=focal)
+    depth = true.in_photo(heads(model, true))[..., 2:] + 77
+    noisy = landmarks + 8 * torch.randn(landmarks.shape, generator=torch.Generator().manual_seed(3))
+
+    def error(marks: torch.Tensor, noise: float) -> torch.Tensor:
+        found = landmark_fit.fit(model, marks, torch.arange(POINTS), noise=noise, focal=focal or None, depth_noise=0.1)
+        return millimetres(model, found.shape, true.shape).mean()
+
+    assert error(torch.cat([landmarks, depth], -1), 0.1) < 0.05
+    assert error(torch.cat([noisy, depth], -1), 8.0) < 0.5 * error(noisy, 8.0)
+
+
+def test_what_the_head_hides_and_what_lies_far_off_hardly_counts(model):
+    """Of a face some 60 px large what is turned away lies 12 px off, and so does every twentieth landmark."""
+    true, landmarks = truth(model, people=4, photos=3)
+    draw = torch.Generator().manual_seed(4)
+    normals = torch.nn.functional.normalize(model.template * torch.tensor([0.3, 0.3, 1.0]), dim=-1)
+    facing = (normals @ true.rotation.mT)[..., 2]
+    wrong = landmarks + 12 * torch.randn(landmarks.shape, generator=draw)
+    spoilt = (facing < 0) | (torch.rand(facing.shape, generator=draw) < 0.05)
+    marks = torch.where(spoilt[..., None], wrong, landmarks)
+
+    def error(normals: torch.Tensor | None) -> torch.Tensor:
+        found = landmark_fit.fit(model, marks, torch.arange(POINTS), noise=2.0, normals=normals, iterations=30)
+        return millimetres(model, found.shape, true.shape).mean()
+
+    assert error(normals) < 0.6 * error(None)
+
+
 @pytest.mark.parametrize(
     ("landmarks", "points", "message"),
     [
-        (torch.rand(1, 1, 5, 3), 5, r"expected \(people, photos, 5, 2\)"),
+        (torch.rand(1, 1, 5, 4), 5, r"expected \(people, photos, 5, 2 or 3\)"),
         (torch.rand(1, 1, 2, 2), 2, "at least three"),
         (torch.rand(1, 0, 5, 2), 5, "expected"),
         (torch.full((1, 1, 5, 2), torch.nan), 5, "not finite"),
