@@ -1,4 +1,4 @@
-"""Points as MediaPipe's own graph reads them, for the tests: `python -m tools.assets.landmark_reference PYTHON`.
+"""Points as MediaPipe's own graph reads them, for the tests: `python -m tools.measure.landmark_reference PYTHON`.
 
 PYTHON is the interpreter of an environment of its own with mediapipe 0.10.21, which this one need not have. It gets the
 faces of the labelled photos cut out and 192 px large, so that both networks see the same pixels.

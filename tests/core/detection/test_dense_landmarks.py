@@ -25,7 +25,7 @@ def reference() -> tuple[list[str], Tensor, Tensor]:
 
 
 def test_the_network_reads_what_mediapipe_reads():
-    """Mean and worst distance in px of 192; `tools/assets/landmark_reference.py` made the fixture."""
+    """Mean and worst distance in px of 192; `tools/measure/landmark_reference.py` made the fixture."""
     installed = {label.name: label.read() for label in photos() if label.people}
     names, squares, points = reference()
     here = [i for i, name in enumerate(names) if name in installed]
