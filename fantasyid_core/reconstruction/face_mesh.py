@@ -15,6 +15,7 @@ from ..errors import FaceNotFoundError, MeshError, WeightsMissingError
 from ..io.layout import DECA_NAMES, FLAME_NAMES
 from . import deca, flame
 from .deca_input import WHOLE_PHOTO, prepare, to_photo
+from .dense_fit import fit_dense
 from .landmark_fit import at_landmarks, fit
 from .mesh_files import read_mesh
 
@@ -109,6 +110,8 @@ def from_landmarks(
 ) -> FaceMesh:
     """Estimate the mesh of the face in a photo from its landmarks alone, without DECA, on the model's device.
 
+    From the 478 dense landmarks where all the faces have them and the model knows them, else from the detector's five.
+
     Args:
         mode, others: as for `reconstruct`; the photos count by the faces' quality and by what each shows of the shape,
             see `landmark_fit.fit`.
@@ -117,19 +120,28 @@ def from_landmarks(
         MeshError: there is no such mode, it is not known where the face model has its landmarks, or no face fits.
     """
     _check_mode(mode)
-    if model.landmarks is None:
+    faces = (face, *others)
+    device = model.template.device
+    confidence = _weights(*faces).to(device)[None]
+    dense = [each.dense_landmarks for each in faces if each.dense_landmarks is not None]
+    if model.dense_landmarks is not None and len(dense) == len(faces):
+        fitted = fit_dense(model, torch.stack(dense).to(device)[None], confidence=confidence)
+    elif model.landmarks is None:
         raise MeshError(
             f"It is not known which of this face model's {len(model.template)} vertices are eyes, nose and mouth: use "
             "FLAME, or a .safetensors face model with a tensor 'landmarks', or the method DECA."
         )
-    device = model.template.device
-    landmarks = torch.stack([each.landmarks.to(device) for each in (face, *others)])
-    points = model.landmarks[: landmarks.shape[1]]
-    confidence = _weights(face, *others).to(device)[None, :, None]
-    deviations = model.expression_deviations
-    fitted = fit(model, landmarks[None], points, confidence=confidence, expression_deviations=deviations)
+    else:
+        landmarks = torch.stack([each.landmarks.to(device) for each in faces])
+        fitted = fit(
+            model,
+            landmarks[None],
+            model.landmarks[: landmarks.shape[1]],
+            confidence=confidence[..., None],
+            expression_deviations=model.expression_deviations,
+        )
     expressed = model.decode(fitted.shape, fitted.expression[:, 0])
-    in_photo = fitted.in_photo(expressed[:, None].expand(-1, len(landmarks), -1, -1))[0, 0]
+    in_photo = fitted.in_photo(expressed[:, None].expand(-1, len(faces), -1, -1))[0, 0]
     posed = model.turn(expressed, fitted.rotation[:, 0])
     vertices = posed if mode == AS_RELEASED else model.decode(fitted.shape)
     return _finite(FaceMesh(vertices[0], model.faces, fitted.shape[0], in_photo), "no face fits these landmarks")

@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..detection.landmark_network import POINTS
 from ..errors import MeshError, WeightsError, WeightsMissingError
 from ..geometry import check_mesh
 from ..io import unpickle
@@ -19,7 +20,7 @@ MAX_JOINTS = 64
 HEAD, JAW = 0, 2  # joints that DECA's pose turns
 _NAMES = {"v_template": 2, "f": 2, "shapedirs": 3, "posedirs": 3, "weights": 2, "kintree_table": 2, "J_regressor": 2}
 """Of the file, with their numbers of dimensions."""
-_OPTIONAL = ("expressiondirs", "landmarks", "expressiondeviations")
+_OPTIONAL = ("expressiondirs", "landmarks", "expressiondeviations", "denselandmarks", "densedeviations", "denseerrors")
 """Of `.safetensors` files alone, see `load`."""
 LANDMARKS = (4597, 4051, 3564, 2730, 1594)
 """Vertices of FLAME's mesh that the detector's five landmarks mark: the corneas' middles, the nose's tip, the ends of
@@ -46,6 +47,11 @@ class Flame:
         landmarks: (L,) int64 vertices or (L, V) weights of all vertices, the first five those of the detector: the
             person's right and left eye, nose tip, right and left mouth corner; `None` where they are not known.
         expression_deviations: (E,) how far from 0 a face's expression usually is, in the code's units; `None`: 1 each.
+        dense_landmarks: (478, V) weights of all vertices that give the points of `detection.dense_landmarks`, found by
+            registration; `None` where they are not known.
+        dense_deviations: (478,) metres, how far off each of these usually is by itself.
+        dense_errors: (478, 3, K) metres on the head at rest, ways in which they are off together, per standard
+            deviation.
     """
 
     template: Tensor
@@ -58,6 +64,9 @@ class Flame:
     parents: tuple[int, ...]
     landmarks: Tensor | None = None
     expression_deviations: Tensor | None = None
+    dense_landmarks: Tensor | None = None
+    dense_deviations: Tensor | None = None
+    dense_errors: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Flame":
         """The same model on another device."""
@@ -123,8 +132,9 @@ def axis_angle_to_matrix(rotation: Tensor) -> Tensor:
 def load(path: str | Path) -> Flame:
     """Read FLAME from `generic_model.pkl` (nothing of it is executed) or a `.safetensors` file with the same names.
 
-    Other meshes load likewise: counts are read from the arrays. Such a file may hold more: `landmarks` and
-    `expressiondeviations`, see `Flame`, and `expressiondirs` (V, 3, E), in which case all of `shapedirs` is shape.
+    Other meshes load likewise: counts are read from the arrays. Such a file may hold more: `landmarks`,
+    `expressiondeviations`, `denselandmarks`, `densedeviations` and `denseerrors`, see `Flame`, and `expressiondirs`
+    (V, 3, E), in which case all of `shapedirs` is shape.
 
     Raises:
         WeightsMissingError: there is no such file; says where to get it.
@@ -156,9 +166,16 @@ def load(path: str | Path) -> Flame:
         parents=(-1, *tensors["kintree_table"][0, 1:].long().tolist()),
         landmarks=landmarks if landmarks is None or landmarks.is_floating_point() else landmarks.long(),
         expression_deviations=tensors.get("expressiondeviations"),
+        dense_landmarks=_float(tensors.get("denselandmarks")),
+        dense_deviations=_float(tensors.get("densedeviations")),
+        dense_errors=_float(tensors.get("denseerrors")),
     )
     _check(flame, path)
     return flame
+
+
+def _float(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -208,12 +225,16 @@ def _check(flame: Flame, path: Path) -> None:
     }
     if flame.expression_deviations is not None:
         expected["expression_deviations"] = flame.expression_basis.shape[2:]
+    if flame.dense_landmarks is not None or flame.dense_deviations is not None:
+        expected |= {"dense_landmarks": (POINTS, vertices), "dense_deviations": (POINTS,)}
+    if flame.dense_errors is not None:
+        expected["dense_errors"] = (POINTS, 3, *flame.dense_errors.shape[2:3])
     for name, shape in expected.items():
         tensor = getattr(flame, name)
-        if tensor.shape != shape or not tensor.isfinite().all():
+        if tensor is None or tensor.shape != shape or not tensor.isfinite().all():
+            found = "missing" if tensor is None else tuple(tensor.shape)
             raise WeightsError(
-                f"{name} in {path} is {tuple(tensor.shape)}, expected {shape} and finite: it is damaged. "
-                "Copy or download it again."
+                f"{name} in {path} is {found}, expected {shape} and finite: it is damaged. Copy or download it again."
             )
     if flame.landmarks is not None and not _marks(flame.landmarks, vertices):
         raise WeightsError(
