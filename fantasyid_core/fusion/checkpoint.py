@@ -96,8 +96,8 @@ def split_published(tensors: Mapping[str, Tensor]) -> Published:
         )
     if any(name.endswith(QUANTISED) for part in ENCODER_PARTS for name in parts[part]):
         raise WeightsError(
-            "The identity encoder in this file is quantised, which it does not bear. Quantise the linear layers of "
-            "transformer_blocks alone."
+            "The identity encoder in this file is quantised, which it does not bear. Use a file in which only linear "
+            "layers of transformer_blocks are."
         )
     dead = {}
     if not empty:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ...fantasyid_core.errors import WeightsError
+from ...fantasyid_core.errors import WeightsError, cause
 from ...fantasyid_core.fusion.checkpoint import QUANTISED
 from ...fantasyid_core.io.weights import check_fit
 from ...fantasyid_core.operations import Operations
@@ -60,7 +60,7 @@ def load_quantised(module: nn.Module, plain: nn.Module, tensors: Mapping[str, Te
         module.eval().requires_grad_(False)
     except (AttributeError, KeyError, ValueError, RuntimeError) as error:  # AttributeError: no scales
         raise WeightsError(
-            f"The quantised weights of this {what} are not complete ({error}). Copy or download the file again."
+            f"The quantised weights of this {what} are not complete ({cause(error)}). Copy or download the file again."
         ) from error
 
 
@@ -69,5 +69,5 @@ def _format(name: str, tensor: Tensor) -> str:
         return str(json.loads(tensor.numpy().tobytes())["format"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"The tensor {name} does not name a quantised format of ComfyUI: quantise the model again."
+            f"The tensor {name} does not name a quantised format of ComfyUI. Copy or download the file again."
         ) from error
