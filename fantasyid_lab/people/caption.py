@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 KEPT = 0.88
 """Chance that a fact is stated at all."""
 MAX_EVENTS = 3  # more would be cut off by the text encoder; blinks are the first to go
+MAX_BYTES = 225  # what the text encoder of FantasyID-nano takes
 _TURN = (
     "turns {her} head to the {side}",
     "turns to the {side}",
@@ -72,11 +73,20 @@ def caption(rng: np.random.Generator, person: "Person", scene: Scene, labels: Cl
     worn = pick(_SHIRT).format(c=labels.shirt, a=_a(labels.shirt)) if rng.random() < KEPT else ""
     behind = pick(_BEHIND).format(c=labels.background, a=_a(labels.background)) if rng.random() < KEPT else ""
     does = _enumerate(phrases_used[:MAX_EVENTS])
+    text = _sentences(rng, pick, who, worn, behind, does, "She" if female else "He")
+    if len(text.encode()) > MAX_BYTES:
+        text = text.replace(does, _enumerate(phrases_used[: MAX_EVENTS - 1]))
+    return text
+
+
+def _sentences(
+    rng: np.random.Generator, pick: "_Picker", who: str, worn: str, behind: str, does: str, pronoun: str
+) -> str:
     kind = rng.integers(3) if does else 3
     if kind == 0:  # all in one sentence
         return _finish(pick, _join(who, worn, does, behind))
     if kind == 1:  # the setting first
-        return _finish(pick, _join(who, worn, behind)) + f" {'She' if female else 'He'} {does}."
+        return _finish(pick, _join(who, worn, behind)) + f" {pronoun} {does}."
     if kind == 2 and behind:
         return f"{behind[0].upper()}{behind[1:]}, {_join(who, worn, does)}."
     return _finish(pick, _join(who, worn, does, behind))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -11,6 +11,7 @@ from fantasyid_core.detection.alignment import FFHQ_TEMPLATE
 from fantasyid_core.detection.faces import detect
 from fantasyid_core.errors import ImageError, MeshError
 from fantasyid_lab.people import person as people
+from fantasyid_lab.people.caption import MAX_BYTES
 from fantasyid_lab.people.clip import MAX_STILL_YAW, Clip, clip, still
 from fantasyid_lab.people.colours import COLOURS
 from fantasyid_lab.people.head import load
@@ -156,6 +157,7 @@ def test_motion_shows_what_the_labels_say(who: int, seed: int):
 
 @settings(max_examples=150, deadline=None)
 @given(who=seeds, seed=st.integers(0, 2**31))
+@example(who=397555, seed=1726765)  # three events in the longest words
 def test_captions_say_nothing_that_is_not_so(who: int, seed: int):
     drawn = clip(person(who), seed)
     labels, text = drawn.labels, drawn.caption.lower()
@@ -178,7 +180,7 @@ def test_captions_say_nothing_that_is_not_so(who: int, seed: int):
     assert not ("woman" in tokens and drawn.person.sex == "male")
     assert not ("man" in tokens and drawn.person.sex == "female")
     assert text[-1] == "."
-    assert len(drawn.caption.encode()) < 226  # what the text encoder of FantasyID-nano takes
+    assert len(drawn.caption.encode()) <= MAX_BYTES
 
 
 def test_captions_vary_and_mostly_tell():
