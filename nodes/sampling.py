@@ -134,14 +134,14 @@ class FantasyIDSampler(FantasyIDNode):
         pixels = squeeze_to_frame(identity.image, height, width)
         positive, negative = _with_first_frame(model, vae, pixels, positive, negative, generator)
         if noise is None:
-            start = torch.randn(zeros.transpose(1, 2).shape, generator=generator).transpose(1, 2)
+            first_noise = torch.randn(zeros.transpose(1, 2).shape, generator=generator).transpose(1, 2)
         else:
-            start = noise.generate_noise(latent)
+            first_noise = noise.generate_noise(latent)
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(guidance)
         samples = guider.sample(
-            start,
+            first_noise,
             zeros,
             ReleaseSampler(scheduler, steps, generator),
             trailing_sigmas(model, steps),

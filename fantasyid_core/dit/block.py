@@ -112,9 +112,11 @@ class Block(nn.Module):
             weights_of, with_weights: weight and bias of a layer norm, and a computation on those of a linear layer,
                 where a caller holds them elsewhere or patches them: what is fused does not go through the layer.
         """
-        n = encoder_hidden_states.shape[1]
+        text_tokens = encoder_hidden_states.shape[1]
         joint, gates = self._modulated(self.norm1, hidden_states, encoder_hidden_states, temb, fp8, weights_of)
-        update = self._attention(joint, hidden_states.dtype, n, image_rotary_emb, attend, weights_of, with_weights)
+        update = self._attention(
+            joint, hidden_states.dtype, text_tokens, image_rotary_emb, attend, weights_of, with_weights
+        )
         hidden_states, encoder_hidden_states = _updated(hidden_states, encoder_hidden_states, update, gates)
         joint, gates = self._modulated(self.norm2, hidden_states, encoder_hidden_states, temb, fp8, weights_of)
         update = self._feed_forward(joint, hidden_states.dtype, with_weights)
@@ -185,6 +187,6 @@ def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
 def _updated(
     hidden_states: Tensor, encoder_hidden_states: Tensor, update: Tensor, gates: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    n = encoder_hidden_states.shape[1]
-    hidden_states = gated_add(hidden_states, update[:, n:], gates[0])
-    return hidden_states, gated_add(encoder_hidden_states, update[:, :n], gates[1])
+    text_tokens = encoder_hidden_states.shape[1]
+    hidden_states = gated_add(hidden_states, update[:, text_tokens:], gates[0])
+    return hidden_states, gated_add(encoder_hidden_states, update[:, :text_tokens], gates[1])

@@ -181,18 +181,18 @@ class BatchInjector:
     """The identities of a run for one batch: an `Injector`.
 
     Attributes:
-        run: what is constant over the run.
+        injections: the identities, with what is constant over the run.
         unconditional, attend, weights_of: see `InjectionRun.add_to`.
     """
 
-    run: InjectionRun
+    injections: InjectionRun
     unconditional: tuple[bool, ...] = ()
     attend: Attend = scaled_dot_product
     weights_of: WeightsOf = own_weights
 
     def add_to(self, hidden_states: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
         """See `Injector`."""
-        return self.run.add_to(
+        return self.injections.add_to(
             hidden_states,
             layer,
             attention,

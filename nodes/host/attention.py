@@ -45,14 +45,14 @@ class Attention:
     backend: SDPBackend | None = None
 
 
-def attention_for(options: Mapping, shape: Shape, dtype: torch.dtype, device: torch.device) -> Attention:
+def attention_for(transformer_options: Mapping, shape: Shape, dtype: torch.dtype, device: torch.device) -> Attention:
     """The attention of a call with these `transformer_options`, over queries (B, H, L, D).
 
     A node's override comes first, then what ComfyUI was started with. Only where that is PyTorch's, the fastest of its
     kernels is measured: once for every shape, so that a sampling run waits for the GPU at most in its first step.
     """
-    if OVERRIDE in options:
-        overridden = _Overridden(options)
+    if OVERRIDE in transformer_options:
+        overridden = _Overridden(transformer_options)
         return Attention(overridden, overridden)
     chosen = comfy.ldm.modules.attention
     if chosen.optimized_attention is not chosen.attention_pytorch:
@@ -69,13 +69,13 @@ def _has_kernels(device: torch.device) -> bool:
 class _Overridden:
     """ComfyUI's attention with `transformer_options`, among which is a node's own attention."""
 
-    def __init__(self, options: Mapping):
-        self._options = options
+    def __init__(self, transformer_options: Mapping):
+        self._transformer_options = transformer_options
 
     @uncompiled
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         attention = comfy.ldm.modules.attention.optimized_attention
-        return attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=self._options)
+        return attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=self._transformer_options)
 
 
 class PatchedAttention:
@@ -85,12 +85,12 @@ class PatchedAttention:
 
     Args:
         attend: the attention itself.
-        options: `transformer_options` of this block, which the patches are given.
+        transformer_options: those of this block, which the patches are given.
     """
 
-    def __init__(self, attend: Attend, options: Mapping):
-        self._attend, self._options = attend, options
-        patches = options.get("patches", {})
+    def __init__(self, attend: Attend, transformer_options: Mapping):
+        self._attend, self._transformer_options = attend, transformer_options
+        patches = transformer_options.get("patches", {})
         self._before, self._after = patches.get("attn1_patch", ()), patches.get("attn1_output_patch", ())
 
     @property
@@ -101,7 +101,7 @@ class PatchedAttention:
     @uncompiled
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         for patch in self._before:
-            more = {"pe": None, "attn_mask": None, "extra_options": self._options}
+            more = {"pe": None, "attn_mask": None, "extra_options": self._transformer_options}
             _check_signature(patch, q, k, v, **more)
             out = patch(q, k, v, **more)
             q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)
@@ -112,7 +112,7 @@ class PatchedAttention:
                 )
         attended = self._attend(q, k, v)
         for patch in self._after:
-            attended = patch(attended, self._options)
+            attended = patch(attended, self._transformer_options)
         return attended
 
 

@@ -41,32 +41,34 @@ class NativeTransformer(FantasyIDTransformer):
         return executor.execute(x, timesteps, context, control, transformer_options, **extra)
 
     @uncompiled_itself
-    def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, control, options: Mapping, **extra) -> Tensor:
+    def _predict(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, control, transformer_options: Mapping, **extra
+    ) -> Tensor:
         if control is not None:
             raise SamplingError(
                 "A ControlNet is on the prompts. ComfyUI has none for CogVideoX, and one of another model cannot steer "
                 "this one. Take Apply ControlNet out of the way of the prompts."
             )
-        ours = Options.of(options)
+        ours = Options.of(transformer_options)
         run = ours.run or Run(ours.injections, keep=False)
         unconditional = tuple(extra.get(MARK, ()))
         injections = run.injections(unconditional)
         # reading a timestep back from the GPU waits for it, so only where something acts on a part of the run
         wanted = injections.depends_on_progress or run.skips_steps
         progress = 1 - timesteps[0].item() / (TRAIN_STEPS - 1) if wanted else 0.0
-        attention = attention_for(options, self._queries(x, context), x.dtype, x.device)
+        attention = attention_for(transformer_options, self._queries(x, context), x.dtype, x.device)
         injector = BatchInjector(injections, unconditional, attention.injections, run.norm_weights)
         velocity = super().forward(
             x.transpose(1, 2),
             context,
             timesteps,
-            image_rotary_emb=run.rotary(self, x, options.get("rope_options") or {}),
+            image_rotary_emb=run.rotary(self, x, transformer_options.get("rope_options") or {}),
             injector=injector,
             progress=progress,
-            run_block=_BlockPatches(self, options, x, attention, run),
-            cache=run.step_cache(tuple(window_of(options) or ()), card_of(options)),
+            run_block=_BlockPatches(self, transformer_options, x, attention, run),
+            cache=run.step_cache(tuple(window_of(transformer_options) or ()), card_of(transformer_options)),
             # where an identity sets in or ends, a step is not like the one before
-            branch=(*options.get("uuids", ()), *(i.is_active(progress) for i in injections.injections)),
+            branch=(*transformer_options.get("uuids", ()), *(i.is_active(progress) for i in injections.injections)),
         )
         return velocity.transpose(1, 2)
 
@@ -77,24 +79,30 @@ class NativeTransformer(FantasyIDTransformer):
         return len(x), c.num_attention_heads, tokens, c.attention_head_dim
 
 
-def window_of(options: Mapping) -> list[int] | None:
+def window_of(transformer_options: Mapping) -> list[int] | None:
     """The latent frames of the context window that is being predicted; None for the whole video."""
-    return getattr(options.get("context_window"), "index_list", None)
+    return getattr(transformer_options.get("context_window"), "index_list", None)
 
 
-def card_of(options: Mapping) -> torch.device | None:
+def card_of(transformer_options: Mapping) -> torch.device | None:
     """The card of this thread, where ComfyUI shares the guidance branches out over several; None on a single one."""
-    return options.get("multigpu_thread_device")
+    return transformer_options.get("multigpu_thread_device")
 
 
 class _BlockPatches:
     """Runs one block as ComfyUI's other models do, with the patches of nodes around the blocks and inside them."""
 
-    def __init__(self, transformer: NativeTransformer, options: Mapping, x: Tensor, attention: Attention, run: Run):
-        self.options = {**options, "total_blocks": len(transformer.transformer_blocks), "block_type": "double"}
-        self.x, self.attention, self.run, self.fp8 = x, attention, run, Options.of(options).fp8
-        self.replace = options.get("patches_replace", {}).get("dit", {})
-        patches = options.get("patches", {})
+    def __init__(
+        self, transformer: NativeTransformer, transformer_options: Mapping, x: Tensor, attention: Attention, run: Run
+    ):
+        self.transformer_options = {
+            **transformer_options,
+            "total_blocks": len(transformer.transformer_blocks),
+            "block_type": "double",
+        }
+        self.x, self.attention, self.run, self.fp8 = x, attention, run, Options.of(transformer_options).fp8
+        self.replace = transformer_options.get("patches_replace", {}).get("dit", {})
+        patches = transformer_options.get("patches", {})
         self.before, self.after = patches.get("post_input", []), patches.get("double_block", [])
 
     @uncompiled_itself
@@ -107,10 +115,14 @@ class _BlockPatches:
         temb: Tensor,
         image_rotary_emb: Rotary | None,
     ) -> tuple[Tensor, Tensor]:
-        self.options["block_index"] = index
+        self.transformer_options["block_index"] = index
         if index == 0:
             for patch in self.before:
-                given = {"img": hidden_states, "txt": encoder_hidden_states, "transformer_options": self.options}
+                given = {
+                    "img": hidden_states,
+                    "txt": encoder_hidden_states,
+                    "transformer_options": self.transformer_options,
+                }
                 out = patch(given)
                 hidden_states, encoder_hidden_states = out["img"], out["txt"]
         args = {
@@ -118,24 +130,29 @@ class _BlockPatches:
             "txt": encoder_hidden_states,
             "vec": temb,
             "pe": image_rotary_emb,
-            "transformer_options": self.options,
+            "transformer_options": self.transformer_options,
         }
         replace = self.replace.get(("double_block", index))
         original = functools.partial(self._original, block)
         out = original(args) if replace is None else replace(args, {"original_block": original})
         for patch in self.after:
-            out = patch({**out, "x": self.x, "vec": temb, "block_index": index, "transformer_options": self.options})
+            out = patch(
+                {**out, "x": self.x, "vec": temb, "block_index": index, "transformer_options": self.transformer_options}
+            )
         return out["img"], out["txt"]
 
     @uncompiled_itself
     def _original(self, block: nn.Module, args: Mapping) -> dict[str, Tensor]:
-        run = functools.partial(_run_eagerly, block) if _is_streamed(block, args["img"].device) else block
+        compute = functools.partial(_run_eagerly, block) if _is_streamed(block, args["img"].device) else block
         text_tokens = args["txt"].shape[1]
-        options = {**args["transformer_options"], "img_slice": [text_tokens, text_tokens + args["img"].shape[1]]}
-        patched = PatchedAttention(self.attention.blocks, options)
+        transformer_options = {
+            **args["transformer_options"],
+            "img_slice": [text_tokens, text_tokens + args["img"].shape[1]],
+        }
+        patched = PatchedAttention(self.attention.blocks, transformer_options)
         attend = patched if patched.has_patches else self.attention.blocks
         with asking_for(self.attention.backend):
-            img, txt = run(
+            img, txt = compute(
                 args["img"],
                 args["txt"],
                 args["vec"],

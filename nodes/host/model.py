@@ -112,8 +112,9 @@ class FantasyIDModel(comfy.model_base.QwenImage):
 
         Its own node may put the frame before a window in front of it.
         """
-        options = kwargs.get("transformer_options") or (args[2] if len(args) > 2 else {})
-        window, before = window_of(options), getattr(options.get("context_window"), "causal_anchor_index", None)
+        transformer_options = kwargs.get("transformer_options") or (args[2] if len(args) > 2 else {})
+        window = window_of(transformer_options)
+        before = getattr(transformer_options.get("context_window"), "causal_anchor_index", None)
         if window is not None and before is not None and before >= 0:
             window = [before, *window]
             learned = self.diffusion_model.config.use_learned_positional_embeddings
