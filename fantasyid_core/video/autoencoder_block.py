@@ -56,11 +56,11 @@ class SpatialNorm(nn.Module):
         self.conv_y = CausalConv(latent_channels, channels, 1, operations)
         self.conv_b = CausalConv(latent_channels, channels, 1, operations)
 
-    def forward(self, f: Tensor, latents: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, latents: Tensor) -> Tensor:
         """Features (B, C, T, H, W), latents (B, c, t, h, w) → the same features, normalised."""
-        out = self.norm_layer(f)
+        out = self.norm_layer(inputs)
         scale, shift = self.conv_y(latents, {}), self.conv_b(latents, {})
-        frames, count, size = f.shape[2], latents.shape[2], f.shape[-2:]
+        frames, count, size = inputs.shape[2], latents.shape[2], inputs.shape[-2:]
         alone = int(frames > 1 and frames % 2 == 1)  # the first latent stands for one frame
         shown = [i if i < alone else alone + (i - alone) * (count - alone) // (frames - alone) for i in range(frames)]
         for latent in dict.fromkeys(shown):
@@ -148,16 +148,16 @@ class Downsample(nn.Module):
         self.compress_time = compress_time
         self.conv = operations.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """(B, C, T, H, W) → (B, C, T or T / 2 or (T + 1) / 2, H / 2, W / 2)."""
-        frames = [(i,) for i in range(x.shape[2])]
+        frames = [(i,) for i in range(inputs.shape[2])]
         if self.compress_time and len(frames) > 1:
             alone = len(frames) % 2
             frames = [*frames[:alone], *((i, i + 1) for i in range(alone, len(frames), 2))]
-        b, c, _, h, w = x.shape
-        out = x.new_empty(b, c, len(frames), h // 2, w // 2)
+        b, c, _, h, w = inputs.shape
+        out = inputs.new_empty(b, c, len(frames), h // 2, w // 2)
         for i, parts in enumerate(frames):
-            frame = x[:, :, parts[0]] if len(parts) == 1 else x[:, :, parts[0] : parts[1] + 1].mean(2)
+            frame = inputs[:, :, parts[0]] if len(parts) == 1 else inputs[:, :, parts[0] : parts[1] + 1].mean(2)
             out[:, :, i] = self.conv(F.pad(frame, (0, 1, 0, 1)))
         return out
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ...fantasyid_core.errors import SamplingError, WeightsError
 from ...fantasyid_core.io import weights
 from ...fantasyid_core.video.autoencoder import Autoencoder, Posterior, build
+from ...fantasyid_core.video.latents import SPACE_SCALE, TIME_SCALE
 from .compat import free_memory, make_patcher, read_weights, remember_loader
 from .operators import Operators
 
 CHECKPOINT = "first_stage_model."  # beneath which a ComfyUI checkpoint holds its VAE
-TEMPORAL = 4  # video frames a latent, after the first
 SMALLEST_TILE, OVERLAP = 32, 8  # latents; the host's own where memory has run out
 
 
@@ -93,9 +93,9 @@ class CogVideoXVAE(comfy.sd.VAE):
         _init_without_weights(super())
         config = autoencoder.config
         space = 2 ** (len(config.block_out_channels) - 1)
-        self.upscale_ratio = (lambda t: max(0, t * TEMPORAL - (TEMPORAL - 1)), space, space)
-        self.downscale_ratio = (lambda t: max(0, (t + TEMPORAL - 1) // TEMPORAL), space, space)
-        self.upscale_index_formula = self.downscale_index_formula = (TEMPORAL, space, space)
+        self.upscale_ratio = (lambda t: max(0, t * TIME_SCALE - (TIME_SCALE - 1)), space, space)
+        self.downscale_ratio = (lambda t: max(0, (t + TIME_SCALE - 1) // TIME_SCALE), space, space)
+        self.upscale_index_formula = self.downscale_index_formula = (TIME_SCALE, space, space)
         self.latent_channels, self.latent_dim, self.output_channels = config.latent_channels, 3, config.out_channels
         width = config.block_out_channels[0]
         self.memory_used_encode = lambda shape, dtype: _memory(ENCODE, width, shape[2:], dtype)
@@ -114,14 +114,15 @@ class CogVideoXVAE(comfy.sd.VAE):
 
         The host goes over to tiles only once memory has run out. Some systems never say so and become slow instead.
         """
-        frames, height, width = samples_in.shape[2:]
+        t, h, w = samples_in.shape[2:]
         needed = self.memory_used_decode(samples_in.shape, self.vae_dtype)
         management.load_models_gpu([self.patcher], memory_required=needed)
-        tile = self._tile((frames, height, width), free_memory(self.patcher))
-        if tile == (height, width):
+        tile = self._tile((t, h, w), free_memory(self.patcher))
+        if tile == (h, w):
             return super().decode(samples_in, vae_options)
         logging.info(
-            "FantasyID: the VAE decodes in tiles of %d × %d pixels; free memory is short.", tile[0] * 8, tile[1] * 8
+            "FantasyID: the VAE decodes in tiles of %d × %d pixels; free memory is short.",
+            *(side * SPACE_SCALE for side in tile),
         )
         frames = self.decode_tiled_3d(samples_in, 999, *tile, overlap=(1, OVERLAP, OVERLAP))
         return frames.to(self.output_device).movedim(1, -1)
@@ -153,7 +154,7 @@ class _FirstStage(nn.Module):
 
     def posterior(self, pixels: Tensor) -> Posterior:
         """The distribution of the latents."""
-        frames = (pixels.shape[2] - 1) // TEMPORAL * TEMPORAL + 1  # what is left over makes no latent
+        frames = (pixels.shape[2] - 1) // TIME_SCALE * TIME_SCALE + 1  # what is left over makes no latent
         return self.autoencoder.encode(pixels[:, :, :frames])
 
     def encode(self, pixels: Tensor) -> Tensor:
