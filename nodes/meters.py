@@ -78,16 +78,23 @@ class FantasyIDLikenessMeter(FantasyIDNode):
         gallery: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         if face is not None:
-            photo, landmarks = face.image, face.landmarks
+            reference, reference_landmarks = face.image, face.landmarks
         elif reference is not None:
-            photo, landmarks = reference[0], None
+            reference, reference_landmarks = reference[0], None
         else:
             raise FaceNotFoundError("There is nothing to compare with: connect 'face' or 'reference'.")
-        chosen = embeddings.load(embedding, paths.embedding_folders())
+        network = embeddings.load(embedding, paths.embedding_folders())
         bar = comfy.utils.ProgressBar(len(frames))
         device = comfy.model_management.get_torch_device()
-        others = () if gallery is None else list(gallery)
-        result = meters.measure_likeness(frames, photo, landmarks, chosen, device, lambda: bar.update(1), others)
+        result = meters.measure_likeness(
+            frames,
+            reference,
+            reference_landmarks,
+            network,
+            device,
+            progress=lambda: bar.update(1),
+            gallery=() if gallery is None else list(gallery),
+        )
         notes.show(result.report.partition("\n")[0])
         return io.NodeOutput(result.mean, result.between_frames, result.plot[None], result.report)
 

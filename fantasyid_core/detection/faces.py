@@ -107,7 +107,7 @@ def faces_at(photo: Tensor, places: Detections) -> list[DetectedFace]:
     if not len(places):
         return []
     crops, to_crops = map(torch.stack, zip(*(align(photo, own) for own in places.landmarks), strict=True))
-    covered = [occlusion(to_crop, *photo.shape[:2], size=crops.shape[1]) for to_crop in to_crops]
+    occlusions = [occlusion(to_crop, *photo.shape[:2], size=crops.shape[1]) for to_crop in to_crops]
     measured = zip(
         places.boxes,
         places.landmarks,
@@ -116,7 +116,7 @@ def faces_at(photo: Tensor, places: Detections) -> list[DetectedFace]:
         to_crops,
         estimate(places.landmarks, crops, to_crops),
         sharpness(crops).tolist(),
-        torch.stack(covered).tolist(),
+        torch.stack(occlusions).tolist(),
         strict=True,
     )
     return [DetectedFace(photo, *values) for values in measured]

@@ -91,7 +91,7 @@ class FaceVectors:
     """The faces of T frames.
 
     Attributes:
-        vectors: (T, D) unit vectors, NaN where a frame shows no face.
+        vectors: (T, D), of length 1 unless asked for otherwise; NaN where a frame shows no face.
         found: (T,) bool.
     """
 

@@ -72,8 +72,8 @@ class Likeness:
     @property
     def report(self) -> str:
         """The numbers in words, a line per frame."""
-        shown, network = self.similarity.isfinite(), self.embedding
-        measured = self.measured[shown]
+        found, network = self.similarity.isfinite(), self.embedding
+        measured = self.measured[found]
         same = float(network.is_same(measured).double().mean())
         side = "below" if network.measure == DISTANCE else "above"
         worst = measured.max() if network.measure == DISTANCE else measured.min()
@@ -84,9 +84,9 @@ class Likeness:
             network.on_photos,
             str(self.gallery or "For a stronger statement give a gallery of other people."),
             f"To compare settings: similarity (cosine) {self.mean:.3f}, of neighbouring frames "
-            + (f"{self.between_frames:.3f}." if shown.sum() > 1 else "not measured, as one frame counts."),
-            _report_skipped(shown | self.covered),
-            f"{int(self.covered.sum())} of {len(shown)} frames show what hardly looks like an open face of a person "
+            + (f"{self.between_frames:.3f}." if found.sum() > 1 else "not measured, as one frame counts."),
+            _report_skipped(found | self.covered),
+            f"{int(self.covered.sum())} of {len(found)} frames show what hardly looks like an open face of a person "
             "(turned away, covered, or an animal) and were left out."
             if self.covered.any()
             else "",
@@ -140,13 +140,13 @@ def measure_likeness(
             f"None of the {len(frames)} frames shows a{clear} face, so there is nothing to compare. "
             "Use a video in which the face is seen."
         )
-    unit = F.normalize(faces.vectors, dim=1)
-    similarity = likeness.reference_similarity(unit, F.normalize(reference_vector, dim=0))
+    unit_vectors = F.normalize(faces.vectors, dim=1)
+    similarity = likeness.reference_similarity(unit_vectors, F.normalize(reference_vector, dim=0))
     return Likeness(
         similarity,
         embedding.compare(faces.vectors, reference_vector),
         float(similarity.nanmean()),
-        likeness.inter_frame_similarity(unit[faces.found]) if faces.found.sum() > 1 else 1.0,
+        likeness.inter_frame_similarity(unit_vectors[faces.found]) if faces.found.sum() > 1 else 1.0,
         covered,
         embedding,
         _compare_gallery(embedding, faces.vectors[faces.found], reference_vector, gallery, device)
@@ -156,31 +156,35 @@ def measure_likeness(
 
 
 def _embed_reference(
-    reference: Tensor, landmarks: Tensor | None, embedding: Embedding, device: torch.device | str | None
+    reference: Tensor, reference_landmarks: Tensor | None, embedding: Embedding, device: torch.device | str | None
 ) -> Tensor:
     """The reference's face as the network gives it, (D,). Raises FaceNotFoundError where it shows no clear face."""
-    if landmarks is None:
-        [landmarks], [covered] = clear_faces([reference], device)
+    if reference_landmarks is None:
+        [reference_landmarks], [covered] = clear_faces([reference], device)
         if covered:
             raise FaceNotFoundError("The reference hardly shows an open face of a person. Use a clear photo of a face.")
-    face = embed(embedding, [reference], landmarks[None], unit=False)
+    face = embed(embedding, [reference], reference_landmarks[None], unit=False)
     if not face.found.any():
         raise FaceNotFoundError("The reference shows no face to compare with. Use a photo with an upright, lit face.")
     return face.vectors[0]
 
 
 def _compare_gallery(
-    embedding: Embedding, faces: Tensor, reference: Tensor, gallery: Sequence[Tensor], device: torch.device | str | None
+    embedding: Embedding,
+    vectors: Tensor,
+    reference_vector: Tensor,
+    gallery: Sequence[Tensor],
+    device: torch.device | str | None,
 ) -> Gallery:
-    """Faces (T, D) against the reference (D,) and a gallery of others."""
+    """The faces of frames (T, D) against the reference (D,) and a gallery of others."""
     others = embed(embedding, gallery, clear_faces(gallery, device)[0], unit=False)
     if not others.found.any():
         raise FaceNotFoundError(
             f"None of the {len(gallery)} pictures of the gallery shows a clear face of a person. "
             "Use photos of other people's faces, or none."
         )
-    people = torch.cat([reference[None], others.vectors[others.found]])
-    similarity = torch.stack([embedding.compare(faces, one) for one in people], 1)  # (T, K + 1)
+    people = torch.cat([reference_vector[None], others.vectors[others.found]])
+    similarity = torch.stack([embedding.compare(vectors, one) for one in people], 1)  # (T, K + 1)
     if embedding.measure == DISTANCE:
         similarity = -similarity
     mean = similarity.mean(0)
