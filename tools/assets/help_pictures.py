@@ -405,9 +405,12 @@ def save(picture: Image.Image, name: str) -> None:
 
 def main() -> None:
     """Draw those that are named, or all."""
+    names = sys.argv[1:] or list(DRAWN)
+    if unknown := [name for name in names if name not in DRAWN]:
+        sys.exit(f"Nothing draws {', '.join(unknown)}: write a function for it and add it to DRAWN in {__file__}.")
     PICTURES.mkdir(exist_ok=True)
     studio = Studio()
-    for name in sys.argv[1:] or DRAWN:
+    for name in names:
         save(DRAWN[name](studio), name)
 
 
