@@ -88,14 +88,15 @@ class InnerModule(pytest.File):
                 end = str(error)
             cases = defaultdict(list)
             for case in ElementTree.parse(report).iter("testcase") if report.is_file() else ():
-                cases[case.get("name").partition("[")[0]].append(case)
+                cases[case.get("name").partition("[")[0].rpartition(".")[2]].append(case)
         return Told(cases, end)
 
 
 class Told(NamedTuple):
     """What a process told of its tests."""
 
-    cases: dict[str, list[ElementTree.Element]]  # by their names, one for each set of parameters, in JUnit's format
+    # By their names, one for each set of parameters, in JUnit's format; a module that skips itself by its own.
+    cases: dict[str, list[ElementTree.Element]]
     end: str
 
 
@@ -110,6 +111,8 @@ class InnerTest(pytest.Item):
     def runtest(self) -> None:
         told = self.parent.told(self.patcher)
         if not (cases := told.cases[self.test]):
+            for end in (end for case in told.cases[self.path.stem] for end in case.iter("skipped")):
+                pytest.skip(end.text)  # the whole module, at its import
             pytest.fail(told.end, pytrace=False)
         failed = [(case, end) for case in cases for end in (*case.iter("failure"), *case.iter("error"))]
         if failed:
