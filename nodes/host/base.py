@@ -46,5 +46,6 @@ class FantasyIDNode(io.ComfyNode):
         try:
             return cls.run(**inputs)
         except FantasyIDError as error:
+            notes.show(str(error))
             schema = cls.define_schema()
             raise type(error)(f"{schema.display_name or schema.node_id}: {error}") from error

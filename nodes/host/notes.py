@@ -4,6 +4,7 @@ import logging
 
 from comfy_execution.utils import get_executing_context
 
+EMPTY = " "  # the page of 0.33 ignores a text that is empty, and would go on showing the last
 # Node → the run that last showed something under it, and what.
 _shown: dict[str, tuple[str, tuple[str, ...]]] = {}
 
@@ -26,10 +27,10 @@ def show(*sentences: str) -> None:
     _shown[context.node_id] = context.prompt_id, now
     if now == before:
         return
-    server.send_progress_text("\n".join(now), context.node_id)
+    server.send_progress_text("\n".join(now) or EMPTY, context.node_id)
     for box in _boxes(context.node_id):
         inside = [said for node, said in _shown.items() if node.startswith(f"{box}:") and said[0] == context.prompt_id]
-        server.send_progress_text("\n".join(line for _, lines in inside for line in lines), box)
+        server.send_progress_text("\n".join(line for _, lines in inside for line in lines) or EMPTY, box)
 
 
 def _boxes(node: str) -> list[str]:
