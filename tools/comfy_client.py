@@ -209,6 +209,12 @@ class ComfyClient:
             )
         return body
 
+    def _note(self, node: str, text: str) -> None:
+        """What the page shows under a node; a blank text clears it."""
+        self.notes[node] = text
+        if not text:
+            del self.notes[node]
+
     async def _listen(self) -> None:
         import aiohttp
 
@@ -218,7 +224,7 @@ class ComfyClient:
                 kind, data, image = content["type"], content["data"], None
             elif int.from_bytes(message.data[:4], "big") == TEXT:
                 start = 8 + int.from_bytes(message.data[4:8], "big")
-                self.notes[message.data[8:start].decode()] = message.data[start:].decode()
+                self._note(message.data[8:start].decode(), message.data[start:].decode().strip())
                 continue
             elif int.from_bytes(message.data[:4], "big") == PREVIEW_WITH_METADATA:
                 start = 8 + int.from_bytes(message.data[4:8], "big")
