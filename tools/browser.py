@@ -24,6 +24,13 @@ OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "
 # In 1.49 the test id is on the button itself, in 1.32 around it and a menu's.
 _RUN = "button[data-testid=queue-button], [data-testid=queue-button] button"
 
+# What fades out lies over the page for as long, on a busy machine for many seconds; and the mask of a page that is
+# covered again while it fades is never taken away.
+_AT_ONCE = """
+  * { animation-duration: 1ms !important; transition-duration: 0s !important; }
+  .p-overlay-mask-leave { pointer-events: none !important; }
+"""
+
 # Links that lead nowhere or join two types, inputs that name a link that is not there.
 _WRONG_LINKS = """() => {
   const wrong = [], types = (type) => String(type).split(",");
@@ -106,8 +113,7 @@ class ComfyPage:
         self.page.goto(url)
         self.page.wait_for_function("() => window.app?.vueAppReady && window.app.graph")
         self.page.get_by_test_id("queue-button").wait_for()
-        # What fades out lies over the page for as long, on a busy machine for many seconds.
-        self.page.add_style_tag(content="* { animation-duration: 1ms !important; transition-duration: 0s !important; }")
+        self.page.add_style_tag(content=_AT_ONCE)
 
     def close(self) -> None:
         """Close the page."""
