@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from tools.browser import ComfyPage, find_browser, open_browser
+from tools.browser import ComfyPage
 from tools.comfy_host import ComfyServer
 from tools.environment import ROOT
 
@@ -27,15 +27,6 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A ComfyUI of which nobody has used anything yet."""
     with ComfyServer(tmp_path_factory.mktemp("fresh"), ["--preview-method", "auto"]) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    executable = find_browser()
-    if executable is None:
-        pytest.skip("no Chromium, Chrome or Edge is installed")
-    with open_browser(executable) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module", params=["classic nodes", "Vue nodes"])

@@ -16,7 +16,7 @@ import torch
 from fantasyid_core.fusion import identity as fusion
 from fantasyid_core.fusion import mesh_hierarchy
 from fantasyid_core.reconstruction.mesh_files import write_ply
-from tools.browser import ComfyPage, find_browser, open_browser
+from tools.browser import ComfyPage
 from tools.comfy_host import ComfyServer
 from tools.environment import ROOT
 from tools.workflow import to_graph
@@ -96,16 +96,6 @@ def test_the_server_accepts_the_file_as_it_is(stocked: ComfyServer, file: Path):
     prompt = stocked.queue(graph)
     stocked.interrupt()  # it would go on to the size of the real model
     stocked.wait(prompt)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    """An installed browser."""
-    executable = find_browser()
-    if executable is None:
-        pytest.skip("no Chromium, Chrome or Edge is installed")
-    with open_browser(executable) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import pytest
@@ -46,6 +46,14 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 def base() -> Path:
     """ComfyUI's base directory: `models`, `input`, `output` are in it."""
     return Path(INSIDE["base"])
+
+
+@pytest.fixture(scope="module")
+def plain(standin_nano: Path) -> Any:
+    """A MODEL of FantasyID-nano's layout without an identity, in an inner process."""
+    from pack.tests.support.in_comfyui import load
+
+    return load(standin_nano)
 
 
 class InnerModule(pytest.File):

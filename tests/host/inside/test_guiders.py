@@ -53,11 +53,6 @@ def perpneg(model, scale: float):
 
 
 @pytest.fixture(scope="module")
-def plain(standin_nano):
-    return load(standin_nano)
-
-
-@pytest.fixture(scope="module")
 def unguided(plain):
     """A MODEL with the identity in every branch."""
     return add_injection(plain, Injection(TOKENS))

@@ -36,11 +36,6 @@ def sample(model, positive: list | None = None) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def plain(standin_nano):
-    return load(standin_nano)
-
-
-@pytest.fixture(scope="module")
 def model(plain):
     return add_injection(plain, Injection(TOKENS))
 

@@ -49,11 +49,6 @@ def counted(model, run: Callable[[], Tensor]) -> tuple[Tensor, list[int]]:
 
 
 @pytest.fixture(scope="module")
-def plain(standin_nano):
-    return load(standin_nano)
-
-
-@pytest.fixture(scope="module")
 def model(plain):
     return add_injection(plain, Injection(TOKENS))
 
