@@ -22,6 +22,7 @@ from ..errors import SamplingError
 from .compiling import uncompiled, uncompiled_itself
 
 RunBlocks = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
+Cached = Callable[[RunBlocks, Tensor, Tensor, Hashable, float], Tensor]  # a `StepCache`, as one GPU calls it
 
 THRESHOLD, START = 0.15, 0.1
 EVERY = 8  # tokens: how much a step has changed is read from every eighth
@@ -137,7 +138,7 @@ class StepCache:
         self._decided = threading.Condition()
 
     @uncompiled_itself
-    def apply(
+    def __call__(
         self,
         run_blocks: RunBlocks,
         block_input: Tensor,
@@ -208,25 +209,6 @@ class StepCache:
         return bool(difference < s.threshold * previous.abs().mean(dtype=torch.float32))
 
 
-@dataclass(frozen=True)
-class FollowingCache:
-    """A `StepCache` as a further GPU sees it: what the first one decides holds."""
-
-    cache: StepCache
-
-    @uncompiled_itself
-    def apply(
-        self,
-        run_blocks: RunBlocks,
-        block_input: Tensor,
-        encoder_hidden_states: Tensor,
-        branch: Hashable,
-        progress: float,
-    ) -> Tensor:
-        """See `StepCache.apply`."""
-        return self.cache.apply(run_blocks, block_input, encoder_hidden_states, branch, progress, decides=False)
-
-
 class StepCaches:
     """One `StepCache` for each context window of a sampling run."""
 
@@ -234,10 +216,10 @@ class StepCaches:
         self._new = partial(StepCache, settings)
         self._caches: dict[Hashable, StepCache] = {}
 
-    def of(self, window: Hashable, decides: bool = True) -> StepCache | FollowingCache:
+    def of(self, window: Hashable, decides: bool = True) -> Cached:
         """The window's own, made at first use. decides: False on a further GPU."""
         cache = self._caches.setdefault(window, self._new())  # one call: GPUs may ask in the same moment
-        return cache if decides else FollowingCache(cache)
+        return cache if decides else partial(cache, decides=False)
 
     def report(self) -> str:
         """How much was skipped, for the log."""

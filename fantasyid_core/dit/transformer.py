@@ -22,7 +22,7 @@ from .config import NO_INJECTION, InjectionSizes, TransformerConfig
 from .injection import Injector, LayerAttention
 from .kernels import Rotary
 from .rotary import Axes, rotary_embedding
-from .step_cache import FollowingCache, StepCache
+from .step_cache import Cached
 
 Model = TypeVar("Model", bound="FantasyIDTransformer")
 RunBlock = Callable[[int, nn.Module, Tensor, Tensor, Tensor, Rotary | None], tuple[Tensor, Tensor]]
@@ -107,7 +107,7 @@ class FantasyIDTransformer(nn.Module):
         injector: Injector | None = None,
         progress: float = 0.0,
         run_block: RunBlock | None = None,
-        cache: StepCache | FollowingCache | None = None,
+        cache: Cached | None = None,
         branch: Hashable = (),
     ) -> Tensor:
         """Predict the velocity.
@@ -137,7 +137,7 @@ class FantasyIDTransformer(nn.Module):
         if cache is None:
             hidden_states, _ = run_blocks(hidden_states, encoder_hidden_states, slice(None))
         else:
-            hidden_states = cache.apply(run_blocks, hidden_states, encoder_hidden_states, branch, progress)
+            hidden_states = cache(run_blocks, hidden_states, encoder_hidden_states, branch, progress)
         return self._velocity(hidden_states, temb, latents.shape)
 
     @uncompiled_itself

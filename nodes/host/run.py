@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...fantasyid_core.dit.compiling import uncompiled
 from ...fantasyid_core.dit.injection import Injection, InjectionRun
 from ...fantasyid_core.dit.kernels import Rotary
-from ...fantasyid_core.dit.step_cache import CacheSettings, FollowingCache, StepCache, StepCaches
+from ...fantasyid_core.dit.step_cache import Cached, CacheSettings, StepCaches
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
 from .compat import cast_weights
 
@@ -54,9 +54,7 @@ class Run:
         """Whether there is a step cache."""
         return self._step_caches is not None
 
-    def step_cache(
-        self, window: tuple[int, ...], card: torch.device | None = None
-    ) -> StepCache | FollowingCache | None:
+    def step_cache(self, window: tuple[int, ...], card: torch.device | None = None) -> Cached | None:
         """That of a context window, for the card that asks; None computes all."""
         if self._step_caches is None:
             return None

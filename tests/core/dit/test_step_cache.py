@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fantasyid_core.dit import step_cache
-from fantasyid_core.dit.step_cache import CacheSettings, FollowingCache, StepCache, StepCaches
+from fantasyid_core.dit.step_cache import Cached, CacheSettings, StepCache, StepCaches
 from fantasyid_core.errors import SamplingError
 
 ALWAYS = CacheSettings(1e9, start=0.0, most=1000)
@@ -27,11 +27,9 @@ class Blocks:
         return hidden_states, encoder_hidden_states
 
 
-def step(
-    cache: StepCache | FollowingCache, blocks: Blocks, progress: float, branch: object = (), tokens: int = 16
-) -> float:
+def step(cache: Cached, blocks: Blocks, progress: float, branch: object = (), tokens: int = 16) -> float:
     """What the model adds to tokens of zeros."""
-    out = cache.apply(blocks, torch.zeros(1, tokens, 4), torch.zeros(1, 3, 4), branch, progress)
+    out = cache(blocks, torch.zeros(1, tokens, 4), torch.zeros(1, 3, 4), branch, progress)
     assert out.shape == (1, tokens, 4)
     return float(out.mean())
 
