@@ -355,18 +355,13 @@ def measure(arguments: argparse.Namespace, base: Path, say: Callable[[str], None
     """All runs of both patchers, saved after each server."""
     only = re.compile(arguments.only)
     full = None if arguments.smoke else SMOKE if arguments.tiny else RELEASE
-    stock_server(base, full if arguments.free or not arguments.smoke else None)
+    stock_server(base, full)
     found: list[Measured] = []
     known: dict[str, list[Tensor]] = {}
     has_both = NO_DYNAMIC_VRAM in (find_host() / "comfy" / "cli_args.py").read_text("utf-8")
     for patcher in (PLAIN, DYNAMIC) if has_both else (PLAIN,):
         switches = [NO_DYNAMIC_VRAM] if has_both and patcher == PLAIN else []
         with ComfyServer(base, [*switches, *arguments.host.split()]) as server:
-            server.occupied = (
-                (torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]) / GIB
-                if torch.cuda.is_available()
-                else 0.0
-            )
             bench = Bench(server, patcher, say)
             ours = list(measure_small(bench, only))
             if full is not None and only.search("whole run"):

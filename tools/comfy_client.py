@@ -211,9 +211,10 @@ class ComfyClient:
 
     def _note(self, node: str, text: str) -> None:
         """What the page shows under a node; a blank text clears it."""
-        self.notes[node] = text
-        if not text:
-            del self.notes[node]
+        if text:
+            self.notes[node] = text
+        else:
+            self.notes.pop(node, None)
 
     async def _listen(self) -> None:
         import aiohttp
