@@ -170,7 +170,7 @@ class Bench:
         self.latents: dict[str, list[Tensor]] = {}
 
     def run(self, name: str, graph: Graph, steps: int = 0, timeout: float = 300) -> Measured:
-        """Run once; with `steps`, seconds are told for RELEASED_STEPS of them."""
+        """Run once; with `steps`, seconds are those of RELEASED_STEPS of them."""
         ends: list[float] = []
         began: list[tuple[str, float]] = []
 
@@ -385,7 +385,7 @@ def measure(arguments: argparse.Namespace, base: Path, say: Callable[[str], None
 def _whole_runs(bench: Bench, work: Workload, arguments: argparse.Namespace) -> Iterator[Measured]:
     """At the full size with less and less of the card free, every model loaded anew.
 
-    A run before them is not told: it reads the files from the disk and compiles packages never imported before.
+    A run before them is not measured: it reads the files from the disk and compiles packages never imported before.
     """
     graph = whole_run(work, arguments.steps)
     bench.server.run(changed(graph, sample={"seed": 7, "steps": 1}), timeout=400)

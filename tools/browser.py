@@ -265,18 +265,18 @@ class ComfyPage:
         )
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Interrupt')")
 
-    def wait_for_words(self, words: str, timeout: float = 30) -> str:
-        """Wait until the page says `words`, opening what it offers to show of an error; returns all that it says."""
+    def wait_for_text(self, text: str, timeout: float = 30) -> str:
+        """Wait until the page says `text`, opening what it offers to show of an error; returns all that it says."""
         details = self.page.get_by_test_id("error-overlay-see-errors")
         said = ""
         for _ in range(int(timeout)):
             if details.count() and details.first.is_visible():
                 details.first.click()
             said = self.page.locator("body").inner_text()
-            if words in said:
+            if text in said:
                 return said
             self.page.wait_for_timeout(1000)
-        raise TimeoutError(f"The page does not say '{words}' but: {said[:2000]}")
+        raise TimeoutError(f"The page does not say '{text}' but: {said[:2000]}")
 
     def template_cards(self, pack: str) -> dict[str, int]:
         """Open the template browser at a pack; returns the names on its cards and the widths of their pictures."""

@@ -2,7 +2,7 @@
 
 YuNet puts the landmarks of a face that leans by 20° as if it leaned by 4° to 9° (measured: docs/detection.md). So the
 surroundings are turned by several angles; the angle at which the landmarks would show no lean is the face's own, and a
-last look at that angle finds them where they are.
+last pass at that angle finds them where they are.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ _MAX_LEAN = 60.0
 _LEAST_GAIN = 0.25
 
 
-class Looks(NamedTuple):
+class Passes(NamedTuple):
     """What is seen in the middle of squares, each turned by several angles, in sides of the square from its middle.
 
     Attributes:
@@ -38,7 +38,7 @@ class Looks(NamedTuple):
 
 
 def derotate_landmarks(photo: Tensor, faces: Detections, detector: Detector) -> Detections:
-    """Faces with better landmarks, or their own where the last look does not show them.
+    """Faces with better landmarks, or their own where the last pass does not show them.
 
     Args:
         photo: (H, W, 3) float RGB 0…1.
@@ -53,13 +53,13 @@ def derotate_landmarks(photo: Tensor, faces: Detections, detector: Detector) -> 
     bases = torch.stack([resize(square, round(_SIZE * _MARGIN), round(_SIZE * _MARGIN)) for square in squares])
 
     angles = centres.new_tensor(_COARSE).repeat(len(faces), 1)
-    looks = _look(bases, angles, detector, mirrored=False)
-    coarse = _leans(angles, looks)
-    likeliest = angles.gather(1, looks.scores.argmax(1, keepdim=True))[:, 0]
+    passes = _detect_turned(bases, angles, detector, mirrored=False)
+    coarse = _leans(angles, passes)
+    likeliest = angles.gather(1, passes.scores.argmax(1, keepdim=True))[:, 0]
     angles = torch.where(coarse.isnan(), likeliest, coarse)[:, None] + centres.new_tensor(_FINE)
-    fine = _leans(angles.repeat(1, 2), _look(bases, angles, detector, mirrored=True))
+    fine = _leans(angles.repeat(1, 2), _detect_turned(bases, angles, detector, mirrored=True))
     lean = torch.where(fine.isnan(), coarse, fine).nan_to_num(0)
-    last = _look(bases, lean[:, None], detector, mirrored=True)
+    last = _detect_turned(bases, lean[:, None], detector, mirrored=True)
 
     weight = last.scores[..., None, None]
     points = (last.landmarks * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
@@ -83,8 +83,8 @@ def _square(photo: Tensor, centre: list[float], side: float) -> Tensor:
     return F.pad(part.movedim(-1, 0)[None], outside, mode="replicate")[0].movedim(0, -1)
 
 
-def _look(bases: Tensor, angles: Tensor, detector: Detector, mirrored: bool) -> Looks:
-    """The face in the middle of squares (N, b, b, 3), each turned by angles (N, A): N × A looks, or twice as many."""
+def _detect_turned(bases: Tensor, angles: Tensor, detector: Detector, mirrored: bool) -> Passes:
+    """The face in the middle of squares (N, b, b, 3), each turned by angles (N, A): N × A passes, or twice as many."""
     (count, turns), size = angles.shape, _SIZE
     turn = torch.deg2rad(angles.flatten()).to(bases.device)
     cosine, sine = turn.cos() / _MARGIN, turn.sin() / _MARGIN
@@ -98,7 +98,7 @@ def _look(bases: Tensor, angles: Tensor, detector: Detector, mirrored: bool) -> 
         found += [faces.mirrored(size) for faces in detector(patches.flip(2), LEAST)]
     seen = [_in_the_middle(faces, size) for faces in found]
     stacked = (torch.stack(values) for values in zip(*seen, strict=True))
-    return Looks(*(x.unflatten(0, (-1, count, turns)).movedim(0, 1).flatten(1, 2) for x in stacked))
+    return Passes(*(x.unflatten(0, (-1, count, turns)).movedim(0, 1).flatten(1, 2) for x in stacked))
 
 
 def _in_the_middle(faces: Detections, size: int) -> tuple[Tensor, Tensor]:
@@ -110,13 +110,13 @@ def _in_the_middle(faces: Detections, size: int) -> tuple[Tensor, Tensor]:
     return faces.scores[middle][0], landmarks[middle][0]
 
 
-def _leans(angles: Tensor, looks: Looks) -> Tensor:
+def _leans(angles: Tensor, passes: Passes) -> Tensor:
     """(N,) leans from angles (N, A)."""
-    return torch.stack([_lean(own, *look) for own, *look in zip(angles, *looks, strict=True)])
+    return torch.stack([_lean(own, *each) for own, *each in zip(angles, *passes, strict=True)])
 
 
 def _lean(angles: Tensor, scores: Tensor, landmarks: Tensor) -> Tensor:
-    """The angle () at which looks (A,), (A, 5, 2) at `angles` show no lean; NaN if they do not say.
+    """The angle () at which passes (A,), (A, 5, 2) at `angles` show no lean; NaN if they do not say.
 
     By a line through the more certain ones, which are those nearer to upright.
     """

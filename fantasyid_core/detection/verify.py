@@ -19,7 +19,7 @@ _SAME = 0.3  # intersection over union
 
 
 def verify(photo: Tensor, candidates: Detections, detector: Detector, quarters: int = 0) -> Detections:
-    """Candidates with the mean box, landmarks and score of four looks; a look that misses one counts as score 0.
+    """Candidates with the mean box, landmarks and score of four passes; a pass that misses one counts as score 0.
 
     Args:
         photo: (H, W, 3) float RGB 0…1.
@@ -37,16 +37,16 @@ def verify(photo: Tensor, candidates: Detections, detector: Detector, quarters: 
     # Inside the photo as far as it fits: black beside a face that fills the picture would hide it.
     room = within - sides[:, None]
     origins = torch.where(room > 0, origins.clamp(min=0).minimum(room), room / 2)
-    looks: list[list[Detections]] = [[] for _ in sides]
+    passes: list[list[Detections]] = [[] for _ in sides]
     for size in SIZES:
         around = [_surroundings(photo, *place, size) for place in zip(origins.tolist(), sides.tolist(), strict=True)]
         around = torch.rot90(torch.stack(around), quarters, (1, 2))
         found = detector(torch.cat([around, around.flip(2)]), LEAST)
         for i in range(len(candidates)):
-            for look in (found[i], found[i + len(candidates)].mirrored(size)):
-                look = look.turned_back(quarters, size, size).moved(sides[i] / size, origins[i])
-                looks[i].append(_match(candidates[i : i + 1], look))
-    return Detections.cat([_mean(Detections.cat(own)) for own in looks])
+            for others in (found[i], found[i + len(candidates)].mirrored(size)):
+                others = others.turned_back(quarters, size, size).moved(sides[i] / size, origins[i])
+                passes[i].append(_match(candidates[i : i + 1], others))
+    return Detections.cat([_mean(Detections.cat(own)) for own in passes])
 
 
 def _surroundings(photo: Tensor, origin: list[float], side: float, size: int) -> Tensor:
@@ -59,15 +59,15 @@ def _surroundings(photo: Tensor, origin: list[float], side: float, size: int) ->
     return resize(F.pad(part, outside), size, size)
 
 
-def _match(candidate: Detections, look: Detections) -> Detections:
-    """The best of a look at the place of the one candidate, or the candidate with score 0."""
-    shared = intersections(look.boxes, candidate.boxes[0])
-    same = look[shared > _SAME * (candidate.areas + look.areas - shared)]
+def _match(candidate: Detections, others: Detections) -> Detections:
+    """The best of a pass at the place of the one candidate, or the candidate with score 0."""
+    shared = intersections(others.boxes, candidate.boxes[0])
+    same = others[shared > _SAME * (candidate.areas + others.areas - shared)]
     return same[:1] if len(same) else Detections(candidate.boxes, candidate.scores * 0, candidate.landmarks)
 
 
-def _mean(looks: Detections) -> Detections:
-    """Mean of the looks as one, weighted by their scores; the score itself is their plain mean."""
-    weight = (looks.scores + 1e-6) / (looks.scores + 1e-6).sum()
-    boxes, landmarks = looks.boxes * weight[:, None], looks.landmarks * weight[:, None, None]
-    return Detections(boxes.sum(0, keepdim=True), looks.scores.mean()[None], landmarks.sum(0, keepdim=True))
+def _mean(passes: Detections) -> Detections:
+    """Mean of the passes as one, weighted by their scores; the score itself is their plain mean."""
+    weight = (passes.scores + 1e-6) / (passes.scores + 1e-6).sum()
+    boxes, landmarks = passes.boxes * weight[:, None], passes.landmarks * weight[:, None, None]
+    return Detections(boxes.sum(0, keepdim=True), passes.scores.mean()[None], landmarks.sum(0, keepdim=True))

@@ -219,8 +219,8 @@ def test_importing_the_pack_needs_no_optional_package():
 def test_every_help_page_has_a_small_picture(node: str):
     """Relative to the page, as ComfyUI's help panel asks for it; drawn by tools/assets/help_pictures.py."""
     page = ROOT / "web" / "docs" / f"{node}.md"
-    [(words, name)] = re.findall(r"!\[(.*)\]\((.+)\)", page.read_text("utf-8"))
-    assert words
+    [(alternative_text, name)] = re.findall(r"!\[(.*)\]\((.+)\)", page.read_text("utf-8"))
+    assert alternative_text
     assert name == f"pictures/{node}.webp"
     assert (page.parent / name).stat().st_size <= 40_000
     with Image.open(page.parent / name) as picture:

@@ -75,8 +75,8 @@ def test_a_missing_model_is_said_where_the_artist_looks(fresh: ComfyServer, page
     page.set_widgets(SMALL | {"model_name": "FantasyID"})
     run = fresh.wait(page.run(), timeout=120)
     assert run.status == "error"
-    words = page.wait_for_words("The model 'FantasyID' is not there")
-    assert "FantasyID Download Model" in words
+    text = page.wait_for_text("The model 'FantasyID' is not there")
+    assert "FantasyID Download Model" in text
 
 
 def template(*names: str) -> Path:
@@ -127,11 +127,11 @@ def test_a_landscape_is_said_to_have_no_face(fresh: ComfyServer, page: ComfyPage
     own_photo(landscape())
     run = fresh.wait(page.run(), timeout=120)
     assert run.error.node_type == "FantasyIDDetectFace"
-    page.wait_for_words("No face was found in the photo")
+    page.wait_for_text("No face was found in the photo")
 
 
 @pytest.mark.parametrize(
-    ("picture", "words"),
+    ("picture", "verdict"),
     [
         (dog, "like an open face of a person"),  # hardly, or not plainly
         (sunglasses, "dark glasses or deep shadow hide the eyes"),
@@ -139,12 +139,12 @@ def test_a_landscape_is_said_to_have_no_face(fresh: ComfyServer, page: ComfyPage
     ids=["dog", "sunglasses"],
 )
 def test_what_will_not_do_is_said_under_the_node(
-    fresh: ComfyServer, page: ComfyPage, own_photo: Callable, picture: Callable, words: str
+    fresh: ComfyServer, page: ComfyPage, own_photo: Callable, picture: Callable, verdict: str
 ):
     own_photo(picture())
     assert fresh.wait(page.run(), timeout=120).status == "success"
     page.look_at("FantasyIDDetectFace")
-    page.wait_for_words(words)
+    page.wait_for_text(verdict)
 
 
 def test_help_is_beside_the_node(page: ComfyPage):

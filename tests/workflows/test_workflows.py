@@ -198,7 +198,7 @@ def test_a_box_with_the_identity_in_it_makes_a_video_on_the_page(stocked: ComfyS
     with av.open(io.BytesIO(stocked.download(video))) as container:
         assert [frame.width for frame in container.decode(video=0)] == [NANO["width"]] * NANO["frames"]
     page.page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.centerOnNode(app.graph.nodes[0]); }")
-    page.wait_for_words("good.")  # what Detect Face says in the box is said under the box
+    page.wait_for_text("good.")  # what Detect Face says in the box is said under the box
 
 
 @each_old
@@ -252,4 +252,4 @@ def test_the_page_shows_what_is_wrong_with_a_file(page: ComfyPage, tmp_path: Pat
     node, *links = page.red()
     assert "FantasyIDGone" in node
     assert links[0].startswith(f"link {link[0]}: 999.")
-    page.wait_for_words("FantasyIDGone")
+    page.wait_for_text("FantasyIDGone")

@@ -205,9 +205,9 @@ def main() -> None:
         return torch.einsum("lk,lk...->l...", weights, values[corners])
 
     tensors = load_file(path)
-    kept = torch.cdist(tensors["v_template"].float(), head.template).argmin(1)
+    vertices = torch.cdist(tensors["v_template"].float(), head.template).argmin(1)
     basis = torch.cat([head.shape_basis, head.expression_basis], 2)
-    dense = _sums(head, kept, at_points(head.template) + mean / 1000, at_points(basis))
+    dense = _sums(head, vertices, at_points(head.template) + mean / 1000, at_points(basis))
     tensors |= {
         "denselandmarks": dense.half(),
         "densedeviations": own / 1000,

@@ -71,7 +71,7 @@ def show_run(server: ComfyServer, page: ComfyPage, widgets: dict) -> "Page":
     return page.page
 
 
-def show_error(server: ComfyServer, page: ComfyPage, widgets: dict, words: str, photo: str = "") -> "Page":
+def show_error(server: ComfyServer, page: ComfyPage, widgets: dict, text: str, photo: str = "") -> "Page":
     """What the page says of the first workflow with other `widgets`, or with a picture of the input folder."""
     page.drop(FIRST)
     if photo:
@@ -79,7 +79,7 @@ def show_error(server: ComfyServer, page: ComfyPage, widgets: dict, words: str, 
     page.set_widgets(widgets | ({"image": photo} if photo else {}))
     page.show_all()
     server.wait(page.run(), timeout=3600)
-    page.wait_for_words(words)
+    page.wait_for_text(text)
     return page.page
 
 

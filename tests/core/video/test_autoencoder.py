@@ -26,8 +26,8 @@ def test_it_is_built_from_what_it_knows_and_keeps_the_preview_colours():
     vae = autoencoder.build({**dummy_model.VAE, **colours, "a newer entry": 1})
     assert vae.config.latent_rgb_factors == colours["latent_rgb_factors"]
     assert vae.config.latent_rgb_factors_bias == [0.0, 0.1, 0.2]
-    kept = {name: value for name, value in dummy_model.VAE.items() if not name.startswith("_")}
-    assert vae.config.published().items() >= (kept | colours).items()
+    written = {name: value for name, value in dummy_model.VAE.items() if not name.startswith("_")}
+    assert vae.config.published().items() >= (written | colours).items()
     assert "latent_rgb_factors" not in autoencoder.build(dummy_model.VAE).config.published()
 
 

@@ -3,7 +3,7 @@
 ComfyUI reads the command line when it is imported, and puts its folder on `sys.path`: no test can come before or after.
 So the run that collects these modules only reads the names of their tests, functions at the top level. A second pytest
 starts ComfyUI and runs those that were chosen, once for each of ComfyUI's ways to hold weights; what became of them is
-told test by test, with skips and expected failures as what they are.
+reported test by test, with skips and expected failures as what they are.
 """
 
 import json
@@ -57,24 +57,24 @@ def plain(standin_nano: Path) -> Any:
 
 
 class InnerModule(pytest.File):
-    """The names of a module's tests; and what their process told, by patcher."""
+    """The names of a module's tests; and their process's outcomes, by patcher."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        self._told = {}
+        self._outcomes = {}
         for patcher in PATCHERS:
             for number, line in enumerate(self.path.read_text("utf-8").splitlines()):
                 if match := re.match(r"def (test_\w+)", line):
                     name = f"{match[1]}[{patcher}]"
                     yield InnerTest.from_parent(self, name=name, test=match[1], patcher=patcher, line=number)
 
-    def told(self, patcher: str) -> "Told":
+    def outcomes(self, patcher: str) -> "Outcomes":
         """Of all tests that were chosen: who asks first waits for them."""
-        if patcher not in self._told:
+        if patcher not in self._outcomes:
             items = [item for item in self.session.items if item.path == self.path and item.patcher == patcher]
-            self._told[patcher] = self._run([f"{self.path}::{item.test}" for item in items], patcher)
-        return self._told[patcher]
+            self._outcomes[patcher] = self._run([f"{self.path}::{item.test}" for item in items], patcher)
+        return self._outcomes[patcher]
 
-    def _run(self, tests: list[str], patcher: str) -> "Told":
+    def _run(self, tests: list[str], patcher: str) -> "Outcomes":
         outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder, "report.xml")
@@ -97,11 +97,11 @@ class InnerModule(pytest.File):
             cases = defaultdict(list)
             for case in ElementTree.parse(report).iter("testcase") if report.is_file() else ():
                 cases[case.get("name").partition("[")[0].rpartition(".")[2]].append(case)
-        return Told(cases, end)
+        return Outcomes(cases, end)
 
 
-class Told(NamedTuple):
-    """What a process told of its tests."""
+class Outcomes(NamedTuple):
+    """What became of a process's tests."""
 
     # By their names, one for each set of parameters, in JUnit's format; a module that skips itself by its own.
     cases: dict[str, list[ElementTree.Element]]
@@ -117,11 +117,11 @@ class InnerTest(pytest.Item):
         self.add_marker("host")
 
     def runtest(self) -> None:
-        told = self.parent.told(self.patcher)
-        if not (cases := told.cases[self.test]):
-            for end in (end for case in told.cases[self.path.stem] for end in case.iter("skipped")):
+        outcomes = self.parent.outcomes(self.patcher)
+        if not (cases := outcomes.cases[self.test]):
+            for end in (end for case in outcomes.cases[self.path.stem] for end in case.iter("skipped")):
                 pytest.skip(end.text)  # the whole module, at its import
-            pytest.fail(told.end, pytrace=False)
+            pytest.fail(outcomes.end, pytrace=False)
         failed = [(case, end) for case in cases for end in (*case.iter("failure"), *case.iter("error"))]
         if failed:
             said = ["\n".join((case.get("name"), end.get("message"), *case.itertext())) for case, end in failed]

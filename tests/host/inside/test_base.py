@@ -212,10 +212,10 @@ def hub(tmp_path, monkeypatch) -> None:
 
 
 def test_the_download_node_needs_consent_shows_the_size_and_can_be_cancelled(hub, models):
-    asked = execute(FantasyIDDownload, **DOWNLOAD, confirm=False)
-    assert asked.ui["text"][0].startswith("Nothing was downloaded yet. It would be 1 files, 0.00 GB")
-    assert "tick 'confirm'" in asked.ui["text"][0]
-    [output] = asked.args
+    unconfirmed = execute(FantasyIDDownload, **DOWNLOAD, confirm=False)
+    assert unconfirmed.ui["text"][0].startswith("Nothing was downloaded yet. It would be 1 files, 0.00 GB")
+    assert "tick 'confirm'" in unconfirmed.ui["text"][0]
+    [output] = unconfirmed.args
     assert isinstance(output, ExecutionBlocker)
     assert output.message is None, "nothing red: what hangs on it waits without a word"
     assert not (models / "FantasyID").exists()

@@ -198,15 +198,15 @@ def double_values(transformer) -> None:
 
 
 def test_a_patch_of_the_attention_s_output_acts_like_doubled_weights_and_is_told_where_it_is(model, by_hand):
-    told = []
+    calls = []
 
     def patch(out: Tensor, extra_options: dict) -> Tensor:
         names = ("block_index", "total_blocks", "block_type", "img_slice", "cond_or_uncond")
-        told.append((tuple(out.shape[1:]), *(extra_options[name] for name in names)))
+        calls.append((tuple(out.shape[1:]), *(extra_options[name] for name in names)))
         return 2 * out
 
     assert difference(sample(patched(model, patch, "attn1_output_patch")), by_hand(double_values)) < 1e-5
-    assert told[:BLOCKS] == [
+    assert calls[:BLOCKS] == [
         ((ALL, HEADS * HEAD), i, BLOCKS, "double", [226, ALL], [1, 0]) for i in range(BLOCKS)
     ]  # fmt: skip
 
@@ -257,16 +257,16 @@ def test_patches_before_the_blocks(model, by_hand):
 
 
 def test_patches_after_a_block_are_told_where_they_are(model, exact):
-    told = []
+    calls = []
 
     def patch(args: dict) -> dict:
         options = args["transformer_options"]
         where = args["block_index"], options["block_index"], options["total_blocks"], options["block_type"]
-        told.append((*where, len(options["uuids"]), len(options["sigmas"]), len(options["sample_sigmas"])))
+        calls.append((*where, len(options["uuids"]), len(options["sigmas"]), len(options["sample_sigmas"])))
         return args
 
     assert difference(sample(patched(model, patch, "double_block")), exact) == 0
-    assert told[:BLOCKS] == [(i, i, BLOCKS, "double", 2, 1, STEPS + 1) for i in range(BLOCKS)]
+    assert calls[:BLOCKS] == [(i, i, BLOCKS, "double", 2, 1, STEPS + 1) for i in range(BLOCKS)]
 
 
 def test_patches_instead_of_a_block(model, by_hand):

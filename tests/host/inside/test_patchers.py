@@ -98,11 +98,11 @@ def test_comfyui_s_own_node_trains_a_lora(loaded):
 
 @pytest.fixture
 def lending(monkeypatch) -> list[torch.dtype]:
-    """ComfyUI lends a layer's weights and takes them back, as with dynamic VRAM; the types that it is asked for."""
-    asked = []
+    """ComfyUI lends a layer's weights and takes them back, as with dynamic VRAM; the types that are wanted."""
+    dtypes = []
 
     def lend(layer: nn.Module, *_, **options) -> tuple:
-        asked.append(options.get("dtype"))
+        dtypes.append(options.get("dtype"))
         return layer.weight.detach().clone(), layer.bias.detach().clone(), "stream"
 
     def take_back(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor, stream: str) -> None:
@@ -111,7 +111,7 @@ def lending(monkeypatch) -> list[torch.dtype]:
 
     monkeypatch.setattr(comfy.ops, "cast_bias_weight", lend)
     monkeypatch.setattr(comfy.ops, "uncast_bias_weight", take_back)
-    return asked
+    return dtypes
 
 
 def test_weights_that_dynamic_vram_lends_are_copied_where_they_are_kept(lending):

@@ -105,7 +105,7 @@ def test_a_format_that_this_comfyui_does_not_know_is_named_with_the_cure(models)
 def test_weights_that_do_not_belong_to_it_are_named(models):
     name = sorted(ERRORS.keys() & FORMATS)[0]
     quantised = quantise(weights.read(models / "plain" / "transformer"), name)
-    for what, change, told in (
+    for what, change, message in (
         ("less", lambda tensors: tensors.pop("proj_out.weight"), r"1 missing \(proj_out\.weight\)"),
         ("more", lambda tensors: tensors.update({"other.weight": X}), r"1 left over \(other\.weight\)"),
         ("no scales", lambda tensors: tensors.pop(f"{LAYER}.weight_scale"), "quantised weights .* are not complete"),
@@ -114,7 +114,7 @@ def test_weights_that_do_not_belong_to_it_are_named(models):
         tensors = dict(quantised)
         change(tensors)
         write(models, what, tensors)
-        with pytest.raises(WeightsError, match=told):
+        with pytest.raises(WeightsError, match=message):
             load(what)
     write(models, "twice", quantised)
     with pytest.raises(WeightsError, match="quantised already: weight_dtype fp8_e4m3fn"):
