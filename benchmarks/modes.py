@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from . import baselines, compiling, computer_memory, long_video, whole_run
+from . import baselines, compiling, computer_memory, long_video, quantised, whole_run
 from .bench import Bench
 from .measure import Row, time_step
 from .ours import STEPS, Host
@@ -132,6 +132,7 @@ MODES = (
     Mode("ours, fp8 matmuls and storage", ours(faster(fp8_products=True), weight_dtype="fp8_e4m3fn"), cuda=True),
     Mode("ours, step cache", ours(half_of_the_steps(), **HALF), cuda=True),
     Mode("ours, step cache and fp8 matmuls", ours(half_of_the_steps(fp8_products=True), **HALF), cuda=True),
+    *(Mode(f"ours, ComfyUI's {f}", quantised.rows, cuda=True, by_name=True) for f in quantised.FORMATS),
     Mode("ours, long video", long_video.rows),
     Mode("whole run", whole_run.rows),
     Mode("loading, memory of the computer", computer_memory.rows, full_size=True),

@@ -34,13 +34,13 @@ class Host:
         self.text = inputs.text.float().cpu()
         self.tokens = inputs.tokens.float().cpu()
 
-    def model(self, weight_dtype: str = "default", identity: bool = True):
-        """A fresh MODEL, with or without an identity."""
+    def model(self, weight_dtype: str = "default", identity: bool = True, published: Published | None = None):
+        """A fresh MODEL, with or without an identity, of `published` if its weights are to be others."""
         from pack.fantasyid_core.dit.injection import Injection
         from pack.nodes.host.model import load_model
         from pack.nodes.host.options import add_injection
 
-        model = load_model(self.work.config, self.published(), weight_dtype)
+        model = load_model(self.work.config, published or self.published(), weight_dtype)
         return add_injection(model, Injection(self.tokens)) if identity else model
 
     def compiled(self, model):

@@ -42,8 +42,11 @@ def main() -> None:
             raise SystemExit(str(error)) from error
 
 
-def quantise(tensors: Mapping[str, Tensor], quant_format: str) -> dict[str, Tensor]:
+def quantise(tensors: Mapping[str, Tensor], quant_format: str, device: str = "cpu") -> dict[str, Tensor]:
     """These tensors, the weights of the blocks' linear layers in one of ComfyUI's quantised formats.
+
+    Args:
+        device: where they are quantised, one after the other; the results are where the tensors are.
 
     Raises:
         SaveError: ComfyUI does not know the format.
@@ -59,7 +62,8 @@ def quantise(tensors: Mapping[str, Tensor], quant_format: str) -> dict[str, Tens
             made[name] = tensor
             continue
         options = {"scale": "recalculate"} | OPTIONS.get(quant_format, {})
-        parts = QuantizedTensor.from_float(tensor.float(), layout, **options).state_dict(name)
+        parts = QuantizedTensor.from_float(tensor.to(device).float(), layout, **options).state_dict(name)
+        parts = {part: x.to(tensor.device) for part, x in parts.items()}
         made |= {part: x.view(torch.uint8) if x.dtype in EXPONENTS else x for part, x in parts.items()}
         made[name.removesuffix("weight") + "comfy_quant"] = note.clone()
     return made
