@@ -62,7 +62,8 @@ def quantise(tensors: Mapping[str, Tensor], quant_format: str, device: str = "cp
             made[name] = tensor
             continue
         options = {"scale": "recalculate"} | OPTIONS.get(quant_format, {})
-        parts = QuantizedTensor.from_float(tensor.to(device).float(), layout, **options).state_dict(name)
+        values = tensor.to(device, torch.float32 if device == "cpu" else torch.bfloat16)  # what kernels of cards take
+        parts = QuantizedTensor.from_float(values, layout, **options).state_dict(name)
         parts = {part: x.to(tensor.device) for part, x in parts.items()}
         made |= {part: x.view(torch.uint8) if x.dtype in EXPONENTS else x for part, x in parts.items()}
         made[name.removesuffix("weight") + "comfy_quant"] = note.clone()
