@@ -129,7 +129,7 @@ class FantasyIDSampler(FantasyIDNode):
         zeros = latent["samples"]
         check_size(model.model_options, zeros, transformer_of(model))
         if not injections_of(model):
-            model = add_injection(model, Injection(identity.tokens, skip_uncond=guide_identity))
+            model = add_injection(model, Injection(identity.tokens, guide_identity=guide_identity))
         generator = torch.Generator().manual_seed(seed)
         pixels = squeeze_to_frame(identity.image, height, width)
         positive, negative = _with_first_frame(model, vae, pixels, positive, negative, generator)
@@ -163,7 +163,7 @@ def _with_first_frame(model, vae, pixels: torch.Tensor, positive, negative, gene
         return positive, negative
     first = {"concat_latent_image": encode_sample(vae, pixels, generator)}
     positive = node_helpers.conditioning_set_values(positive, first)
-    if not any(injection.skip_uncond for injection in injections_of(model)):
+    if not any(injection.guide_identity for injection in injections_of(model)):
         negative = node_helpers.conditioning_set_values(negative, first)
     return positive, negative
 

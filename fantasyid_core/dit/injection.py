@@ -73,7 +73,7 @@ class Injection:
         strength: factor on what every layer adds; 1 as trained, 0 off.
         start, end: part of the sampling run in which it acts, 0 first step … 1 last, both ends included.
         layer_weights: one factor per injection layer, or empty for 1 everywhere.
-        skip_uncond: whether the unconditional branch goes without it, so that guidance leads to the person as to the
+        guide_identity: whether the unconditional branch goes without it, so that guidance leads to the person as to the
             prompt; in the release both branches have it.
 
     Raises:
@@ -85,7 +85,7 @@ class Injection:
     start: float = 0.0
     end: float = 1.0
     layer_weights: tuple[float, ...] = ()
-    skip_uncond: bool = False
+    guide_identity: bool = False
 
     def __post_init__(self):
         if not 0 <= self.start <= self.end <= 1:
@@ -157,7 +157,7 @@ class InjectionRun:
             if weight == 0.0:
                 continue
             identity = self._keys_values_of(i, attention, hidden_states)
-            skip_mask = unconditional if injection.skip_uncond and any(unconditional) else (False,)
+            skip_mask = unconditional if injection.guide_identity and any(unconditional) else (False,)
             parts = zip(added.chunk(len(skip_mask)), hidden_states.chunk(len(skip_mask)), skip_mask, strict=True)
             summed = [
                 x if skip else torch.add(x, attention(before, identity, attend, weights_of), alpha=weight)

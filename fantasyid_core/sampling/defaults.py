@@ -17,7 +17,7 @@ class SamplingDefaults:
     Attributes:
         width, height: px; frames: at most what it was trained on.
         steps, guidance, scheduler: as `schedule.denoise` takes them.
-        guide_identity: whether guidance leads to the identity too, see `injection.Injection.skip_uncond`.
+        guide_identity: whether guidance leads to the identity too, see `injection.Injection.guide_identity`.
     """
 
     width: int = WIDTH

@@ -24,12 +24,12 @@ class Guidance:
 
     Attributes:
         scale: 1 is off.
-        to_identity: whether the unconditional branch goes without the identity, its image latents included, so that
+        guide_identity: whether the unconditional branch goes without the identity, its image latents included, so that
             guidance leads to the person as it leads to the prompt; in the release both branches have it.
     """
 
     scale: float = GUIDANCE
-    to_identity: bool = False
+    guide_identity: bool = False
 
     @property
     def is_on(self) -> bool:
@@ -62,10 +62,10 @@ class Conditions:
             text = torch.cat([self.negative_text.expand(len(text), -1, -1), text])
             image = torch.cat([image, image])
             tokens = tokens if tokens is None else torch.cat([tokens, tokens])
-            if guidance.to_identity and strength is None:
+            if guidance.guide_identity and strength is None:
                 strength = image.new_ones(len(self.text))
             if strength is not None:
-                strength = torch.cat([0.0 * strength if guidance.to_identity else strength, strength])
+                strength = torch.cat([0.0 * strength if guidance.guide_identity else strength, strength])
         if strength is not None:
             image = image.masked_fill((strength == 0).view(-1, 1, 1, 1, 1), 0)
         return Conditions(text, self.negative_text, image, tokens, strength)

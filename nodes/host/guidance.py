@@ -37,7 +37,7 @@ def mark(guider: comfy.samplers.CFGGuider, injections: Iterable[Injection]) -> N
         SamplingError: guidance is to lead to an identity, and the guider has a conditioning of unknown meaning.
     """
     unknown = sorted(guider.conds.keys() - TOWARDS - AWAY)
-    if unknown and any(injection.skip_uncond for injection in injections):
+    if unknown and any(injection.guide_identity for injection in injections):
         raise SamplingError(
             f"guide_identity is on, but the guider {type(guider).__name__} has a conditioning '{unknown[0]}' of which "
             "FantasyID does not know whether guidance leads towards it or away from it. Switch guide_identity off in "

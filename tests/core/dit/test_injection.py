@@ -85,7 +85,7 @@ def test_two_identities_add_up_from_the_same_hidden_state(layer, hidden, tokens)
 
 def test_an_unconditional_branch_goes_without_an_identity_that_guidance_leads_to(layer, hidden, tokens):
     other = tokens.flip(0)
-    run = InjectionRun([Injection(tokens, skip_uncond=True), Injection(other)])
+    run = InjectionRun([Injection(tokens, guide_identity=True), Injection(other)])
     made = run.add_to(hidden, 0, layer, 0.0, unconditional=(False, True))
     alone, in_both = (InjectionRun([Injection(t)]).add_to(hidden, 0, layer, 0.0) - hidden for t in (tokens, other))
     torch.testing.assert_close(made[:1], (hidden + alone + in_both)[:1])

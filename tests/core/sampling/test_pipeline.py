@@ -69,7 +69,7 @@ def test_as_released_both_branches_have_the_identity(conditions: Conditions):
 @pytest.mark.parametrize("strength", [torch.ones(2), None])
 def test_guidance_to_the_identity_starts_from_a_branch_without_it(conditions: Conditions, strength):
     conditions = Conditions(conditions.text, conditions.negative_text, conditions.image, conditions.tokens, strength)
-    branches = conditions.branches(Guidance(6.0, to_identity=True))
+    branches = conditions.branches(Guidance(6.0, guide_identity=True))
     assert branches.strength.tolist() == [0.0, 0.0, 1.0, 1.0]
     assert branches.image.mean((1, 2, 3, 4)).tolist() == [0.0, 0.0, 5.0, 5.0]
 

@@ -61,7 +61,7 @@ def unguided(plain):
 @pytest.fixture(scope="module")
 def guided(plain):
     """A MODEL with an identity that guidance leads to."""
-    return add_injection(plain, Injection(TOKENS, skip_uncond=True))
+    return add_injection(plain, Injection(TOKENS, guide_identity=True))
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_the_negative_prompt_may_have_a_model_with_identities_of_its_own(
     own = load(standin_nano)
     for model, negative, expected in (
         (guided, own, right),
-        (guided, add_injection(own, Injection(TOKENS, skip_uncond=True)), right),
+        (guided, add_injection(own, Injection(TOKENS, guide_identity=True)), right),
         (unguided, own, right),
         (unguided, add_injection(own, Injection(TOKENS)), of_both),
     ):

@@ -111,7 +111,7 @@ def test_start_percent_bounds_when_the_identity_acts(layout, model, plain):
 
 def test_guidance_leads_to_an_identity_that_the_negative_branch_goes_without(layout, model, applied):
     """One prediction, put together by hand from what either branch predicts alone."""
-    guided = add_injection(model, Injection(TOKENS, skip_uncond=True))
+    guided = add_injection(model, Injection(TOKENS, guide_identity=True))
     identity = layout.sample(applied, ONCE, image=False, cfg=1.0)
     without = layout.sample(model, ONCE, image=False, positive=NEGATIVE, cfg=1.0)
     prediction = layout.sample(guided, ONCE, image=False)

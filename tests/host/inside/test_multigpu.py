@@ -40,7 +40,7 @@ def model(standin_nano):
     path = standin_nano / "transformer"
     config, published = read_model(path)
     model = load_model(config, published, source=path)
-    return add_injection(model, Injection(TOKENS, skip_uncond=True))
+    return add_injection(model, Injection(TOKENS, guide_identity=True))
 
 
 @pytest.fixture
