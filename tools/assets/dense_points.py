@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fantasyid_core.detection import dense_landmarks, yunet
 from fantasyid_core.detection.landmark_network import POINTS
+from fantasyid_core.detection.multiscale import search
 from fantasyid_lab import nano
 from fantasyid_lab.people.camera import project
 from fantasyid_lab.people.clip import Clip, still
@@ -79,9 +80,9 @@ def turned(seed: int) -> Clip:
 def read(clips: list[Clip], size: int, head: Head) -> Readings:
     """Render photos of one size and read them; those in which no face is found are left out."""
     frames = render(clips, size).frames[:, 0]
-    rows = yunet.find(frames, 0.5)
-    found = [i for i, own in enumerate(rows) if len(own)]
-    points = [dense_landmarks.read(frames[i], rows[i][:1, 4:14].unflatten(1, (5, 2)))[0][0, :, :2] for i in found]
+    faces = search(frames, yunet.detect, 0.5)
+    found = [i for i, own in enumerate(faces) if len(own)]
+    points = [dense_landmarks.read(frames[i], faces[i].landmarks[:1])[0][0, :, :2] for i in found]
     return readings([clips[i] for i in found], size, torch.stack(points), head)
 
 

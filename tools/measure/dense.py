@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fantasyid_core.detection import dense_landmarks, yunet
+from fantasyid_core.detection.multiscale import search
 from fantasyid_core.reconstruction.dense_fit import fit_dense
 from fantasyid_core.reconstruction.flame import Flame
 from fantasyid_lab.people import head as heads
@@ -43,10 +44,9 @@ def read(clips: list[Clip], size: int) -> Tensor:
     for one in clips:
         frames = render([one], size).frames[0]
         points = torch.full((len(frames), dense_landmarks.POINTS, 2), torch.nan)
-        for i, rows in enumerate(yunet.find(frames, 0.5)):
-            if len(rows):
-                landmarks = rows[:1, 4:14].unflatten(1, (5, 2))
-                points[i] = dense_landmarks.read(frames[i], landmarks)[0][0, :, :2]
+        for i, faces in enumerate(search(frames, yunet.detect, 0.5)):
+            if len(faces):
+                points[i] = dense_landmarks.read(frames[i], faces.landmarks[:1])[0][0, :, :2]
         found.append(points)
     return torch.stack(found)
 
