@@ -73,10 +73,13 @@ class FantasyIDDetectFace(FantasyIDNode):
                 ),
             ],
             outputs=[
-                Face.Output(display_name="face", tooltip="The chosen face with its photo, box, landmarks and crop."),
+                Face.Output(
+                    display_name="face", tooltip="The chosen face with its photo, box, landmarks (5 and 478) and crop."
+                ),
                 io.Image.Output(display_name="crop", tooltip="The face upright, 512 × 512."),
                 io.Image.Output(
-                    display_name="preview", tooltip="The photo with all faces numbered, the chosen in green."
+                    display_name="preview",
+                    tooltip="The photo with all faces numbered; the chosen in green, with its 478 landmarks' contours.",
                 ),
                 io.String.Output(
                     display_name="report",

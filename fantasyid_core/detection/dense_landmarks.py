@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .alignment import FFHQ_TEMPLATE, similarity
+from .dense_pose import CONFIDENT, estimate_dense
 from .faces import DetectedFace
 from .landmark_network import POINTS, SIZE, load
 
@@ -27,14 +28,29 @@ _FIRST_MIDDLE, _FIRST_SIDE = (256.0, 293.0), 475.0
 def with_dense_landmarks(
     faces: Sequence[DetectedFace], *, device: torch.device | str | None = None
 ) -> list[DetectedFace]:
-    """The faces of one photo with their `dense_landmarks` and `dense_confidence`; see `read`."""
+    """The faces of one photo with their `dense_landmarks` and `dense_confidence`, see `read`, and with the `pose` that
+    those tell where they are confident.
+    """
     if not faces:
         return []
     points, confidence = read(faces[0].image, torch.stack([face.landmarks for face in faces]), device=device)
+    poses = estimate_dense(
+        points, torch.stack([face.crop for face in faces]), torch.stack([face.to_crop for face in faces])
+    )
     return [
-        replace(face, dense_landmarks=own, dense_confidence=certain)
-        for face, own, certain in zip(faces, points, confidence.tolist(), strict=True)
+        replace(
+            face,
+            dense_landmarks=own,
+            dense_confidence=certain,
+            pose=pose if certain >= CONFIDENT else face.pose,
+        )
+        for face, own, certain, pose in zip(faces, points, confidence.tolist(), poses, strict=True)
     ]
+
+
+def ensure_dense_landmarks(face: DetectedFace, *, device: torch.device | str | None = None) -> DetectedFace:
+    """The face with its dense landmarks, which are read now where nobody asked for them before."""
+    return face if face.dense_landmarks is not None else with_dense_landmarks([face], device=device)[0]
 
 
 def read(photo: Tensor, landmarks: Tensor, *, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:

@@ -1,22 +1,69 @@
-"""478 dense landmarks → the head's pose: yaw, pitch and roll in degrees, as `head_pose` has them."""
+"""Dense landmarks → the head's pose: how the points lie in space against those of the mean head.
+
+Measured on rendered people and on photographs in docs/detection.md. The template is the mean head of FantasyID-nano,
+where it has these points, turned by what the network sees heads looking too far down: `tools/assets/dense_template.py`.
+"""
+
+from functools import lru_cache
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
-_ACROSS = ((33, 263), (234, 454))  # pairs of the person's right and left: outer corners of the eyes, sides of the face
-_UP = (152, 10)  # chin and top of the forehead
-_LEANS_BACK = 9.5  # degrees, of the line between these on a head that looks straight ahead
+from .head_pose import FRONTAL, HeadPose, of_crops, to_poses
+
+TEMPLATE = Path(__file__).parents[1] / "data" / "dense_template.safetensors"
+CONFIDENT = 0.5
+"""From this confidence on dense landmarks are taken for a face's."""
+_CROP_SHARE = 0.5  # in pitch, where the points and the crop's network err apart from each other
 
 
-def pose_from_dense(points: Tensor) -> Tensor:
-    """Points (N, 478, 3) px as `dense_landmarks.read` finds them → (N, 3) degrees of yaw, pitch and roll."""
-    space = points.float() * points.new_tensor([1, -1, -1], dtype=torch.float32)  # y up, z towards the viewer
-    across = F.normalize(sum((space[:, left] - space[:, right] for right, left in _ACROSS), space.new_zeros(1)), dim=-1)
-    up = space[:, _UP[1]] - space[:, _UP[0]]
-    up = F.normalize(up - (up * across).sum(-1, keepdim=True) * across, dim=-1)
-    out = torch.linalg.cross(across, up)
-    yaw = torch.asin(-across[:, 2].clamp(-1, 1))
-    pitch = torch.atan2(-up[:, 2], out[:, 2])
-    roll = torch.atan2(-across[:, 1], across[:, 0])
-    return torch.stack([yaw, pitch, roll], -1).rad2deg() + yaw.new_tensor([0, _LEANS_BACK, 0])
+def pose_from_dense(points: Tensor) -> HeadPose:
+    """Pose of one face from its dense landmarks alone, (478, 3) px as `dense_landmarks.read` finds them.
+
+    Points that all coincide or are not finite say nothing: the pose is frontal then.
+    """
+    return to_poses(angles(points[None]))[0] if _says_something(points) else FRONTAL
+
+
+def estimate_dense(points: Tensor, crops: Tensor, to_crop: Tensor) -> list[HeadPose]:
+    """Poses of faces from dense landmarks, and in pitch from their aligned crops as well.
+
+    Args:
+        points: (N, 478, 3) px, finite and not all in one place.
+        crops, to_crop: as for `head_pose.estimate`.
+    """
+    found = angles(points)
+    pitch = found[:, 1] + _CROP_SHARE * (of_crops(crops, to_crop)[:, 1] - found[:, 1])
+    return to_poses(torch.stack([found[:, 0], pitch, found[:, 2]], 1))
+
+
+def angles(points: Tensor) -> Tensor:
+    """Dense landmarks (…, 478, 3) px → yaw, pitch and roll (…, 3) in degrees, as in `HeadPose`."""
+    turn = rotation_of(points)
+    yaw = torch.asin(-turn[..., 2, 0].clamp(-1, 1))
+    pitch = torch.atan2(-turn[..., 2, 1], turn[..., 2, 2])
+    roll = torch.atan2(-turn[..., 1, 0], turn[..., 0, 0])
+    return torch.rad2deg(torch.stack([yaw, pitch, roll], -1))
+
+
+def rotation_of(points: Tensor) -> Tensor:
+    """Dense landmarks (…, 478, 3) px → the head's rotation (…, 3, 3), y up and z towards the viewer (Kabsch)."""
+    head = template(points.device)
+    seen = points.float() * head.new_tensor([1, -1, -1])
+    seen = seen - seen.mean(-2, keepdim=True)
+    u, _, vh = torch.linalg.svd(seen.mT @ head)
+    u = torch.cat([u[..., :2], u[..., 2:] * torch.linalg.det(u @ vh)[..., None, None]], -1)
+    return u @ vh
+
+
+@lru_cache(maxsize=4)
+def template(device: torch.device) -> Tensor:
+    """The mean head's points (478, 3), metres from their middle, y up, z out of the face."""
+    points = load_file(TEMPLATE)["points"].float().to(device)
+    return points - points.mean(0)
+
+
+def _says_something(points: Tensor) -> bool:
+    return 0 < float((points - points.mean(0)).abs().sum()) < torch.inf

@@ -112,16 +112,19 @@ def estimate(landmarks: Tensor, crops: Tensor, to_crop: Tensor) -> list[HeadPose
     """
     if not len(crops):
         return []
+    by_crop = of_crops(crops, to_crop)
+    # Of two angles the mean is taken the short way round.
+    apart = torch.remainder(_of_landmarks(landmarks) - by_crop + 180, 360) - 180
+    return to_poses(by_crop + apart * apart.new_tensor(_SHARE))
+
+
+def of_crops(crops: Tensor, to_crop: Tensor) -> Tensor:
+    """Yaw, pitch and roll in the photo (N, 3), degrees, by aligned crops alone; arguments as for `estimate`."""
     light = grey(crops)
     with torch.no_grad():
         one, other = load(crops.device).of_crops(torch.cat([light, light.flip(3)])).chunk(2)
-    of_crops = (one + other * MIRROR.to(one)) / 2
-    of_landmarks = _of_landmarks(landmarks)
     lean = torch.rad2deg(torch.atan2(to_crop[:, 1, 0], to_crop[:, 0, 0]))
-    # Both rolls are in the photo now; of two angles the mean is taken the short way round.
-    of_crops = of_crops - F.pad(lean[:, None], (2, 0))
-    apart = torch.remainder(of_landmarks - of_crops + 180, 360) - 180
-    return _poses(of_crops + apart * apart.new_tensor(_SHARE))
+    return (one + other * MIRROR.to(one)) / 2 - F.pad(lean[:, None], (2, 0))
 
 
 def pose_from_landmarks(landmarks: Tensor) -> HeadPose:
@@ -130,7 +133,7 @@ def pose_from_landmarks(landmarks: Tensor) -> HeadPose:
     Landmarks that all coincide or are not finite say nothing: the pose is frontal then.
     """
     spread = (landmarks - landmarks.mean(0)).abs().sum()
-    return _poses(_of_landmarks(landmarks[None]))[0] if 0 < float(spread) < torch.inf else FRONTAL
+    return to_poses(_of_landmarks(landmarks[None]))[0] if 0 < float(spread) < torch.inf else FRONTAL
 
 
 def _of_landmarks(landmarks: Tensor) -> Tensor:
@@ -142,6 +145,7 @@ def _of_landmarks(landmarks: Tensor) -> Tensor:
     return one + apart / 2
 
 
-def _poses(angles: Tensor) -> list[HeadPose]:
+def to_poses(angles: Tensor) -> list[HeadPose]:
+    """Yaw, pitch and roll (N, 3) in degrees → poses, the roll in −180…180."""
     roll = torch.remainder(angles[:, 2:] + 180, 360) - 180
     return [HeadPose(*pose) for pose in torch.cat([angles[:, :2], roll], 1).tolist()]

@@ -12,7 +12,10 @@ from ..errors import FaceNotFoundError
 from ..images import as_mask, as_photos, from_pil, label, resize, to_pil
 from ..optional_import import require
 from . import yunet
+from .dense_landmarks import with_dense_landmarks
+from .dense_pose import CONFIDENT
 from .detections import Detector
+from .face_contours import CONTOURS
 from .faces import DetectedFace, detect_batch
 
 log = logging.getLogger(__name__)
@@ -95,7 +98,7 @@ class FoundFace:
     """The face that was asked for in a photo or batch.
 
     Attributes:
-        face: the selected face; faces: all faces of its photo.
+        face: the selected face, with its dense landmarks; faces: all faces of its photo.
         frame: which photo of the batch that is; skipped: those that do not show the face; frames: how many there were.
     """
 
@@ -163,13 +166,17 @@ def find_face(
         raise first_error or FaceNotFoundError("There is no picture to find a face in: connect one.")
     if skipped:
         log.info("FantasyID: %d of %d frames do not show the face; they were skipped.", len(skipped), len(photos))
-    return FoundFace(*best, best_frame, tuple(skipped), len(photos))
+    (face,) = with_dense_landmarks([best[0]], device=device)
+    faces = [face if other is best[0] else other for other in best[1]]
+    return FoundFace(face, faces, best_frame, tuple(skipped), len(photos))
 
 
 def numbered(
     faces: Sequence[DetectedFace], chosen: DetectedFace | None = None, word: str = "", long_side: int = 1024
 ) -> Tensor:
     """The photo of `faces` (at least one) with their boxes, positions and scores drawn; the chosen one in green.
+
+    Where a face has dense landmarks their contours are drawn, else the detector's five.
 
     Args:
         word: what is written beside the chosen one's score.
@@ -188,9 +195,12 @@ def numbered(
         colour = (80, 255, 80) if face is chosen else (255, 210, 60)
         x0, y0, x1, y1 = (face.box * scale).tolist()
         draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=line)
-        if face.dense_landmarks is not None:
-            draw.point([tuple(place) for place in (face.dense_landmarks[:, :2] * scale).tolist()], fill=colour)
-        for x, y in (face.landmarks * scale).tolist():
-            draw.ellipse((x - line, y - line, x + line, y + line), fill=colour)
+        if face.dense_landmarks is not None and face.dense_confidence >= CONFIDENT:
+            places = [tuple(place) for place in (face.dense_landmarks[:, :2] * scale).tolist()]
+            for contour in CONTOURS:
+                draw.line([places[point] for point in contour], fill=colour)
+        else:
+            for x, y in (face.landmarks * scale).tolist():
+                draw.ellipse((x - line, y - line, x + line, y + line), fill=colour)
         label(draw, (x0, y0), f"{i}  {face.score:.2f}" + (f"  {word}" if word and face is chosen else ""), colour)
     return from_pil(picture)

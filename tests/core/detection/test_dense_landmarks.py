@@ -9,9 +9,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fantasyid_core.detection import dense_landmarks, landmark_network
+from fantasyid_core.detection import dense_landmarks, face_contours, landmark_network
+from fantasyid_core.detection.dense_landmarks import ensure_dense_landmarks
 from fantasyid_core.detection.faces import detect
-from fantasyid_core.detection.selection import numbered
+from fantasyid_core.detection.selection import find_face, numbered
 from tools.measure.labelled_faces import photos
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "landmarks" / "mediapipe.safetensors"
@@ -97,9 +98,30 @@ def test_a_photo_without_faces_has_no_points(astronaut):
     assert dense_landmarks.with_dense_landmarks([]) == []
 
 
-def test_a_preview_shows_the_points(astronaut):
+def test_a_preview_shows_the_contours_in_place_of_five_points(astronaut):
+    """Lines through the irises; a face that is not certainly there keeps the detector's points."""
     face = detect(astronaut[0])[0]
-    (dense,) = dense_landmarks.with_dense_landmarks([face])
+    dense = ensure_dense_landmarks(face)
     changed = (numbered([dense]) != numbered([face])).any(-1)
-    assert 200 < int(changed.sum()) < 2000
-    assert torch.equal(numbered([replace(dense, dense_landmarks=None)]), numbered([face]))
+    assert 300 < int(changed.sum()) < 2000
+    x, y = dense.dense_landmarks[RIGHT_IRIS + 1, :2].round().int().tolist()
+    assert changed[y - 1 : y + 2, x - 1 : x + 2].any()
+    assert torch.equal(numbered([replace(dense, dense_confidence=0.1)]), numbered([face]))
+
+
+def test_the_face_that_is_found_carries_its_points_and_is_read_once(astronaut, monkeypatch):
+    found = find_face(astronaut)
+    assert found.face.dense_landmarks.shape == (478, 3)
+    assert found.faces == [found.face]
+    monkeypatch.setattr(dense_landmarks, "read", None)
+    assert ensure_dense_landmarks(found.face) is found.face
+
+
+def test_eyes_and_mouth_are_open_as_far_as_they_look(astronaut, six_faces):
+    """By eye: the astronaut looks and smiles with her teeth; the woman at the left has her mouth closed."""
+    face = ensure_dense_landmarks(detect(astronaut[0])[0])
+    left = ensure_dense_landmarks(min(detect(six_faces[0]), key=lambda face: float(face.box[0])))
+    assert face_contours.eye_opening(face.dense_landmarks).min() > 0.2
+    smiling, closed = (float(face_contours.mouth_opening(each.dense_landmarks)) for each in (face, left))
+    assert smiling > 0.1
+    assert closed < 0.05

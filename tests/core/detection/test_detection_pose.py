@@ -1,13 +1,16 @@
 """Head pose of faces against the truth on rendered people and by eye on photos, and the scores that rank views."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from fantasyid_core.detection.dense_landmarks import ensure_dense_landmarks
+from fantasyid_core.detection.dense_pose import pose_from_dense
 from fantasyid_core.detection.faces import DetectedFace, detect, detect_batch
-from fantasyid_core.detection.head_pose import FRONTAL, estimate, pose_from_landmarks, rotation
+from fantasyid_core.detection.head_pose import FRONTAL, HeadPose, estimate, pose_from_landmarks, rotation
 from fantasyid_core.detection.quality import occlusion, sharpness
 from fantasyid_lab.people.clip import still
 from fantasyid_lab.people.person import TEST, person
@@ -43,15 +46,26 @@ def people() -> tuple[list[list[DetectedFace]], torch.Tensor]:
 
 def test_pose_of_rendered_people(people: tuple[list[list[DetectedFace]], torch.Tensor]):
     """All 200 of docs/detection.md: `python -m benchmarks.detection --people 200`."""
+    networks = medians(people, lambda face: face.pose)
+    assert (networks <= torch.tensor([4.0, 5.0, 5.0])).all()
+
+
+def test_dense_landmarks_tell_more_of_it(people: tuple[list[list[DetectedFace]], torch.Tensor]):
+    """With the crop's network in pitch; and by themselves."""
+    assert (medians(people, lambda face: ensure_dense_landmarks(face).pose) <= torch.tensor([2.5, 3.0, 1.5])).all()
+    alone = medians(people, lambda face: pose_from_dense(ensure_dense_landmarks(face).dense_landmarks))
+    assert (alone <= torch.tensor([2.5, 4.5, 1.5])).all()
+
+
+def medians(
+    people: tuple[list[list[DetectedFace]], torch.Tensor], pose_of: Callable[[DetectedFace], HeadPose]
+) -> torch.Tensor:
+    """Median errors of yaw, pitch and roll in degrees."""
     faces, true = people
     found = [i for i, own in enumerate(faces) if own]
     assert len(found) >= 22
-    poses = [faces[i][0].pose for i in found]
-    error = (torch.tensor([(pose.yaw, pose.pitch, pose.roll) for pose in poses]) - true[found]).abs()
-    yaw, pitch, roll = error.median(0).values.tolist()
-    assert yaw <= 4
-    assert pitch <= 5
-    assert roll <= 5
+    poses = [pose_of(faces[i][0]) for i in found]
+    return (torch.tensor([(p.yaw, p.pitch, p.roll) for p in poses]) - true[found]).abs().median(0).values
 
 
 def test_mirrored_and_turned_faces_have_mirrored_and_turned_poses(
@@ -68,6 +82,11 @@ def test_mirrored_and_turned_faces_have_mirrored_and_turned_poses(
     upright = pose_from_landmarks(face.landmarks)
     assert upside_down.yaw == pytest.approx(upright.yaw, abs=0.1)
     assert abs(upside_down.roll - upright.roll) == pytest.approx(180, abs=0.1)
+
+
+@pytest.mark.parametrize("points", [torch.zeros(478, 3), torch.full((478, 3), torch.nan)])
+def test_dense_landmarks_that_say_nothing_are_frontal(points: torch.Tensor):
+    assert pose_from_dense(points) == FRONTAL
 
 
 @pytest.mark.parametrize("landmarks", [torch.zeros(5, 2), torch.full((5, 2), 7.0), torch.full((5, 2), torch.nan)])
