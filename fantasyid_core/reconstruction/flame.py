@@ -91,8 +91,10 @@ class Flame:
         if expression is not None:
             offset = offset + _blend(self.expression_basis, expression)
         vertices = self.template + offset
-        if pose is None:
-            return vertices
+        return vertices if pose is None else self.bend(vertices, pose)
+
+    def bend(self, vertices: Tensor, pose: Tensor) -> Tensor:
+        """Heads (B, V, 3) at rest, posed by (B, 6), rotation of head and jaw as `decode` takes it."""
         turns = vertices.new_zeros(len(pose), len(self.parents), 3)  # neck and eyes stay at rest
         turns[:, HEAD], turns[:, JAW] = pose[:, :3].to(turns), pose[:, 3:].to(turns)
         rotations = axis_angle_to_matrix(turns)

@@ -60,6 +60,20 @@ def turntable(vertices: Tensor, faces: Tensor | None, frames: int = 24, size: in
     return _picture(turned * (_MARGIN * size / 2 / reach.clamp(min=1e-12)), faces, size)
 
 
+def shade_moving(vertices: Tensor, faces: Tensor | None, middle: Tensor, reach: float, size: int = 512) -> Tensor:
+    """Frames of a mesh, all from one place; like `shade` otherwise.
+
+    Args:
+        vertices: (T, V, 3) float.
+        middle: (3,) what the picture's middle shows; reach: how far from there the picture's edge is at least.
+
+    Returns:
+        (T, size, size, 3) float32 0…1.
+    """
+    scale = _MARGIN * size / 2 / max(reach, 1e-12)
+    return torch.cat([_picture((frame - middle) * scale, faces, size) for frame in vertices.split(1)])
+
+
 def overlay(
     photo: Tensor, in_photo: Tensor, faces: Tensor | None, opacity: float = OPACITY, long_side: int = 1024
 ) -> Tensor:
