@@ -7,7 +7,7 @@ something that describes faces. Frames are looked at one by one: of each only it
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -131,25 +131,49 @@ def follow(
     return track
 
 
-def from_landmarks(points: Tensor, present: Tensor, fps: float) -> FaceTrack:
-    """A track of points that were found elsewhere.
+def from_landmarks(frames: Sequence[Sequence[Tensor]], fps: float, *, smooth: bool = True) -> FaceTrack:
+    """The track of the largest face of the first frame with one, by landmarks that were found elsewhere.
 
     Args:
-        points: (T, 478, 2 or 3) px; what is not `present` (T,) is left aside.
+        frames: of every frame its faces, (478, ≥ 2) px each.
+        fps, smooth: as for `follow`.
 
     Raises:
-        FaceNotFoundError: there is none, in another number than 478, or not finite.
+        FaceNotFoundError: no frame has a face, or another number of landmarks.
     """
-    if points.ndim != 3 or points.shape[1] != POINTS or points.shape[2] not in (2, 3) or not len(points):
+    steady = OneEuroFilter(fps)
+    found: list[tuple[Tensor, float] | None] = []
+    last: Tensor | None = None
+    missing = 0
+    for faces in frames:
+        for face in faces:
+            if face.ndim != 2 or len(face) != POINTS or face.shape[1] < 2:
+                raise FaceNotFoundError(
+                    f"The landmarks of a face have shape {tuple(face.shape)}; expected ({POINTS}, 2 or 3). Use those "
+                    "of ComfyUI's Detect Face Landmarks (MediaPipe), or leave them unconnected."
+                )
+        there = [face[:, :2].float().cpu() for face in faces if bool(face.isfinite().all())]
+        if last is not None:
+            place, reach = _middle(last), float(_size(last)) * (_LARGEST_STEP + _SPEED * missing / fps)
+            there = [face for face in there if float((_middle(face) - place).norm()) < reach]
+            there.sort(key=lambda face: float((_middle(face) - place).norm()))
+        else:
+            there.sort(key=lambda face: -float(_size(face)))
+        if not there:
+            missing += 1
+            steady.reset()
+            found.append(None)
+            continue
+        missing, last = 0, there[0]
+        points = steady(last, float(_size(last))) if smooth else last
+        found.append((torch.nn.functional.pad(points, (0, 1)), 1.0))
+    track = _joined(found, fps)
+    if not track.present.any():
         raise FaceNotFoundError(
-            f"The landmarks have shape {tuple(points.shape)}; expected (frames, {POINTS}, 2 or 3), at least one frame. "
-            "Use the landmarks of ComfyUI's Detect Face Landmarks (MediaPipe)."
+            f"None of the {len(found)} frames has landmarks of a face: use a video in which the face is seen, or leave "
+            "the landmarks unconnected."
         )
-    points = torch.nn.functional.pad(points.float().cpu(), (0, 3 - points.shape[2]))
-    present = present.cpu() & points.isfinite().flatten(1).all(1)
-    if not present.any():
-        raise FaceNotFoundError("None of the frames has landmarks: use a video in which the face is seen.")
-    return FaceTrack(points.masked_fill(~present[:, None, None], torch.nan), present.float(), present, fps)
+    return track
 
 
 class _Follower:
