@@ -1,8 +1,12 @@
 """Apply FantasyID: a MODEL that carries an identity, for any sampler of the host."""
 
+import math
+
+import torch
 from comfy_api.latest import io
 
 from ..fantasyid_core.dit.injection import Injection, parse_curve
+from ..fantasyid_core.dit.region import ADD, OVERLAPS, Region
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Identity
 
@@ -40,7 +44,8 @@ class FantasyIDApply(FantasyIDNode):
             ),
             description=(
                 "Makes a MODEL follow an identity. The result works with KSampler, SamplerCustomAdvanced and the "
-                "FantasyID Sampler. Applying twice adds both identities; the weights are shared, not copied."
+                "FantasyID Sampler. Applied twice, it holds both identities: in parts of the picture by masks, at "
+                "times by seconds, or together. The weights are shared, not copied."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of FantasyID Load Model, with or without LoRAs."),
@@ -78,6 +83,47 @@ class FantasyIDApply(FantasyIDNode):
                     ),
                 ),
                 guide_identity_input(),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where in the picture the identity acts, white in full, black not at all: one mask for the "
+                    "whole video, or one per frame. It is stretched to the video's size.",
+                ),
+                io.Float.Input(
+                    "from_second",
+                    default=0.0,
+                    min=0.0,
+                    max=3600.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="When in the video the identity begins to act. start_percent is about the sampling steps.",
+                ),
+                io.Float.Input(
+                    "to_second",
+                    default=0.0,
+                    min=0.0,
+                    max=3600.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="When in the video it ends; 0: at the video's end.",
+                ),
+                io.Float.Input(
+                    "fade_seconds",
+                    default=0.25,
+                    min=0.0,
+                    max=60.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How long it takes to begin and to end, half of it before that moment and half after.",
+                ),
+                io.Combo.Input(
+                    "overlap",
+                    options=list(OVERLAPS),
+                    default=ADD,
+                    optional=True,
+                    tooltip="Where an Apply FantasyID before this one acts too: add: both in full. share: each a part. "
+                    "last wins: this one displaces those before.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The same MODEL, following the identity.")],
         )
@@ -92,15 +138,24 @@ class FantasyIDApply(FantasyIDNode):
         end_percent: float,
         layer_weights: str,
         guide_identity: bool = False,
+        mask: torch.Tensor | None = None,
+        from_second: float = 0.0,
+        to_second: float = 0.0,
+        fade_seconds: float = 0.25,
+        overlap: str = ADD,
     ) -> io.NodeOutput:
         from .host.options import add_injection, transformer_of
 
         curve = parse_curve(layer_weights, len(transformer_of(model).layer_attention))
-        return io.NodeOutput(
-            add_injection(
-                model, Injection(identity.tokens, strength, start_percent, end_percent, curve, guide_identity)
-            )
+        region = Region(
+            None if mask is None else mask.reshape(-1, *mask.shape[-2:]),
+            from_second,
+            to_second or math.inf,
+            fade_seconds,
+            overlap,
         )
+        injection = Injection(identity.tokens, strength, start_percent, end_percent, curve, guide_identity, region)
+        return io.NodeOutput(add_injection(model, injection))
 
 
 NODES = [FantasyIDApply]

@@ -8,6 +8,7 @@ from ..errors import WeightsError
 from ..fusion.checkpoint import Published
 from ..io.weights import known_entries
 
+TIME_SCALE, FPS = 4, 8  # frames per latent after the first, of CogVideoX's VAE; frames per second, as released
 RELEASE_GRID = (30, 45)  # patches of 480 × 720 pixels; the release's pipeline scales the rotary grid to it
 FIXED = {
     "activation_fn": "gelu-approximate",

@@ -16,6 +16,7 @@ from ..errors import IdentityError
 from ..operations import TORCH, Operations
 from .attention import Attend, scaled_dot_product
 from .kernels import Norm, WeightsOf, layer_norm, own_weights
+from .region import EVERYWHERE, Region, TokenGrid, token_weights
 
 
 class LayerAttention(nn.Module):
@@ -75,6 +76,7 @@ class Injection:
         layer_weights: one factor per injection layer, or empty for 1 everywhere.
         guide_identity: whether the unconditional branch goes without it, so that guidance leads to the person as to the
             prompt; in the release both branches have it.
+        region: where in the picture and when in the video it acts.
 
     Raises:
         IdentityError: the part of the run is none.
@@ -86,6 +88,7 @@ class Injection:
     end: float = 1.0
     layer_weights: tuple[float, ...] = ()
     guide_identity: bool = False
+    region: Region = EVERYWHERE
 
     def __post_init__(self):
         if not 0 <= self.start <= self.end <= 1:
@@ -127,6 +130,7 @@ class InjectionRun:
         self.injections = tuple(injections)
         self._keep = keep
         self._keys_values: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._token_weights: dict[tuple, list[Tensor | None]] = {}
 
     @property
     def depends_on_progress(self) -> bool:
@@ -140,6 +144,7 @@ class InjectionRun:
         attention: LayerAttention,
         progress: float,
         *,
+        grid: TokenGrid | None = None,
         unconditional: Sequence[bool] = (),
         attend: Attend = scaled_dot_product,
         weights_of: WeightsOf = own_weights,
@@ -147,11 +152,13 @@ class InjectionRun:
         """Visual tokens (B, L, dim) after one block → the same with every identity added by injection layer `layer`.
 
         Args:
+            grid: where these tokens are; without it every identity acts everywhere.
             unconditional: for each of the equal parts that the batch is made of, whether it is an unconditional branch;
                 empty: none is.
             attend, weights_of: see `LayerAttention.forward`.
         """
         added = hidden_states
+        token_weights = self._token_weights_at(grid, hidden_states)
         for i, injection in enumerate(self.injections):
             weight = injection.weight(layer, progress)
             if weight == 0.0:
@@ -160,11 +167,21 @@ class InjectionRun:
             skip_mask = unconditional if injection.guide_identity and any(unconditional) else (False,)
             parts = zip(added.chunk(len(skip_mask)), hidden_states.chunk(len(skip_mask)), skip_mask, strict=True)
             summed = [
-                x if skip else torch.add(x, attention(before, identity, attend, weights_of), alpha=weight)
+                x if skip else _add(x, attention(before, identity, attend, weights_of), weight, token_weights[i])
                 for x, before, skip in parts
             ]
             added = summed[0] if len(summed) == 1 else torch.cat(summed)
         return added
+
+    def _token_weights_at(self, grid: TokenGrid | None, like: Tensor) -> list[Tensor | None]:
+        """For each identity (L, 1) or None, see `region.token_weights`."""
+        if grid is None:
+            return [None] * len(self.injections)
+        key = (grid, like.device, like.dtype)
+        if key not in self._token_weights:
+            found = token_weights([injection.region for injection in self.injections], grid)
+            self._token_weights[key] = [None if weights is None else weights.to(like) for weights in found]
+        return self._token_weights[key]
 
     def _keys_values_of(self, i: int, attention: LayerAttention, like: Tensor) -> tuple[Tensor, Tensor]:
         key = (i, attention, like.device, like.dtype)  # a run may lead through two models
@@ -176,16 +193,24 @@ class InjectionRun:
         return keys_values
 
 
+def _add(hidden_states: Tensor, added: Tensor, weight: float, token_weights: Tensor | None) -> Tensor:
+    """Visual tokens (B, L, dim) and `weight` times what an identity adds, by token where (L, 1) weights are given."""
+    if token_weights is None:
+        return torch.add(hidden_states, added, alpha=weight)
+    return torch.addcmul(hidden_states, added, token_weights, value=weight)
+
+
 @dataclass(frozen=True, eq=False)
 class BatchInjector:
     """The identities of a run for one batch: an `Injector`.
 
     Attributes:
         injections: the identities, with what is constant over the run.
-        unconditional, attend, weights_of: see `InjectionRun.add_to`.
+        grid, unconditional, attend, weights_of: see `InjectionRun.add_to`.
     """
 
     injections: InjectionRun
+    grid: TokenGrid | None = None
     unconditional: tuple[bool, ...] = ()
     attend: Attend = scaled_dot_product
     weights_of: WeightsOf = own_weights
@@ -197,6 +222,7 @@ class BatchInjector:
             layer,
             attention,
             progress,
+            grid=self.grid,
             unconditional=self.unconditional,
             attend=self.attend,
             weights_of=self.weights_of,

@@ -6,8 +6,8 @@ see the same identity.
 
 from dataclasses import dataclass
 
+from ..dit.config import TIME_SCALE
 from ..errors import SamplingError
-from ..video.latents import TIME_SCALE
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..dit.config import TIME_SCALE
 from ..io.weights import known_entries
 from ..operations import TORCH, Operations
 from .autoencoder_block import Cache, CausalConv, Downsample, Resnet, SpatialNorm, Upsample
-from .latents import SPACE_SCALE, TIME_SCALE
+from .latents import SPACE_SCALE
 
 FRAMES_AT_ONCE, LATENTS_AT_ONCE = 8, 2  # as it was trained; what is left over goes into the first chunk
 FIXED = {"act_fn": "silu", "use_quant_conv": False, "use_post_quant_conv": False}

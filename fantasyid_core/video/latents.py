@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from ..dit.config import TIME_SCALE
 from ..errors import SamplingError
 
-FRAMES, HEIGHT, WIDTH, FPS = 49, 480, 720, 8  # as released
-TIME_SCALE, SPACE_SCALE, LATENT_CHANNELS = 4, 8, 16  # of CogVideoX's VAE
+FRAMES, HEIGHT, WIDTH = 49, 480, 720  # as released
+SPACE_SCALE, LATENT_CHANNELS = 8, 16  # of CogVideoX's VAE
 
 
 def latent_size(frames: int, height: int, width: int) -> tuple[int, int, int]:

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fantasyid_core.detection.faces import detect
+from fantasyid_core.dit.config import TIME_SCALE
 from fantasyid_core.errors import TrainingError
 from fantasyid_core.reconstruction.deca_input import prepare
-from fantasyid_core.video.latents import SPACE_SCALE, TIME_SCALE
+from fantasyid_core.video.latents import SPACE_SCALE
 
 from .clip_files import measure, read_caption, read_frames
 from .options import IdentityOptions

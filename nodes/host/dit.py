@@ -15,6 +15,7 @@ from ...fantasyid_core.dit.attention import asking_for
 from ...fantasyid_core.dit.compiling import uncompiled, uncompiled_itself
 from ...fantasyid_core.dit.injection import BatchInjector
 from ...fantasyid_core.dit.kernels import Rotary
+from ...fantasyid_core.dit.region import TokenGrid
 from ...fantasyid_core.dit.transformer import FantasyIDTransformer
 from ...fantasyid_core.errors import SamplingError
 from ...fantasyid_core.sampling.defaults import AS_RELEASED, SamplingDefaults
@@ -57,7 +58,10 @@ class NativeTransformer(FantasyIDTransformer):
         wanted = injections.depends_on_progress or run.skips_steps
         progress = 1 - timesteps[0].item() / (TRAIN_STEPS - 1) if wanted else 0.0
         attention = attention_for(transformer_options, self._queries(x, context), x.dtype, x.device)
-        injector = BatchInjector(injections, unconditional, attention.injections, run.norm_weights)
+        window = tuple(window_of(transformer_options) or ())
+        injector = BatchInjector(
+            injections, self._grid(x, run, window), unconditional, attention.injections, run.norm_weights
+        )
         velocity = super().forward(
             x.transpose(1, 2),
             context,
@@ -66,11 +70,16 @@ class NativeTransformer(FantasyIDTransformer):
             injector=injector,
             progress=progress,
             run_block=_BlockPatches(self, transformer_options, x, attention, run),
-            cache=run.step_cache(tuple(window_of(transformer_options) or ()), card_of(transformer_options)),
+            cache=run.step_cache(window, card_of(transformer_options)),
             # where an identity sets in or ends, a step is not like the one before
             branch=(*transformer_options.get("uuids", ()), *(i.is_active(progress) for i in injections.injections)),
         )
         return velocity.transpose(1, 2)
+
+    def _grid(self, x: Tensor, run: Run, window: tuple[int, ...]) -> TokenGrid:
+        frames, height, width = x.shape[2:]
+        rows, columns = height // self.config.patch_size, width // self.config.patch_size
+        return TokenGrid(run.frames or frames, rows, columns, window)
 
     def _queries(self, x: Tensor, context: Tensor) -> tuple[int, int, int, int]:
         """Samples, heads, tokens of text and video, and width of a head."""

@@ -1,7 +1,8 @@
 """What nodes switch on a `MODEL`: each gives a clone that shares the weights; and what is constant over a run."""
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...fantasyid_core.dit import fp8
+from ...fantasyid_core.dit.config import TIME_SCALE
 from ...fantasyid_core.dit.injection import Injection
 from ...fantasyid_core.dit.injection import check as check_injection
 from ...fantasyid_core.dit.step_cache import CacheSettings
@@ -146,6 +148,32 @@ def other_size(transformer: NativeTransformer, size: tuple[int, int, int]) -> st
     )
 
 
+def _check_regions(injections: Sequence[Injection], size: Sequence[int], patch_size: int) -> None:
+    """Say before the wait what is odd about where and when identities act in latents of `size` (frames, height, width).
+
+    Raises:
+        SamplingError: a mask does not fit the video.
+    """
+    frames, height, width = size
+    for injection in injections:
+        region = injection.region
+        weights = region.weights(frames, height // patch_size, width // patch_size)
+        if not region.is_everywhere and not weights.any():
+            seconds = ((frames - 1) * TIME_SCALE + 1) / region.fps
+            notes.warn(
+                "An identity acts nowhere: its mask is black where its seconds are, or they lie after the end of the "
+                f"video of {seconds:.1f} s."
+            )
+        if (
+            region.mask is not None
+            and abs(math.log(region.mask.shape[2] * height / region.mask.shape[1] / width)) > 0.1
+        ):
+            notes.warn(
+                f"An identity's mask of {region.mask.shape[2]} × {region.mask.shape[1]} pixels is stretched to the "
+                f"video's shape, {width * 8} × {height * 8}."
+            )
+
+
 def around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
     """Around each sampling run: what is constant over it is computed once and forgotten afterwards."""
     guider, noise = executor.class_obj, args[0]
@@ -155,6 +183,7 @@ def around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
     if not transformer.trained_at(*size):
         notes.warn(other_size(transformer, size))
     ours = Options.of(options)
+    _check_regions(ours.injections, noise.shape[2:], transformer.config.patch_size)
     mark(guider, ours.injections)
     constant = "registered_hooks" not in guider.model_options  # hooks swap weights in the middle of a run
     negative = negative_model(guider)
@@ -166,6 +195,7 @@ def around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
         None if negative is None else injections_of(negative),
         card=guider.model_patcher.load_device,
         keep=constant,
+        frames=noise.shape[2],
     )
     options[KEY] = replace(ours, run=run)
     try:

@@ -26,6 +26,7 @@ class Run:
         negative_injections: those of the negative prompt's own model; None: it has no model of its own.
         card: the one that decides which steps are skipped, where ComfyUI uses several; None where it uses one.
         keep: False where ComfyUI changes weights in the middle of a run; then nothing that depends on them is kept.
+        frames: latent frames of the whole video; None: as many as a prediction has.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Run:
         negative_injections: tuple[Injection, ...] | None = None,
         card: torch.device | None = None,
         keep: bool = True,
+        frames: int | None = None,
     ):
+        self.frames = frames
         self._injections = InjectionRun(injections, keep)
         self._negative = None if negative_injections is None else InjectionRun(negative_injections, keep)
         self._step_caches = None if step_cache is None else StepCaches(step_cache)

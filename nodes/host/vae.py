@@ -11,10 +11,11 @@ import comfy.sd
 import torch
 from torch import Tensor, nn
 
+from ...fantasyid_core.dit.config import TIME_SCALE
 from ...fantasyid_core.errors import SamplingError, WeightsError
 from ...fantasyid_core.io import weights
 from ...fantasyid_core.video.autoencoder import Autoencoder, Posterior, build
-from ...fantasyid_core.video.latents import SPACE_SCALE, TIME_SCALE
+from ...fantasyid_core.video.latents import SPACE_SCALE
 from .compat import free_memory, make_patcher, read_weights, remember_loader
 from .operators import Operators
 

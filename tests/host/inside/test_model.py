@@ -8,6 +8,7 @@ import comfy.sd
 import pytest
 import torch
 from pack.fantasyid_core.dit.injection import Injection, LayerAttention
+from pack.fantasyid_core.dit.region import Region
 from pack.fantasyid_core.dit.transformer import from_published
 from pack.fantasyid_core.errors import IdentityError, SamplingError, WeightsError
 from pack.fantasyid_core.fusion.checkpoint import split_published
@@ -107,6 +108,20 @@ def test_applications_share_weights_and_leave_the_plain_model_alone(layout, mode
 def test_start_percent_bounds_when_the_identity_acts(layout, model, plain):
     assert difference(layout.sample(add_injection(model, Injection(TOKENS, start=0.5))), plain) > 1e-3
     assert difference(layout.sample(add_injection(model, Injection(TOKENS, start=0.99))), plain) == 0
+
+
+def test_masks_and_seconds_bound_where_and_when_the_identity_acts(layout, model, plain, exact):
+    def sample(**region) -> torch.Tensor:
+        return layout.sample(add_injection(model, Injection(TOKENS, region=Region(**region))))
+
+    assert torch.equal(sample(mask=torch.ones(1, 8, 12)), exact)
+    assert torch.equal(sample(mask=torch.zeros(1, 8, 12)), plain)
+    half = torch.ones(1, 8, 12).tril()
+    assert difference(sample(mask=half), plain) > 1e-3
+    assert difference(sample(mask=half), exact) > 1e-3
+    assert difference(sample(from_second=0.5), sample(to_second=0.5)) > 1e-3
+    with pytest.raises(SamplingError, match=r"mask has 2 frames, but the video has \d+\."):
+        sample(mask=torch.ones(2, 8, 12))
 
 
 def test_guidance_leads_to_an_identity_that_the_negative_branch_goes_without(layout, model, applied):
