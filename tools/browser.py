@@ -31,6 +31,13 @@ _AT_ONCE = """
   .p-overlay-mask-leave { pointer-events: none !important; }
 """
 
+# Playwright's own way fails where the page asks another server for something at that moment, which its policy forbids.
+_ADD_STYLE = """(text) => {
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync(text);
+  document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
+}"""
+
 # Links that lead nowhere or join two types, inputs that name a link that is not there.
 _WRONG_LINKS = """() => {
   const wrong = [], types = (type) => String(type).split(",");
@@ -113,7 +120,7 @@ class ComfyPage:
         self.page.goto(url)
         self.page.wait_for_function("() => window.app?.vueAppReady && window.app.graph")
         self.page.get_by_test_id("queue-button").wait_for()
-        self.page.add_style_tag(content=_AT_ONCE)
+        self.page.evaluate(_ADD_STYLE, _AT_ONCE)
 
     def close(self) -> None:
         """Close the page."""
