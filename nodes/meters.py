@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..fantasyid_core.detection.faces import DetectedFace
+from ..fantasyid_core.dit.config import FPS
 from ..fantasyid_core.errors import FaceNotFoundError
 from ..fantasyid_core.meters import embedding as embeddings
 from ..fantasyid_core.meters import meters
@@ -53,6 +54,22 @@ class FantasyIDLikenessMeter(FantasyIDNode):
                     tooltip="Photos of other people, one each, as a batch: whether the reference is nearer to the "
                     "video than all of them says more than a threshold.",
                 ),
+                io.Float.Input(
+                    "fps",
+                    default=float(FPS),
+                    min=0.1,
+                    max=240.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Frames per second of the video: the report names the similarity of each second and its "
+                    "trend.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the person is, if there are several in the video: of each frame the largest face "
+                    "whose middle lies in the mask is taken. One mask, or one per frame.",
+                ),
             ],
             outputs=[
                 io.Float.Output(
@@ -76,6 +93,8 @@ class FantasyIDLikenessMeter(FantasyIDNode):
         face: DetectedFace | None = None,
         reference: torch.Tensor | None = None,
         gallery: torch.Tensor | None = None,
+        fps: float = FPS,
+        mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         if face is not None:
             reference, reference_landmarks = face.image, face.landmarks
@@ -94,6 +113,8 @@ class FantasyIDLikenessMeter(FantasyIDNode):
             device,
             progress=lambda: bar.update(1),
             gallery=() if gallery is None else list(gallery),
+            fps=fps,
+            mask=None if mask is None else mask.reshape(-1, *mask.shape[-2:]),
         )
         notes.show(result.report.partition("\n")[0])
         return io.NodeOutput(result.mean, result.between_frames, result.plot[None], result.report)

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..detection.faces import detect
+from ..detection.faces import DetectedFace, detect
+from ..dit.config import FPS
 from ..errors import FaceNotFoundError, ImageError
 from ..views.suitability import NO_FACE, openness
 from . import likeness, motion
 from .attribute_regressor import SIZE, AttributeRegressor, read_attributes
+from .drift import measure_drift
 from .embedding import DISTANCE, Embedding, embed, locate, warp
 from .motion import Motion
 from .plot import chart
@@ -59,6 +61,7 @@ class Likeness:
         covered: (T,) bool, a face was found that hardly looks like an open face of a person.
         embedding: the network.
         gallery: whom it is nearest to, where a gallery was given.
+        fps: frames per second.
     """
 
     similarity: Tensor
@@ -68,6 +71,7 @@ class Likeness:
     covered: Tensor
     embedding: Embedding
     gallery: Gallery | None = None
+    fps: float = FPS
 
     @property
     def report(self) -> str:
@@ -81,6 +85,7 @@ class Likeness:
             f"{network.measure.capitalize()} to the reference ({network.name}): mean {float(measured.mean()):.3f}, "
             f"worst {float(worst):.3f}. Its authors take two faces for one person {side} {network.threshold:g}: "
             f"{same:.0%} of the frames.",
+            str(measure_drift(self.measured, self.fps, network.measure == DISTANCE)),
             network.on_photos,
             str(self.gallery or "For a stronger statement give a gallery of other people."),
             f"To compare settings: similarity (cosine) {self.mean:.3f}, of neighbouring frames "
@@ -114,6 +119,8 @@ def measure_likeness(
     device: torch.device | str | None = None,
     progress: Progress = lambda: None,
     gallery: Sequence[Tensor] = (),
+    fps: float = FPS,
+    mask: Tensor | None = None,
 ) -> Likeness:
     """Compare the largest face of every frame with a reference face.
 
@@ -125,6 +132,8 @@ def measure_likeness(
         reference_landmarks: (5, 2) px of the face in it, or None: its largest.
         device, progress: as for `embedding.locate`.
         gallery: photos (H, W, C) of other people, one each; those without a clear face are left out.
+        fps: frames per second of the video.
+        mask: (1 or T, h, w) 0…1, where in the frames the person is, stretched to them; None: anywhere.
 
     Raises:
         FaceNotFoundError: the reference, every frame, or all of the gallery show no clear face.
@@ -132,7 +141,7 @@ def measure_likeness(
     """
     _check_frames(frames)
     reference_vector = _embed_reference(reference, reference_landmarks, embedding, device)
-    landmarks, covered = clear_faces(frames, device, progress)
+    landmarks, covered = clear_faces(frames, device, progress, mask)
     faces = embed(embedding, frames, landmarks, unit=False)
     if not faces.found.any():
         clear = " clear" if covered.any() else ""
@@ -152,6 +161,7 @@ def measure_likeness(
         _compare_gallery(embedding, faces.vectors[faces.found], reference_vector, gallery, device)
         if len(gallery)
         else None,
+        fps,
     )
 
 
@@ -197,22 +207,47 @@ def _compare_gallery(
 
 
 def clear_faces(
-    frames: Sequence[Tensor] | Tensor, device: torch.device | str | None = None, progress: Progress = lambda: None
+    frames: Sequence[Tensor] | Tensor,
+    device: torch.device | str | None = None,
+    progress: Progress = lambda: None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The largest face of each frame (H, W, C), where it looks like an open face of a person.
 
+    Args:
+        mask: (1 or T, h, w) 0…1, stretched to the frames: faces whose middle it leaves out do not count.
+
     Returns:
         Landmarks (T, 5, 2) px, NaN where there is no such face, and (T,) bool, where there is another.
+
+    Raises:
+        ImageError: the mask has another number of frames.
     """
+    if mask is not None and len(mask) not in (1, len(frames)):
+        raise ImageError(
+            f"The mask has {len(mask)} frames, but the video has {len(frames)}. Connect one mask for all frames or one "
+            "for each."
+        )
     landmarks, covered = torch.full((len(frames), 5, 2), math.nan), torch.zeros(len(frames), dtype=torch.bool)
     for i, frame in enumerate(frames):
-        faces = detect(frame, device=device)[:1]
+        faces = detect(frame, device=device)
+        if mask is not None:
+            faces = [face for face in faces if _is_inside(mask[min(i, len(mask) - 1)], face)]
+        faces = faces[:1]
         if faces:
             covered[i] = float(openness(faces)[0]) < NO_FACE
             if not covered[i]:
                 landmarks[i] = faces[0].landmarks.cpu()
         progress()
     return landmarks, covered
+
+
+def _is_inside(mask: Tensor, face: DetectedFace) -> bool:
+    """Whether the middle of a face lies in the brighter half of a mask (h, w), stretched to its photo."""
+    height, width = face.image.shape[:2]
+    x, y = (face.box[:2] + face.box[2:]).tolist()
+    row, column = int(y / 2 / height * mask.shape[0]), int(x / 2 / width * mask.shape[1])
+    return float(mask[min(max(row, 0), mask.shape[0] - 1), min(max(column, 0), mask.shape[1] - 1)]) >= 0.5
 
 
 def measure_motion(

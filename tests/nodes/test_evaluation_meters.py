@@ -52,7 +52,24 @@ def test_a_persons_own_video_is_more_like_than_a_strangers(clips: RenderedClips)
     assert alike.measured[0] < 0.2, "a frame to itself, by true and by found landmarks"
     assert float(alike.measured.nanmean()) < float(other.measured.nanmean())
     assert "below 0.6" in alike.report
+    assert "By second: " in alike.report
     assert alike.plot.shape == (320, 640, 3)
+
+
+def test_of_two_people_the_one_in_the_mask_is_compared(clips: RenderedClips):
+    pytest.importorskip("dlib")
+    dlib, both = embeddings.load("dlib"), torch.cat([clips.frames[0, :3], clips.frames[1, :3]], 2)
+    left = torch.zeros(1, 10, 20)
+    left[..., :10] = 1
+    distances = [
+        float(meters.measure_likeness(both, clips.frames[0, 0], None, dlib, mask=mask).measured.nanmean())
+        for mask in (left, 1 - left)
+    ]
+    assert distances[0] < distances[1] - 0.1
+    with pytest.raises(ImageError, match="mask has 2 frames, but the video has 3"):
+        meters.measure_likeness(both, clips.frames[0, 0], None, dlib, mask=left.expand(2, -1, -1))
+    with pytest.raises(FaceNotFoundError):
+        meters.measure_likeness(both, clips.frames[0, 0], None, dlib, mask=0 * left)
 
 
 def test_frames_without_a_face_are_skipped_and_said(clips: RenderedClips):
