@@ -12,6 +12,7 @@ from . import (
     loading,
     long_video,
     meters,
+    performance,
     reconstruction,
     sampling,
     text,
@@ -20,7 +21,8 @@ from . import (
 )
 
 STAGES = (
-    *(download, loading, text, example_photo, detection, reconstruction, views, fusion, injection),
+    *(download, loading, text, example_photo, detection, reconstruction, performance),
+    *(views, fusion, injection),
     *(acceleration, sampling, video, long_video, meters),
 )
 

@@ -25,22 +25,16 @@ def fit_dense(model: Flame, points: Tensor, *, confidence: Tensor | None = None,
     Raises:
         MeshError: it is not known where the face model has these points, or no face fits.
     """
-    if model.dense_landmarks is None or model.dense_deviations is None:
-        raise MeshError(
-            f"It is not known where this face model's {len(model.template)} vertices have the 478 dense landmarks: use "
-            "the face model of FantasyID-nano, or a .safetensors face model with the tensors 'denselandmarks' and "
-            "'densedeviations'."
-        )
+    known, deviation = known_points(model)
     flat = points[..., :2].to(model.template.device)
-    places = at_landmarks(model.dense_landmarks, model.template)
-    deviation = model.dense_deviations
+    places = at_landmarks(known, model.template)
     certain = (deviation.min() / deviation).square().expand(flat.shape[:3])
     if confidence is not None:
         certain = certain * confidence.to(certain)[..., None]
     return fit(
         model,
         flat,
-        model.dense_landmarks,
+        known,
         confidence=certain,
         noise=_REPEATED * deviation.min() * _px_per_metre(flat, places),
         expression_deviations=model.expression_deviations,
@@ -48,6 +42,21 @@ def fit_dense(model: Flame, points: Tensor, *, confidence: Tensor | None = None,
         error_basis=model.dense_errors,
         iterations=iterations,
     )
+
+
+def known_points(model: Flame) -> tuple[Tensor, Tensor]:
+    """Where a face model has the dense landmarks and how far off they are: its weights (478, V) and deviations (478,).
+
+    Raises:
+        MeshError: it is not known.
+    """
+    if model.dense_landmarks is None or model.dense_deviations is None:
+        raise MeshError(
+            f"It is not known where this face model's {len(model.template)} vertices have the 478 dense landmarks: use "
+            "the face model of FantasyID-nano, or a .safetensors face model with the tensors 'denselandmarks' and "
+            "'densedeviations'."
+        )
+    return model.dense_landmarks, model.dense_deviations
 
 
 def _px_per_metre(points: Tensor, places: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def download_folder(name: str) -> Path:
 
 
 def identity_files() -> list[str]:
-    """Saved identities in the host's input folder, and in its output folder with the host's mark `OUTPUT_MARK`."""
+    """Saved identities and performances in the host's input folder; those in its output folder with `OUTPUT_MARK`."""
     return _names(IDENTITY_SUFFIXES)
 
 
@@ -125,6 +125,16 @@ def identity_path(name: str) -> Path:
         IdentityError: no such file, or the name leads out of the host's input and output folders.
     """
     return _find(name, "identity", IDENTITY_SUFFIXES, "as 'FantasyID Save Identity' writes it", IdentityError)
+
+
+def performance_path(name: str) -> Path:
+    """Path of a saved performance that a widget names, as `identity_files` lists them.
+
+    Raises:
+        WeightsMissingError: no such file, or the name leads out of the host's input and output folders.
+    """
+    written = "as 'FantasyID Save Performance' writes it"
+    return _find(name, "performance", IDENTITY_SUFFIXES, written, WeightsMissingError)
 
 
 def mesh_files() -> list[str]:

@@ -13,14 +13,18 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from fantasyid_core.detection import face_track
 from fantasyid_core.detection.by_hand import face_in_mask
+from fantasyid_core.detection.face_track import FaceTrack, follow
 from fantasyid_core.detection.faces import DetectedFace, detect
 from fantasyid_core.detection.selection import find_face, numbered
 from fantasyid_core.dit.step_cache import CacheSettings
 from fantasyid_core.images import from_pil, load_photo, to_pil
 from fantasyid_core.meters import attribute_regressor, embedding, meters
-from fantasyid_core.reconstruction import deca_input, face_mesh, render
+from fantasyid_core.reconstruction import animation, deca_input, face_mesh, performance, render
+from fantasyid_core.reconstruction.animation import Animation
 from fantasyid_core.reconstruction.face_mesh import FaceMesh
+from fantasyid_core.reconstruction.performance import Performance
 from fantasyid_core.sampling.schedule import TRAIN_STEPS, timesteps
 from fantasyid_core.sampling.windows import windows
 from fantasyid_core.video.latents import squeeze_to_frame
@@ -41,6 +45,7 @@ WIDTH, GAP, ARROW, LINE = 640, 8, 40, 16  # px
 LIMIT = 40_000  # bytes
 GROUND, INK, BOX = (32, 33, 36), (220, 220, 224), (58, 62, 70)
 SAYS = "A young woman with long black hair in a white shirt before a yellow wall smiles and talks to the camera."
+MOMENTS = (8, 20)  # frames of the captured video
 TREE = "models/fantasyid/FantasyID/\n  transformer_ema/\n  vae/\n  text_encoder/\n  face_encoder/\n  face_model/"
 
 
@@ -148,6 +153,17 @@ class Studio:
             )
         return self._meshes[person]
 
+    @cached_property
+    def captured(self) -> tuple[Tensor, FaceTrack, Performance]:
+        """Frames of an example person's video, the points in them, and the performance."""
+        video = torch.stack([from_pil(frame) for frame in frames("Chiyo", 25)])
+        track = follow(video, 8.0)
+        return video, track, performance.capture(self.generator.model.face, track)
+
+    def performed(self, person: str, captured: Performance) -> Animation:
+        """An example person's mesh that does what was captured."""
+        return performance.perform(self.generator.model.face, self.mesh(person), captured)
+
     def video(self, person: str, prompt: str, strength: float = 1.0, mode: Mode = EXACT) -> Tensor:
         """(25, 160, 160, 3) float 0…1."""
         key = (person, prompt, strength, mode)
@@ -181,6 +197,53 @@ def apply(studio: Studio) -> Image.Image:
     strengths = (0.0, 1.0, 1.5)
     made = [(studio.video("Amara", SAYS, strength)[12], f"strength {strength:g}") for strength in strengths]
     return flow(stage((studio.photo("Amara"), "photo")), stage(*made, across=3))
+
+
+def capture(studio: Studio) -> Image.Image:
+    video, track, played = studio.captured
+    faces = [face_track.drawn(video[i], track.points[i], 256) for i in MOMENTS]
+    shown = animation.shade(studio.performed("Chiyo", played), 256)
+    return flow(
+        stage(*((face, f"frame {i}") for face, i in zip(faces, MOMENTS, strict=True))),
+        stage(*((shown[i], "captured") for i in MOMENTS)),
+    )
+
+
+def load_performance(studio: Studio) -> Image.Image:
+    frames = animation.shade(studio.performed("Rosa", studio.captured[2]), 256)
+    return flow(
+        stage(("performance_00001_\n.safetensors", "output/fantasyid/")),
+        stage(*((frames[i], f"frame {i}") for i in MOMENTS), across=2, wide=2),
+    )
+
+
+def perform(studio: Studio) -> Image.Image:
+    video, _, played = studio.captured
+    rows = [animation.shade(studio.performed(person, played), 256) for person in ("Amara", "Rosa")]
+    return flow(
+        stage(*((video[i], f"video, frame {i}") for i in MOMENTS)),
+        *(
+            stage(*((frames[i], person) for i in MOMENTS))
+            for frames, person in zip(rows, ("Amara", "Rosa"), strict=True)
+        ),
+    )
+
+
+def save_animation(studio: Studio) -> Image.Image:
+    frames = animation.shade(studio.performed("Rosa", studio.captured[2]), 256)
+    return flow(
+        stage(*((frames[i], f"frame {i}") for i in MOMENTS), across=2, wide=2),
+        stage(("animation_00001_.glb", "for Preview 3D, Blender")),
+    )
+
+
+def save_performance(studio: Studio) -> Image.Image:
+    video, _, _ = studio.captured
+    return flow(
+        stage((video[MOMENTS[1]], "video")),
+        stage(("performance", "of FantasyID Capture")),
+        stage(("performance_00001_\n.safetensors", "output/fantasyid/")),
+    )
 
 
 def detect_face(studio: Studio) -> Image.Image:
@@ -368,6 +431,7 @@ def views(studio: Studio) -> Image.Image:
 
 DRAWN: dict[str, Callable[[Studio], Image.Image]] = {
     "FantasyIDApply": apply,
+    "FantasyIDCapture": capture,
     "FantasyIDDetectFace": detect_face,
     "FantasyIDDownload": download,
     "FantasyIDDrawnFace": drawn_face,
@@ -380,13 +444,17 @@ DRAWN: dict[str, Callable[[Studio], Image.Image]] = {
     "FantasyIDLoadMesh": load_mesh,
     "FantasyIDLoadModel": load_model,
     "FantasyIDLoadTextEncoder": load_text_encoder,
+    "FantasyIDLoadPerformance": load_performance,
     "FantasyIDLongVideo": long_video,
     "FantasyIDMotionMeter": motion_meter,
     "FantasyIDNewViews": turned,
+    "FantasyIDPerform": perform,
     "FantasyIDReconstruct": reconstruct,
     "FantasyIDSampler": sampler,
+    "FantasyIDSaveAnimation": save_animation,
     "FantasyIDSaveIdentity": save_identity,
     "FantasyIDSaveMesh": save_mesh,
+    "FantasyIDSavePerformance": save_performance,
     "FantasyIDSigmas": sigmas,
     "FantasyIDTextEncode": text_encode,
     "FantasyIDTurntable": turntable,

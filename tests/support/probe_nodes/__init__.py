@@ -53,6 +53,16 @@ class ProbeNaN(Probe):
         return image
 
 
+class ProbeLandmarks(Probe):
+    """Landmarks of four frames as ComfyUI's MediaPipe node gives them; the third shows no face."""
+
+    RETURN_TYPES = ("FACE_LANDMARKS",)
+
+    def make(self) -> dict:
+        face = {"landmarks_xy": (100 + 80 * torch.rand(478, 2, generator=torch.Generator().manual_seed(0))).numpy()}
+        return {"frames": [[face], [face], [], [face]], "image_size": (512, 512), "connection_sets": {}}
+
+
 class ProbeModel(Probe):
     """A small Stable Diffusion 1 UNet."""
 
@@ -141,5 +151,5 @@ class ProbeSlow:
         return (model,)
 
 
-NODES = (ProbeNaN, ProbeModel, ProbeVae, ProbeClip, ProbeMaskedT5, ProbeName, ProbeSlow)
+NODES = (ProbeNaN, ProbeLandmarks, ProbeModel, ProbeVae, ProbeClip, ProbeMaskedT5, ProbeName, ProbeSlow)
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
