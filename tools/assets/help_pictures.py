@@ -204,8 +204,8 @@ def capture(studio: Studio) -> Image.Image:
     faces = [face_track.drawn(video[i], track.points[i], 256) for i in MOMENTS]
     shown = animation.shade(studio.performed("Chiyo", played), 256)
     return flow(
-        stage(*((face, f"frame {i}") for face, i in zip(faces, MOMENTS, strict=True))),
-        stage(*((shown[i], "captured") for i in MOMENTS)),
+        stage(*((face, f"frame {i}") for face, i in zip(faces, MOMENTS, strict=True)), across=2),
+        stage(*((shown[i], "captured") for i in MOMENTS), across=2),
     )
 
 
