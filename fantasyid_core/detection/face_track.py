@@ -152,7 +152,7 @@ def from_landmarks(frames: Sequence[Sequence[Tensor]], fps: float, *, smooth: bo
                     f"The landmarks of a face have shape {tuple(face.shape)}; expected ({POINTS}, 2 or 3). Use those "
                     "of ComfyUI's Detect Face Landmarks (MediaPipe), or leave them unconnected."
                 )
-        there = [face[:, :2].float().cpu() for face in faces if bool(face.isfinite().all())]
+        there = [face[:, :2].float().cpu() for face in faces if _is_usable(face)]
         if last is not None:
             place, reach = _middle(last), float(_size(last)) * (_LARGEST_STEP + _SPEED * missing / fps)
             there = [face for face in there if float((_middle(face) - place).norm()) < reach]
@@ -237,7 +237,7 @@ class _Follower:
             return None
         found, confidence = look(photo, squares(self._last[None]), self.device)
         points = found[0]
-        if not (float(confidence) >= MIN_CONFIDENCE and bool(points.isfinite().all()) and self._continues(points)):
+        if not (float(confidence) >= MIN_CONFIDENCE and _is_usable(points) and self._continues(points)):
             self.lose()
             return None
         self._unproven += 1
@@ -267,7 +267,7 @@ class _Follower:
             return None
         landmarks = torch.stack([face.landmarks for face in faces])
         points, confidence = dense_landmarks.read(photo, landmarks, device=self.device)
-        seen = [i for i in range(len(faces)) if confidence[i] >= MIN_CONFIDENCE and bool(points[i].isfinite().all())]
+        seen = [i for i in range(len(faces)) if confidence[i] >= MIN_CONFIDENCE and _is_usable(points[i])]
         if not seen:
             return None
         best, place = seen[0], self._place  # the largest
@@ -311,6 +311,10 @@ class _Follower:
     def _is_cut(self, photo: Tensor) -> bool:
         before, self._thumbnail = self._thumbnail, resize(photo, _THUMBNAIL, _THUMBNAIL)
         return before is not None and float((self._thumbnail - before).abs().mean()) > _CUT
+
+
+def _is_usable(points: Tensor) -> bool:
+    return bool(points.isfinite().all()) and float(_size(points)) > 0
 
 
 def _middle(points: Tensor) -> Tensor:

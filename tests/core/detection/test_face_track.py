@@ -140,7 +140,8 @@ def test_of_a_long_video_only_the_points_stay(monkeypatch):
 def test_landmarks_of_other_nodes_make_a_track_of_one_face():
     """The larger face of the first frame, wherever it stands among the faces; not NaN's, and not the other's."""
     face, small = 100 * torch.rand(478, 2), 300 + 40 * torch.rand(478, 2)
-    frames = [[small, face], [face + 2, small], [], [small], [torch.full_like(face, torch.nan), face + 4]]
+    useless = [torch.full_like(face, torch.nan), torch.zeros_like(face)]
+    frames = [[small, face], [face + 2, small], [], [small], [*useless, face + 4]]
     track = face_track.from_landmarks(frames, FPS, smooth=False)
     assert track.present.tolist() == [True, True, False, False, True]
     assert torch.equal(track.points[4, :, :2], face + 4)
@@ -150,4 +151,4 @@ def test_landmarks_that_make_no_track_are_refused():
     with pytest.raises(FaceNotFoundError, match=r"\(68, 2\); expected \(478"):
         face_track.from_landmarks([[torch.rand(68, 2)]], FPS)
     with pytest.raises(FaceNotFoundError, match="None of the 2 frames"):
-        face_track.from_landmarks([[], []], FPS)
+        face_track.from_landmarks([[], [torch.zeros(478, 3)]], FPS)
