@@ -16,7 +16,8 @@ from .host.base import FantasyIDNode, listed
 from .host.resident import deca_regressor, face_model, on_device
 from .host.sockets import Face, Mesh
 
-DECA, LANDMARK_FIT = METHODS = ("DECA", "landmark fit")
+DECA, LANDMARK_FIT, DENSE_FIT = METHODS = ("DECA", "landmark fit", "dense fit")
+FITS = {LANDMARK_FIT: face_mesh.from_landmarks, DENSE_FIT: face_mesh.from_dense_landmarks}
 WRITERS = {"glb": write_glb, "obj": write_obj, "ply": write_ply}
 MOST_MISFIT = 0.6  # of the eyes' distance; measured in docs/reconstruction.md
 NEEDED = 1 << 29  # bytes: the activations of DECA's regressor
@@ -31,7 +32,7 @@ class FantasyIDReconstruct(FantasyIDNode):
             **listed("3 face shape", "3d face", "DECA", "FLAME", "face mesh", "head"),
             description=(
                 "Estimates the 3-D shape of a face from its photo: with DECA and FLAME, or from the face's landmarks "
-                "with the face model alone. DECA and FLAME are licensed for non-commercial research and are not "
+                "with a face model alone. DECA and FLAME are licensed for non-commercial research and are not "
                 "downloaded: put deca_model.tar and generic_model.pkl into models/fantasyid/<name>/face_model. With a "
                 "vertex file, use FantasyID Load Mesh instead."
             ),
@@ -55,7 +56,8 @@ class FantasyIDReconstruct(FantasyIDNode):
                     default=DECA,
                     optional=True,
                     tooltip="DECA: a network looks at the photo; needs DECA's file. landmark fit: the face model is "
-                    "fitted to eyes, nose and mouth corners; rough, but it needs the face model's file only.",
+                    "fitted to eyes, nose and mouth corners; rough, but it needs the face model's file only. dense "
+                    "fit: fitted to 478 landmarks; with FantasyID-nano's face model, which comes with the pack.",
                 ),
                 io.Combo.Input(
                     "look_at",
@@ -97,9 +99,9 @@ class FantasyIDReconstruct(FantasyIDNode):
             raise MeshError(f"There is no method '{method}'; choose one of: {', '.join(METHODS)}.")
         folders = paths.beside(paths.resolve(model_name), "face_model")
         device = comfy.model_management.get_torch_device()
-        if method == LANDMARK_FIT:
+        if method in FITS:
             [model] = on_device([(face_model, face_mesh.find_face_model(*folders))])
-            mesh = face_mesh.from_landmarks(face, model.flame, mode, _largest_faces(images, device))
+            mesh = FITS[method](face, model.flame, mode, _largest_faces(images, device))
         else:
             deca_file, flame_file = face_mesh.find_files(*folders)
             regressor, model = on_device([(deca_regressor, deca_file), (face_model, flame_file)], NEEDED)
@@ -214,7 +216,7 @@ def _say_how_it_fits(away: float, look_at: str) -> None:
         cure = (
             f"DECA knows pictures that a face fills: set 'look_at' to '{deca_input.FACE_CROP}'."
             if look_at == deca_input.WHOLE_PHOTO
-            else f"Use a photo that looks at the viewer, or the method '{LANDMARK_FIT}'."
+            else f"Use a photo that looks at the viewer, or the method '{DENSE_FIT}' or '{LANDMARK_FIT}'."
         )
         notes.warn(f"The mesh is not on the face: off by {away:.1f} times the distance of the eyes. {cure}")
 

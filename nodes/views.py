@@ -4,6 +4,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..fantasyid_core.detection.dense_landmarks import ensure_dense_landmarks
 from ..fantasyid_core.detection.faces import DetectedFace
 from ..fantasyid_core.meters import embedding
 from ..fantasyid_core.reconstruction.face_mesh import FaceMesh
@@ -189,7 +190,7 @@ class FantasyIDNewViews(FantasyIDNode):
         views: FaceViews | None = None,
     ) -> io.NodeOutput:
         poses = novel_views.grid(yaw, pitch, columns, rows)
-        rendered = novel_views.new_views(face, mesh, poses, min_seen)
+        rendered = novel_views.new_views(ensure_dense_landmarks(face), mesh, poses, min_seen)
         rendered = augment(rendered if views is None else novel_views.append_rendered(views, rendered), altered, seed)
         return io.NodeOutput(
             rendered, contact_sheet(rendered)[None], rendered.crops, rendered.coverage, rendered.report

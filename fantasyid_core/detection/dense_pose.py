@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .head_pose import FRONTAL, HeadPose, of_crops, to_poses
+from .head_pose import HeadPose, of_crops, to_poses
 
 TEMPLATE = Path(__file__).parents[1] / "data" / "dense_template.safetensors"
 CONFIDENT = 0.5
@@ -19,28 +19,23 @@ CONFIDENT = 0.5
 _CROP_SHARE = 0.5  # in pitch, where the points and the crop's network err apart from each other
 
 
-def pose_from_dense(points: Tensor) -> HeadPose:
-    """Pose of one face from its dense landmarks alone, (478, 3) px as `dense_landmarks.read` finds them.
-
-    Points that all coincide or are not finite say nothing: the pose is frontal then.
-    """
-    return to_poses(angles(points[None]))[0] if _says_something(points) else FRONTAL
-
-
 def estimate_dense(points: Tensor, crops: Tensor, to_crop: Tensor) -> list[HeadPose]:
     """Poses of faces from dense landmarks, and in pitch from their aligned crops as well.
 
     Args:
-        points: (N, 478, 3) px, finite and not all in one place.
+        points: (N, 478, 3) px.
         crops, to_crop: as for `head_pose.estimate`.
     """
-    found = angles(points)
+    found = pose_from_dense(points)
     pitch = found[:, 1] + _CROP_SHARE * (of_crops(crops, to_crop)[:, 1] - found[:, 1])
     return to_poses(torch.stack([found[:, 0], pitch, found[:, 2]], 1))
 
 
-def angles(points: Tensor) -> Tensor:
-    """Dense landmarks (…, 478, 3) px → yaw, pitch and roll (…, 3) in degrees, as in `HeadPose`."""
+def pose_from_dense(points: Tensor) -> Tensor:
+    """Dense landmarks (…, 478, 3) px → yaw, pitch and roll (…, 3) in degrees, as in `HeadPose`.
+
+    Points that all coincide or are not finite say nothing: the pose is frontal then.
+    """
     turn = rotation_of(points)
     yaw = torch.asin(-turn[..., 2, 0].clamp(-1, 1))
     pitch = torch.atan2(-turn[..., 2, 1], turn[..., 2, 2])
@@ -53,6 +48,7 @@ def rotation_of(points: Tensor) -> Tensor:
     head = template(points.device)
     seen = points.float() * head.new_tensor([1, -1, -1])
     seen = seen - seen.mean(-2, keepdim=True)
+    seen = torch.where(seen.isfinite().all(-1).all(-1)[..., None, None], seen, 0)
     u, _, vh = torch.linalg.svd(seen.mT @ head)
     u = torch.cat([u[..., :2], u[..., 2:] * torch.linalg.det(u @ vh)[..., None, None]], -1)
     return u @ vh
@@ -63,7 +59,3 @@ def template(device: torch.device) -> Tensor:
     """The mean head's points (478, 3), metres from their middle, y up, z out of the face."""
     points = load_file(TEMPLATE)["points"].float().to(device)
     return points - points.mean(0)
-
-
-def _says_something(points: Tensor) -> bool:
-    return 0 < float((points - points.mean(0)).abs().sum()) < torch.inf

@@ -22,6 +22,12 @@ _IRISES = ((469, 470, 471, 472, 469), (474, 475, 476, 477, 474))
 _BROWS = ((46, 53, 52, 65, 55), (70, 63, 105, 66, 107), (276, 283, 282, 295, 285), (300, 293, 334, 296, 336))
 CONTOURS = (_OVAL, _RIGHT_EYE, _LEFT_EYE, _OUTER_LIPS, _INNER_LIPS, *_IRISES, *_BROWS)
 """Lines to draw; the closed ones end where they begin."""
+AROUND_EYES_AND_MOUTH = (
+    (130, 25, 110, 24, 23, 22, 26, 112, 243, 190, 56, 28, 27, 29, 30, 247),
+    (359, 255, 339, 254, 253, 252, 256, 341, 463, 414, 286, 258, 257, 259, 260, 467),
+    _OUTER_LIPS[:-1],
+)
+"""Rings on the skin, whether eyes and mouth are open or closed."""
 
 # Upper and lower lid in three places, and the corners, of the right eye and of the left.
 _LIDS = (((160, 144), (159, 145), (158, 153)), ((385, 380), (386, 374), (387, 373)))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..detection.dense_landmarks import ensure_dense_landmarks
 from ..detection.faces import DetectedFace, detect
 from ..detection.selection import select
 from ..errors import FaceNotFoundError, MeshError, WeightsMissingError
@@ -16,7 +17,7 @@ from ..io.layout import DECA_NAMES, FLAME_NAMES
 from . import deca, flame
 from .deca_input import WHOLE_PHOTO, prepare, to_photo
 from .dense_fit import fit_dense
-from .landmark_fit import at_landmarks, fit
+from .landmark_fit import Fit, at_landmarks, fit
 from .mesh_files import read_mesh
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ DECA_SOURCE = (
     "accept the licence and copy it there."
 )
 INSTEAD = (
-    "Or choose the method 'landmark fit', which needs the face model alone; without both load the face's "
-    "vertices from a .ply or .obj file."
+    "Or choose the method 'dense fit' with FantasyID-nano, whose face model comes with the pack, or 'landmark fit', "
+    "which needs the face model alone; without both load the face's vertices from a .ply or .obj file."
 )
 
 
@@ -108,9 +109,7 @@ def reconstruct(
 def from_landmarks(
     face: DetectedFace, model: flame.Flame, mode: str = AS_RELEASED, others: Sequence[DetectedFace] = ()
 ) -> FaceMesh:
-    """Estimate the mesh of the face in a photo from its landmarks alone, without DECA, on the model's device.
-
-    From the 478 dense landmarks where all the faces have them and the model knows them, else from the detector's five.
+    """Estimate the mesh of the face in a photo from the detector's five landmarks alone, on the model's device.
 
     Args:
         mode, others: as for `reconstruct`; the photos count by the faces' quality and by what each shows of the shape,
@@ -120,28 +119,51 @@ def from_landmarks(
         MeshError: there is no such mode, it is not known where the face model has its landmarks, or no face fits.
     """
     _check_mode(mode)
-    faces = (face, *others)
-    device = model.template.device
-    confidence = _weights(*faces).to(device)[None]
-    dense = [each.dense_landmarks for each in faces if each.dense_landmarks is not None]
-    if model.dense_landmarks is not None and len(dense) == len(faces):
-        fitted = fit_dense(model, torch.stack(dense).to(device)[None], confidence=confidence)
-    elif model.landmarks is None:
+    if model.landmarks is None:
         raise MeshError(
             f"It is not known which of this face model's {len(model.template)} vertices are eyes, nose and mouth: use "
             "FLAME, or a .safetensors face model with a tensor 'landmarks', or the method DECA."
         )
-    else:
-        landmarks = torch.stack([each.landmarks.to(device) for each in faces])
-        fitted = fit(
-            model,
-            landmarks[None],
-            model.landmarks[: landmarks.shape[1]],
-            confidence=confidence[..., None],
-            expression_deviations=model.expression_deviations,
-        )
+    faces, device = (face, *others), model.template.device
+    landmarks = torch.stack([each.landmarks.to(device) for each in faces])
+    fitted = fit(
+        model,
+        landmarks[None],
+        model.landmarks[: landmarks.shape[1]],
+        confidence=_weights(*faces).to(device)[None, :, None],
+        expression_deviations=model.expression_deviations,
+    )
+    return _fitted_mesh(model, fitted, mode)
+
+
+@torch.no_grad()
+def from_dense_landmarks(
+    face: DetectedFace, model: flame.Flame, mode: str = AS_RELEASED, others: Sequence[DetectedFace] = ()
+) -> FaceMesh:
+    """Estimate the mesh of the face in a photo from its 478 dense landmarks, on the model's device.
+
+    Args:
+        face, others: those without dense landmarks are read now.
+        mode, others: as for `reconstruct`; the photos count by the faces' quality, by how certain their landmarks are
+            and by what each shows of the shape, see `dense_fit.fit_dense`.
+
+    Raises:
+        MeshError: there is no such mode, it is not known where the face model has these points, or no face fits.
+    """
+    _check_mode(mode)
+    device = model.template.device
+    faces = [ensure_dense_landmarks(each, device=device) for each in (face, *others)]
+    points = torch.stack([each.dense_landmarks.to(device) for each in faces if each.dense_landmarks is not None])
+    certain = torch.tensor([each.dense_confidence for each in faces])
+    confidence = (_weights(*faces) * certain / certain.max().clamp(min=1e-3)).to(device)
+    return _fitted_mesh(model, fit_dense(model, points[None], confidence=confidence[None]), mode)
+
+
+def _fitted_mesh(model: flame.Flame, fitted: Fit, mode: str) -> FaceMesh:
+    """The mesh of one person's first photo."""
     expressed = model.decode(fitted.shape, fitted.expression[:, 0])
-    in_photo = fitted.in_photo(expressed[:, None].expand(-1, len(faces), -1, -1))[0, 0]
+    photos = fitted.scale.shape[1]
+    in_photo = fitted.in_photo(expressed[:, None].expand(-1, photos, -1, -1))[0, 0]
     posed = model.turn(expressed, fitted.rotation[:, 0])
     vertices = posed if mode == AS_RELEASED else model.decode(fitted.shape)
     return _finite(FaceMesh(vertices[0], model.faces, fitted.shape[0], in_photo), "no face fits these landmarks")

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..detection.alignment import BORDER_GREY, CROP_SIZE, FFHQ_TEMPLATE, similarity, warp
+from ..detection.dense_pose import CONFIDENT
+from ..detection.face_contours import AROUND_EYES_AND_MOUTH
 from ..detection.faces import DetectedFace
 from ..detection.head_pose import HeadPose, rotation
 from ..errors import MeshError
@@ -26,6 +28,9 @@ _TOLERANCE = 4.0  # in depth
 _OUTLINE, _JUMP = 3, 15.0  # a step in depth this high makes pixels this near to it unreliable
 _MIN_FACING = 0.25  # cosine between a surface and the photo's viewing direction
 _DEPTH_WINDOW = 4  # a landmark, for its depth
+# Where a patch over an eye finds the skin's depth, and which share of its edge is nearer than its middle: eyes bulge.
+_SKIN_WINDOW, _NEARER = 6, 0.2
+_CRACK = 2
 _SAME_POSE = 5.0  # degrees
 _COARSE = 4  # to find out what is connected
 _BATCH = 8  # views
@@ -129,17 +134,43 @@ class _Surface:
         xy = in_photo[:, :2] @ to_texture[:, :2].mT + to_texture[:, 2]
         self.points = torch.cat([xy, in_photo[:, 2:] * scale], 1)
         self.texture = warp(face.image, to_texture, self.size)
+        self.depth = self._depth()
+        self.patches = len(self.faces)  # the first face of them
+        if face.dense_landmarks is not None and face.dense_confidence >= CONFIDENT:
+            dense = face.dense_landmarks[:, :2].to(self.points)
+            self._close_openings(dense @ to_texture[:, :2].mT + to_texture[:, 2])
         self.normals = normals(self.points, self.faces)
-        index, weights = rasterise(self.points, self.faces, self.size, self.size)
-        self.depth = torch.where(
-            index >= 0, (weights * self.points[self.faces[index.clamp(min=0)], 2]).sum(-1), torch.inf
-        )
         self.reliable = _inside(self.depth) & _in_photo(to_texture, self.size, *face.image.shape[:2])
         landmarks = face.landmarks.to(device, torch.float32) @ to_texture[:, :2].mT + to_texture[:, 2]
         self.landmarks = self._on_surface(landmarks)
         roll = face.pose.roll + float(torch.atan2(to_texture[1, 0], to_texture[0, 0]).rad2deg())
         angles = [xy.new_tensor(angle) for angle in (face.pose.yaw, face.pose.pitch, roll)]
         self.to_frontal = rotation(*angles).mT
+
+    def _depth(self) -> Tensor:
+        """(S, S) of what the texture shows, infinite beside the mesh."""
+        index, weights = rasterise(self.points, self.faces, self.size, self.size)
+        return torch.where(index >= 0, (weights * self.points[self.faces[index.clamp(min=0)], 2]).sum(-1), torch.inf)
+
+    def _close_openings(self, dense: Tensor) -> None:
+        """Lay a patch over each eye and the mouth, as high as the skin around: meshes end there, or have a socket in
+        place of an eye. `dense`: (478, 2) px of the texture.
+        """
+        window = 2 * _SKIN_WINDOW + 1
+        skin = -F.max_pool2d(-self.depth[None], window, 1, _SKIN_WINDOW)[0]
+        for around in AROUND_EYES_AND_MOUTH:
+            ring = dense[list(around)]
+            x, y = ring.round().long().clamp(0, self.size - 1).unbind(1)
+            patch = torch.cat([ring, skin[y, x, None]], 1)
+            if not patch.isfinite().all():
+                continue
+            first, count = len(self.points), len(patch)
+            step = torch.arange(count, device=dense.device)
+            fan = torch.stack([step, (step + 1) % count, torch.full_like(step, count)], 1)
+            middle = torch.cat([ring.mean(0), patch[:, 2].quantile(_NEARER)[None]])
+            self.points = torch.cat([self.points, patch, middle[None]])
+            self.faces = torch.cat([self.faces, first + fan.to(self.faces)])
+        self.depth = self._depth()
 
     def _on_surface(self, points: Tensor) -> Tensor:
         """Points (N, 3) of the surface where the texture shows places (N, 2), at the median depth about them: a mouth's
@@ -176,7 +207,7 @@ class _Surface:
         visible = reliable & (position[:, 2] <= depth + _TOLERANCE) & (facing >= _MIN_FACING)
         coverage = torch.zeros_like(on_mesh)
         coverage[on_mesh] = visible
-        coverage = _connected(coverage)
+        coverage = _connected(_without_cracks(coverage, index >= self.patches) & on_mesh)
         crops = colour.new_tensor(BORDER_GREY).expand(*index.shape, 3).clone()
         crops[coverage] = colour[coverage[on_mesh]]
         return crops, coverage.float(), _share(coverage, on_mesh)
@@ -205,6 +236,16 @@ def _in_photo(to_texture: Tensor, size: int, height: int, width: int) -> Tensor:
     y, x = torch.meshgrid(step, step, indexing="ij")
     position = (torch.stack([x, y], -1) - to_texture[:, 2]) @ torch.linalg.inv(to_texture[:, :2]).mT
     return ((position >= 0) & (position <= position.new_tensor([width - 1, height - 1]))).all(-1)
+
+
+def _without_cracks(coverage: Tensor, patches: Tensor) -> Tensor:
+    """(B, S, S) bool → without lines up to 4 px wide that are not covered where patches meet the mesh."""
+
+    def widest(values: Tensor, reach: int) -> Tensor:
+        return F.max_pool2d(values.float(), 2 * reach + 1, 1, reach)
+
+    closed = -widest(-widest(coverage, _CRACK), _CRACK) > 0
+    return coverage | closed & (widest(patches, 4 * _CRACK) > 0)
 
 
 def _connected(coverage: Tensor) -> Tensor:

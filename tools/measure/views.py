@@ -18,14 +18,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fantasyid_core.detection.alignment import align
+from fantasyid_core.detection import dense_landmarks
+from fantasyid_core.detection.alignment import FFHQ_TEMPLATE, align
+from fantasyid_core.detection.dense_landmarks import ensure_dense_landmarks
 from fantasyid_core.detection.faces import DetectedFace, detect
 from fantasyid_core.detection.head_pose import HeadPose
 from fantasyid_core.meters import embedding
-from fantasyid_core.reconstruction.face_mesh import FaceMesh
+from fantasyid_core.reconstruction.dense_fit import fit_dense
+from fantasyid_core.reconstruction.face_mesh import FaceMesh, from_dense_landmarks
+from fantasyid_core.reconstruction.flame import Flame
 from fantasyid_core.views.appearance import BUILT_IN, Recogniser
-from fantasyid_core.views.collection import collect
-from fantasyid_core.views.novel_views import new_views
+from fantasyid_core.views.collection import FaceViews, collect
+from fantasyid_core.views.novel_views import grid, new_views
 from fantasyid_core.views.recognition import assign_identities
 from fantasyid_core.views.tracking import Track, follow
 from fantasyid_lab.people.camera import project
@@ -33,6 +37,8 @@ from fantasyid_lab.people.clip import clip, still
 from fantasyid_lab.people.head import LEFT_EYE, RIGHT_EYE, SKIN, load
 from fantasyid_lab.people.person import TEST, person
 from fantasyid_lab.people.render import render
+from tools.measure.labelled_faces import photos
+from tools.measure.reconstruction import face_model
 
 PACKAGES = ("api", "video", "other")
 # One face, or the largest of several, through most of the clip. Clips in one line show one person.
@@ -71,7 +77,8 @@ def main() -> None:
     people = [person(seed) for seed in TEST[: arguments.people]]
     decisions("host's clips", host_tracks(recogniser), recogniser)
     decisions(f"{len(people)} synthetic people, two clips each", synthetic_tracks(people, recogniser), recogniser)
-    turned(people[:8])
+    compare(people[:8])
+    real_photos()
     speed()
 
 
@@ -151,7 +158,7 @@ def _piece(track: Track, number: int) -> Track:
 # New views
 
 
-def turned(people: list) -> None:
+def compare(people: list) -> None:
     """New views on the true mesh, beside what the camera sees from there, in even light."""
     print("\nnew views: photo's yaw, new yaw and pitch: share of the face seen; error of it, mean; detail correlation")
     for source in ((0, 0), (30, 0)):
@@ -194,6 +201,48 @@ def compared(one, source: tuple[int, int], side: tuple[int, int], size: int = 28
     details = torch.stack([_box(x.mean(-1), 5) - _box(x.mean(-1)) for x in (views.crops[1], true)])
     alike = float(torch.corrcoef(details[:, inner])[0, 1])
     return float(views.scores[1]), float((views.crops[1] - true).abs().mean(-1)[places].mean()), alike
+
+
+def real_photos() -> None:
+    """How far faces of installed photos are turned by views at ±25°, as `read_yaw` reads it."""
+    model = face_model()
+    print("\nreal photos turned to −25° and 25°: the photo's yaw; yaw that is read in the views")
+    for photo in photos():
+        for face in detect(photo.read()) if photo.people else ():
+            face = ensure_dense_landmarks(face)
+            if min(face.box[2:] - face.box[:2]) < 60 or abs(face.pose.yaw) > 15:
+                continue
+            views = turned(face, model)
+            yaws = [read_yaw(*each, model) for each in zip(views.crops[1:], views.coverage[1:], strict=True)]
+            at = " ".join(f"{pose:+.0f}°: {yaw:+.0f}°" for pose, yaw in zip(views.poses[1:, 0], yaws, strict=True))
+            print(f"  {photo.name:40} {face.pose.yaw:+4.0f}°   {at}")
+
+
+def turned(face: DetectedFace, model: Flame, yaw: float = 25.0) -> FaceViews:
+    """Views of a photo at ± `yaw`, on the mesh that the dense fit finds."""
+    return new_views(face, from_dense_landmarks(face, model), grid(yaw, 0, 2, 1), min_coverage=0.0)
+
+
+def read_yaw(crop: Tensor, coverage: Tensor, model: Flame) -> float:
+    """Yaw in degrees as the dense fit reads it in a new view (512, 512, 3).
+
+    Where the view shows nothing its edge's colours go on: a face cut out on grey is read as turned half as far, the
+    true picture of a turned head too.
+    """
+    points, _ = dense_landmarks.read(_filled(crop, coverage), torch.tensor(FFHQ_TEMPLATE)[None])
+    return float(torch.asin(-fit_dense(model, points[None]).rotation[0, 0, 2, 0].clamp(-1, 1)).rad2deg())
+
+
+def _filled(picture: Tensor, known: Tensor) -> Tensor:
+    """A picture (S, S, 3) whose other pixels are what ever coarser copies of it know (S a power of 2)."""
+    colour, weight = picture.movedim(-1, 0)[None] * known, known[None, None]
+    if not (weight == 0).any():
+        return picture
+    pool = torch.nn.functional.avg_pool2d
+    mean, there = pool(colour, 2), pool(weight, 2)
+    coarse = _filled((mean / there.clamp(min=1e-6))[0].movedim(0, -1), (there > 0)[0, 0].float())
+    finer = torch.nn.functional.interpolate(coarse.movedim(-1, 0)[None], scale_factor=2, mode="bilinear")
+    return torch.where(weight > 0, colour, finer)[0].movedim(0, -1)
 
 
 def _box(picture: Tensor, size: int = 41) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fantasyid_core.detection.dense_landmarks import with_dense_landmarks
+from fantasyid_core.detection.dense_landmarks import ensure_dense_landmarks
 from fantasyid_core.detection.faces import detect
 from fantasyid_core.errors import MeshError, WeightsError
 from fantasyid_core.reconstruction import face_mesh, flame
@@ -48,12 +48,23 @@ def test_what_a_face_does_in_a_clip_is_followed(model):
 
 def test_a_mesh_from_dense_landmarks_lies_on_the_photo_s_face(model, astronaut):
     """Eyes, nose and mouth, against the detector's, in distances of the eyes."""
-    (face,) = with_dense_landmarks(detect(astronaut[0])[:1])
-    mesh = face_mesh.from_landmarks(face, model)
+    face = ensure_dense_landmarks(detect(astronaut[0])[0])
+    mesh = face_mesh.from_dense_landmarks(face, model)
     assert face_mesh.misfit(mesh, face, model) < 0.15
     points = at_landmarks(model.dense_landmarks, mesh.in_photo[:, :2])
     apart = (points - face.dense_landmarks[:, :2]).norm(dim=-1).mean()
     assert apart < 0.05 * float(face.box[2] - face.box[0])
+
+
+def test_photos_share_one_shape_and_faces_are_read_where_that_is_wanting(model, astronaut):
+    """Here the photo and its mirror image; the mesh is that of the first."""
+    face, mirrored = (detect(photo)[0] for photo in (astronaut[0], astronaut[0].flip(1)))
+    alone = face_mesh.from_dense_landmarks(face, model)
+    both = face_mesh.from_dense_landmarks(face, model, others=[mirrored])
+    again = face_mesh.from_dense_landmarks(mirrored, model, others=[face])
+    assert not torch.allclose(both.shape_code, alone.shape_code, atol=0.05)
+    torch.testing.assert_close(both.shape_code, again.shape_code, atol=0.05, rtol=0)
+    assert (both.in_photo - alone.in_photo)[:, :2].norm(dim=1).mean() < 3
 
 
 def test_a_face_model_that_does_not_know_the_points_is_refused(model):

@@ -109,6 +109,15 @@ def test_the_landmark_fit_lies_on_the_face(face, photo):
     assert 0.8 < width / (face.box[2] - face.box[0]) < 1.8, "the egg's width by the face box's"
 
 
+def test_the_dense_fit_needs_no_file_with_the_face_model_of_the_pack(face):
+    mesh, _, overlay, _ = reconstruct(face, "FantasyID-nano", "shape only", method="dense fit")
+    width = mesh.in_photo[:, 0].amax() - mesh.in_photo[:, 0].amin()
+    assert 1 < width / (face.box[2] - face.box[0]) < 2, "the head's width by the face box's"
+    assert overlay.shape == (1, 512, 512, 3)
+    with pytest.raises(MeshError, match="478 dense landmarks"):
+        reconstruct(face, "flame alone", method="dense fit")
+
+
 def test_a_method_that_there_is_not_is_named(face):
     with pytest.raises(MeshError, match=r"^FantasyID Reconstruct 3D: .*DECA, landmark fit"):
         reconstruct(face, "bare", method="telepathy")
