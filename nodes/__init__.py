@@ -14,6 +14,7 @@ from . import (
     meters,
     performance,
     reconstruction,
+    repair,
     sampling,
     text,
     video,
@@ -23,7 +24,7 @@ from . import (
 STAGES = (
     *(download, loading, text, example_photo, detection, reconstruction, performance),
     *(views, fusion, injection),
-    *(acceleration, sampling, video, long_video, meters),
+    *(acceleration, sampling, video, long_video, repair, meters),
 )
 
 

@@ -86,6 +86,8 @@ def sample(
     shared_layer: LayerAttention | None = None,
     run_block: "RunBlock | None" = None,
     cache: StepCache | None = None,
+    start: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
     """Sample B videos in one batch.
 
@@ -95,6 +97,7 @@ def sample(
         image_rotary_emb: by default that of the latents' size.
         shared_layer: the injection layer to use for all blocks, if there is one.
         run_block, cache: as the transformer takes them.
+        start, strength: latents (B, T, C, h, w) to draw again, and how much of them, as `denoise` takes them.
 
     Returns:
         Latents (B, T, C, h, w) float32, scaled as the transformer sees them.
@@ -122,7 +125,16 @@ def sample(
         unconditional, conditional = predicted.chunk(2)
         return guide(unconditional, conditional, guidance.scale)
 
-    return denoise(velocity, noise, scheduler=scheduler, steps=steps, generator=generator, schedule=schedule)
+    return denoise(
+        velocity,
+        noise,
+        scheduler=scheduler,
+        steps=steps,
+        generator=generator,
+        schedule=schedule,
+        start=start,
+        strength=strength,
+    )
 
 
 @torch.no_grad()

@@ -58,6 +58,8 @@ def denoise(
     generator: torch.Generator | None = None,
     schedule: Mapping = RELEASE_SCHEDULE,
     callback: Callback | None = None,
+    start: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
     """Run the sampling loop.
 
@@ -66,17 +68,25 @@ def denoise(
         latents: the first noise, any shape; standard normal.
         generator: where the DPM scheduler draws its noise; DDIM draws none.
         callback: called after each step with (step index, latents, predicted clean latents).
+        start: clean latents that are noised in part and denoised again; None begins with the noise alone.
+        strength: which part of the run that is, above 0 … 1; the last `strength` of the steps are done.
 
     Returns:
         The clean latents, scaled as the model sees them.
 
     Raises:
-        SamplingError: fewer than one step, or more than there are timesteps.
+        SamplingError: fewer than one step, more than there are timesteps, or a strength that is none.
     """
+    if not 0 < strength <= 1:
+        raise SamplingError(f"The denoising strength must lie above 0 and not above 1; got {strength}. Set it so.")
     solver: Any = make_scheduler(scheduler, schedule)  # the two step with arguments of their own
     solver.set_timesteps(_checked(steps))
     times = solver.timesteps.tolist()
-    latents = latents * solver.init_noise_sigma
+    times = times[len(times) - max(1, round(strength * len(times))) :]
+    if start is None:
+        latents = latents * solver.init_noise_sigma
+    else:
+        latents = solver.add_noise(start, latents, torch.tensor(times[:1], device=latents.device))
     clean = None
     for i, timestep in enumerate(times):
         v = velocity(latents, timestep)

@@ -104,21 +104,33 @@ class Generator:
         progress: Callable[[int, int], None] = lambda done, of: None,
         mode: Mode = EXACT,
         guide_identity: bool = False,
+        start: Tensor | None = None,
+        denoise: float = 1.0,
     ) -> Tensor:
         """Latents of videos, `batch` at a time. With ddim a video does not depend on what else is in its batch.
 
         A step cache, where the mode has one, decides for a batch as a whole. With `guide_identity` the unconditional
-        branch goes without the identity, see `pipeline.Guidance`.
+        branch goes without the identity, see `pipeline.Guidance`. Videos are drawn again from `start` latents
+        (B, T, 16, h, w) by `denoise`, above 0 … 1, where these are given.
 
         Returns:
             (B, T, 16, h, w) on the CPU.
         """
         latents = []
-        for start in range(0, len(requests), batch):
-            some = requests[start : start + batch]
-            latents.append(self.latents(some, frames, steps, guidance, scheduler, size, mode, guide_identity).cpu())
-            progress(min(start + batch, len(requests)), len(requests))
+        for begin in range(0, len(requests), batch):
+            some = requests[begin : begin + batch]
+            own = None if start is None else start[begin : begin + batch]
+            drawn = self.latents(some, frames, steps, guidance, scheduler, size, mode, guide_identity, own, denoise)
+            latents.append(drawn.cpu())
+            progress(min(begin + batch, len(requests)), len(requests))
         return torch.cat(latents)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames (B, 4 T − 3, H, W, 3) float 0…1 → mean latents (B, T, 16, h, w), as the transformer sees them."""
+        pixels = (2 * frames - 1).permute(0, 4, 1, 2, 3).to(self.device, self.dtype)
+        latents = [self.model.vae.encode(one).mean for one in pixels.split(1)]
+        return torch.cat(latents).float().transpose(1, 2).cpu() * self.model.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -136,6 +148,8 @@ class Generator:
         size: tuple[int, int],
         mode: Mode = EXACT,
         guide_identity: bool = False,
+        start: Tensor | None = None,
+        denoise: float = 1.0,
     ) -> Tensor:
         """One batch of videos as latents (B, T, 16, h, w) on the generator's device, arguments as for `videos`."""
         from fantasyid_core.dit.transformer import run_as_is
@@ -162,6 +176,8 @@ class Generator:
             generator=torch.Generator(self.device).manual_seed(requests[0].seed),
             cache=StepCache(mode.cache) if mode.cache else None,
             run_block=partial(run_as_is, fp8=True) if mode.fp8 else None,
+            start=None if start is None else start.to(self.device, torch.float32),
+            strength=denoise,
         )
 
     def text(self, prompts: Sequence[str]) -> Tensor:

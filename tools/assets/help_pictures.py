@@ -27,6 +27,7 @@ from fantasyid_core.reconstruction.face_mesh import FaceMesh
 from fantasyid_core.reconstruction.performance import Performance
 from fantasyid_core.sampling.schedule import TRAIN_STEPS, timesteps
 from fantasyid_core.sampling.windows import windows
+from fantasyid_core.video.face_clip import FaceClip, cut_out, paste
 from fantasyid_core.video.latents import squeeze_to_frame
 from fantasyid_core.views.collection import FaceViews, collect
 from fantasyid_core.views.contact_sheet import contact_sheet
@@ -160,6 +161,25 @@ class Studio:
         track = follow(video, 8.0)
         return video, track, performance.capture(self.generator.model.face, track)
 
+    @cached_property
+    def wide(self) -> tuple[Tensor, FaceClip]:
+        """A video of two people beside each other, and the clip of the right one's face."""
+        left, right = (torch.stack([from_pil(frame) for frame in frames(name, 25)]) for name in ("Ben", "Chiyo"))
+        wide = torch.cat([left, right], 2)
+        points = follow(right, 8.0)
+        beside = FaceTrack(points.points + torch.tensor([left.shape[2], 0, 0]), points.confidence, points.present, 8.0)
+        return wide, cut_out(wide, beside, nano.HEIGHT, nano.WIDTH)
+
+    def repaired(self, person: str, denoise: float) -> Tensor:
+        """(25, 160, 160, 3) float 0…1, the clip of `wide` drawn again as an example person."""
+        identity = self.generator.identity(self.face(person))
+        request = Request("A person turns the head before a wall.", identity, seed=0)
+        start = self.generator.encode(self.wide[1].frames[None])
+        made = self.generator.videos(
+            [request], steps=20, guidance=4.0, guide_identity=True, start=start, denoise=denoise
+        )
+        return made[0].float() / 255
+
     def performed(self, person: str, captured: Performance) -> Animation:
         """An example person's mesh that does what was captured."""
         return performance.perform(self.generator.model.face, self.mesh(person), captured)
@@ -206,6 +226,30 @@ def capture(studio: Studio) -> Image.Image:
     return flow(
         stage(*((face, f"frame {i}") for face, i in zip(faces, MOMENTS, strict=True)), across=2),
         stage(*((shown[i], "captured") for i in MOMENTS), across=2),
+    )
+
+
+def tracked(studio: Studio) -> Image.Image:
+    wide, clip = studio.wide
+    first, corners = to_pil(wide[0]), clip.to_clip[0].tolist()
+    box = [-corners[1] / corners[0], -corners[2] / corners[0]]
+    side = clip.mask.shape[1] / corners[0]
+    ImageDraw.Draw(first).rectangle([*box, box[0] + side, box[1] + side], outline=(80, 255, 80), width=2)
+    return flow(
+        stage((first, "video"), wide=2),
+        stage(*((clip.frames[i], f"clip, frame {i}") for i in MOMENTS)),
+        stage((clip.mask[MOMENTS[0]][..., None].expand(-1, -1, 3), "mask")),
+    )
+
+
+def paste_face(studio: Studio) -> Image.Image:
+    wide, clip = studio.wide
+    drawn = studio.repaired("Amara", 0.65)
+    pasted, _ = paste(wide, clip, drawn)
+    return flow(
+        stage((wide[MOMENTS[0]], "video"), wide=2),
+        stage((drawn[MOMENTS[0]], "clip drawn again")),
+        stage((pasted[MOMENTS[0]], "video with it"), wide=2),
     )
 
 
@@ -436,6 +480,7 @@ DRAWN: dict[str, Callable[[Studio], Image.Image]] = {
     "FantasyIDDownload": download,
     "FantasyIDDrawnFace": drawn_face,
     "FantasyIDExamplePhoto": example_photo,
+    "FantasyIDFaceTrack": tracked,
     "FantasyIDFaster": faster,
     "FantasyIDFuse": fuse,
     "FantasyIDImageCondition": image_condition,
@@ -448,6 +493,7 @@ DRAWN: dict[str, Callable[[Studio], Image.Image]] = {
     "FantasyIDLongVideo": long_video,
     "FantasyIDMotionMeter": motion_meter,
     "FantasyIDNewViews": turned,
+    "FantasyIDPasteFace": paste_face,
     "FantasyIDPerform": perform,
     "FantasyIDReconstruct": reconstruct,
     "FantasyIDSampler": sampler,
