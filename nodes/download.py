@@ -13,8 +13,9 @@ from .host.base import FantasyIDNode, listed
 
 LICENCES = (
     "FantasyID's code is under Apache-2.0; its weights build on CogVideoX-5B, with its own licence: read both "
-    "at the model's page. DECA and FLAME are non-commercial and not part of this download. The release's InsightFace "
-    "(non-commercial), detection and parsing models are skipped: nothing needs them."
+    "at the model's page. DECA, which tells the face's 3D shape from the photo, and FLAME, the 3D head whose shape "
+    "that is, are non-commercial and not part of this download. The release's InsightFace (non-commercial), detection "
+    "and parsing models are skipped: nothing needs them."
 )
 
 

@@ -34,6 +34,7 @@ class FantasyIDApply(FantasyIDNode):
                 "4 identity",
                 "identity",
                 "face id",
+                "face swap",
                 "ip-adapter",
                 "ipadapter",
                 "pulid",

@@ -18,7 +18,7 @@ from .host import notes
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Identity
 from .injection import guide_identity_input
-from .video import AS_SET, by_model, empty_latent, own_size, settings_input, size_inputs
+from .video import AS_SET, by_model, empty_latent, own_size, settings_input, size_inputs, unused
 
 
 class FantasyIDSampler(FantasyIDNode):
@@ -35,6 +35,8 @@ class FantasyIDSampler(FantasyIDNode):
                 "identity",
                 "person",
                 "face id",
+                "face swap",
+                "portrait video",
                 "consistent character",
                 essentials="Video Generation",
             ),
@@ -117,11 +119,14 @@ class FantasyIDSampler(FantasyIDNode):
         from .host.sampler import ReleaseSampler
 
         if by_model(settings):
-            own = defaults_of(model)
+            own, widgets = defaults_of(model), {"width": width, "height": height, "frames": frames, "steps": steps}
+            widgets |= {"guidance": guidance, "scheduler": scheduler, "guide_identity": guide_identity}
             width, height, frames = own_size(model, frames)
             steps, guidance, scheduler, guide_identity = own.steps, own.guidance, own.scheduler, own.guide_identity
+            ignored = unused(widgets, vars(own) | {"frames": frames})
             notes.show(
                 f"{width} × {height} pixels, {frames} frames, {steps} steps of {scheduler}, guidance {guidance:g}."
+                f"{ignored}"
             )
         if not math.isfinite(guidance):
             raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released. Set it to that.")
@@ -200,8 +205,9 @@ class FantasyIDSigmas(FantasyIDNode):
 
         own = defaults_of(model)
         if by_model(settings):
+            ignored = unused({"steps": steps}, vars(own))
             steps = own.steps
-            notes.show(f"{steps} steps.")
+            notes.show(f"{steps} steps.{ignored}")
         return io.NodeOutput(trailing_sigmas(model, steps))
 
 

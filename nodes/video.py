@@ -1,5 +1,8 @@
 """The video's size and its image condition, for the host's own samplers."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import comfy.model_management
 import node_helpers
 import torch
@@ -72,6 +75,12 @@ def by_model(settings: str) -> bool:
     return settings == BY_MODEL
 
 
+def unused(widgets: Mapping[str, Any], used: Mapping[str, Any]) -> str:
+    """A sentence on the widgets whose values are not those that are used in their place; empty where there are none."""
+    names = [f"{name} {value}" for name, value in widgets.items() if value != used[name]]
+    return f" Not used: {', '.join(names)}; to use them set 'settings' to '{AS_SET}'." if names else ""
+
+
 def own_size(model, frames: int) -> tuple[int, int, int]:
     """Width, height and frames that a MODEL was made for; with FantasyID Long Video the length stays `frames`."""
     from .host.options import defaults_of, is_windowed
@@ -136,8 +145,10 @@ class FantasyIDImageCondition(FantasyIDNode):
         if by_model(settings):
             if model is None:
                 raise SamplingError(f"'{BY_MODEL}' needs the model: connect 'model', or choose '{AS_SET}'.")
+            widgets = {"width": width, "height": height, "frames": frames}
             width, height, frames = own_size(model, frames)
-            notes.show(f"{width} × {height} pixels, {frames} frames.")
+            ignored = unused(widgets, {"width": width, "height": height, "frames": frames})
+            notes.show(f"{width} × {height} pixels, {frames} frames.{ignored}")
         latent = empty_latent(frames, height, width)
         if identity is not None:
             values = {"concat_latent_image": vae.encode(squeeze_to_frame(identity.image, height, width))}

@@ -146,9 +146,12 @@ class ComfyPage:
             [content, file.name],
         )
         self.page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": transfer})
-        self.page.wait_for_function(
-            "(id) => app.graph.id === id && !app.extensionManager.spinner", arg=json.loads(content)["id"]
-        )
+        self._wait_for_graph(file)
+
+    def _wait_for_graph(self, file: Path) -> None:
+        """Wait until the page has loaded what a workflow file holds."""
+        name = json.loads(file.read_text("utf-8"))["id"]
+        self.page.wait_for_function("(id) => app.graph.id === id && !app.extensionManager.spinner", arg=name)
 
     def red(self) -> list[str]:
         """What the page shows as missing or wrong: nodes it does not know, nodes marked red, invalid links."""
@@ -299,6 +302,15 @@ class ComfyPage:
             name = card.get_attribute("data-testid").removeprefix("template-workflow-")
             found[name] = picture.evaluate("(image) => image.decode().then(() => image.naturalWidth)")
         return found
+
+    def open_template(self, pack: str, file: Path) -> None:
+        """Click on a pack's workflow in the template browser, and wait until the page has loaded and placed it."""
+        self.close_dialogs()
+        self.page.evaluate("() => app.graph.clear()")
+        self.template_cards(pack)
+        self.page.get_by_test_id(f"template-workflow-{file.stem}").click()
+        self._wait_for_graph(file)
+        self.settle()
 
     def help_of(self, kind: str) -> "Help":
         """Select the node of type `kind` and press its information button; returns what the page then shows."""

@@ -46,8 +46,9 @@ def select(
         )
     if not faces:
         raise FaceNotFoundError(
-            "No face was found in the photo. Use a photo in which the face is upright, well lit and not covered, "
-            "or lower min_score."
+            "No face was found in the photo. Use a photo of one person, with the face upright, well lit and not "
+            "covered; of a small or blurred face lower min_score; of a drawing use 'FantasyID Face by "
+            "Hand'."
         )
     if which == "index" and not 0 <= index < len(faces):
         raise FaceNotFoundError(

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 AS_RELEASED, SHAPE_ONLY = MODES = ("as released", "shape only")
 _BATCH = 16  # photos in one batch of DECA, which bounds its memory
 DECA_SOURCE = (
-    "DECA is licensed for non-commercial research only: get deca_model.tar as https://github.com/yfeng95/DECA says, "
-    "accept the licence and copy it there."
+    "DECA, which tells the face's 3D shape from the photo, is licensed for non-commercial research only: get "
+    "deca_model.tar as https://github.com/yfeng95/DECA says, accept the licence and copy it there."
 )
 INSTEAD = (
     "Or choose the method 'dense fit' with FantasyID-nano, whose face model comes with the pack, or 'landmark fit', "

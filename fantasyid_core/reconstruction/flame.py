@@ -27,8 +27,8 @@ LANDMARKS = (4597, 4051, 3564, 2730, 1594)
 the gap between the lips; the person's right first. Found from the mesh's geometry, as test_fitting.py does."""
 _FLAME_VERTICES, FIVE = 5023, 5
 SOURCE = (
-    "FLAME is licensed for non-commercial research only: register at https://flame.is.tue.mpg.de, accept the licence, "
-    "download FLAME 2020 and copy its generic_model.pkl there."
+    "FLAME, the 3D head whose shape that is, is licensed for non-commercial research only: register at "
+    "https://flame.is.tue.mpg.de, accept the licence, download FLAME 2020 and copy its generic_model.pkl there."
 )
 
 

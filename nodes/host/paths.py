@@ -17,8 +17,9 @@ PACK = Path(__file__).resolve().parents[2]
 BUNDLED = PACK / "models"  # what the pack ships: `NANO`
 NANO = "FantasyID-nano"
 SOURCE = (
-    "Get the model with the node 'FantasyID Download Model', or by hand from Hugging Face (acvlab/FantasyID) or "
-    "ModelScope (amap_cvlab/FantasyID)."
+    "Get the model with the node 'FantasyID Download Model'; where it is in the workflow already, bypassed, select it, "
+    "press Ctrl+B, tick 'confirm' and run. Or by hand from Hugging Face (acvlab/FantasyID) or ModelScope "
+    "(amap_cvlab/FantasyID)."
 )
 REINSTALL = (
     f"It comes with the pack and is no download: reinstall the pack, or run in {PACK}: git checkout -- models/{NANO}"

@@ -58,7 +58,9 @@ def test_the_sampler_takes_the_model_s_own(small: ComfyServer, photo: str):
     assert "sample" not in small.notes
     followed = latents(small, changed(graph, sample={"settings": "default for this model", "steps": 7, **SIZE}))
     assert (followed == by_hand).all()
-    assert small.notes["sample"].endswith("frames, 3 steps of ddim, guidance 2.")
+    said, _, unused = small.notes["sample"].partition(" Not used: ")
+    assert said.endswith("frames, 3 steps of ddim, guidance 2.")
+    assert unused.startswith("frames 5, steps 7, guidance 6.0, scheduler dpm, guide_identity False;")
 
 
 def test_image_condition_and_sigmas_take_the_model_s_own(small: ComfyServer, photo: str):
@@ -77,6 +79,7 @@ def test_another_size_is_said_under_the_node_and_gone_in_the_next_run(comfy: Com
     name = {"model_name": "FantasyID-nano"}
     graph = changed(released(photo, steps=1, frames=1), load=name, clip=name, mesh=name)
     latents(comfy, changed(graph, sample={"width": 320, "height": 320, "frames": 25, "seed": 7}))
+    assert comfy.notes["sample"].startswith("Cancel if")  # the node's few lines begin with what to do
     assert "knows 160 × 160 pixels" in comfy.notes["sample"]
     assert "at least 4 times as long" in comfy.notes["sample"]
     assert "default for this model" in comfy.notes["sample"]

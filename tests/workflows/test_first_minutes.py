@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FIRST = next((ROOT / "workflows").glob("01*.json"))
 SMALL = {"settings": "as set here", "width": 96, "height": 96, "frames": 5, "steps": 1}
+READABLE = 0.58  # scale below which the page draws no words in classic nodes
 VUE_SINCE = (1, 40)  # before it Vue-rendered nodes were an experiment
 FRONTEND = tuple(int(part) for part in version("comfyui-frontend-package").split("."))
 
@@ -158,6 +159,16 @@ def test_help_has_a_picture_and_fits_into_its_panel(page: ComfyPage, kind: str):
     shown = page.help_of(kind)
     assert shown.pictures == [[f"{kind}.webp", 640]]
     assert shown.too_wide == []
+
+
+def test_a_template_opens_large_enough_to_read(page: ComfyPage):
+    """The template browser fits all nodes into the window (0.33), or takes the place that the file names (0.3.75)."""
+    page.open_template("ComfyUI-FantasyID", FIRST)
+    scale, (x0, y0, width, height) = page.page.evaluate("() => [app.canvas.ds.scale, [...app.canvas.visible_area]]")
+    assert scale >= READABLE
+    for title, (left, top, right, bottom) in page.boxes()["nodes"]:
+        assert x0 <= left < right <= x0 + width, title
+        assert y0 <= top < bottom <= y0 + height, title
 
 
 def test_templates_are_shown_by_number_and_face(fresh: ComfyServer, page: ComfyPage):

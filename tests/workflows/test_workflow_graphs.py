@@ -158,6 +158,24 @@ def test_what_033_would_refuse_is_seen(info_033: dict):
     assert [any(word in line for line in said) for word in ("no sampler", "lacks format", "no such node")] == [True] * 3
 
 
+READABLE = 0.58  # scale below which the page draws no words in classic nodes
+LARGE = {"03 One person in five videos": 0.4}  # 37 nodes
+TITLE, MARGIN = 30, 10  # px that the page adds above a node and around all
+
+
+def opening_scale(workflow: dict) -> float:
+    """At which the template browser shows a workflow: its nodes fill three quarters of a window of 1600 × 900."""
+    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    width = max(x + width for x, _, width, _ in boxes) - min(x for x, *_ in boxes) + 2 * MARGIN
+    height = max(y + height for _, y, _, height in boxes) - min(y for _, y, *_ in boxes) + TITLE + 2 * MARGIN
+    return 0.75 * min(1600 / width, 900 / height)
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_a_workflow_opens_large_enough_to_read(file: Path):
+    assert opening_scale(json.loads(file.read_text("utf-8"))) >= LARGE.get(file.stem, READABLE)
+
+
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 
 

@@ -18,7 +18,10 @@ from .shipped_workflows import Blueprint, Workflow, blueprints, workflows
 from .workflow_parts import Group, Node, Source
 
 WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
-TITLE, GAP, COLUMN_GAP, PADDING, GROUP_TITLE = 30, 90, 60, 30, 50  # px; what a node says below it takes part of a gap
+TITLE, GAP, COLUMN_GAP, PADDING, GROUP_TITLE, GROUP_GAP = 30, 28, 40, 20, 50, 10  # px
+SAID = 120  # px that some sentences under a node take
+SPEAKERS = ("FantasyIDDetectFace", "FantasyIDSampler", "KSampler", "SamplerCustomAdvanced")  # say one in every run
+NOTE_WIDTH, HIGHEST_NOTE = 320, 760  # px
 SCALE = 0.6  # at which the file opens; below it the page draws no text in classic nodes
 OFFSET = [130, 160]  # of the file at its opening, beside the side bar and below the menu
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
@@ -64,15 +67,19 @@ _BUILD = """([nodes, groups]) => {
   }
   return Object.fromEntries(Object.entries(made).map(([key, node]) => [key, Number(node.id)]));
 }"""
-_SIZES = (
-    "(ids) => Object.fromEntries(Object.entries(ids).map(([key, id]) => [key, [...app.graph.getNodeById(id).size]]))"
-)
+# The page is slow to give a Vue-rendered node the height that it draws it with.
+_SIZES = """([ids, title]) => Object.fromEntries(Object.entries(ids).map(([key, id]) => {
+  const drawn = document.querySelector(`[data-node-id="${id}"]`)?.getBoundingClientRect();
+  const [width, height] = app.graph.getNodeById(id).size, { scale } = app.canvas.ds;
+  return [key, [width, Math.max(height, drawn ? drawn.height / scale - title : 0)]];
+}))"""
 
 
 def build(page: ComfyPage, nodes: dict[str, Node], places: dict[str, Any], groups: list[dict]) -> dict[str, int]:
     """Make the graph in the page; returns the nodes' ids by key."""
     described = {
-        key: {**vars(node), "pos": places.get(key, [600 * i, 0])} for i, (key, node) in enumerate(nodes.items())
+        key: {**vars(node), "pos": places.get(key, [400 * (i % 6), 700 * (i // 6)])}
+        for i, (key, node) in enumerate(nodes.items())
     }
     return page.page.evaluate(_BUILD, [described, groups])
 
@@ -80,28 +87,34 @@ def build(page: ComfyPage, nodes: dict[str, Node], places: dict[str, Any], group
 def measure(page: ComfyPage, nodes: dict[str, Node]) -> dict[str, tuple[float, float]]:
     """Width and height of every node as the page draws it, px."""
     ids = build(page, nodes, {}, [])
+    page.show_all()  # the page gives Vue-rendered nodes their size once they are in view, and not where they are tiny
     page.settle()
-    return page.page.evaluate(_SIZES, ids)
+    return page.page.evaluate(_SIZES, [ids, TITLE])
 
 
-def lay_out(workflow: Workflow, sizes: dict[str, tuple[float, float]]) -> tuple[dict, list[dict]]:
-    """Upper left corners of the nodes by key, and the groups as the page takes them."""
-    places: dict[str, list[float]] = {}
+def lay_out(workflow: Workflow, sizes: dict[str, list[float]]) -> tuple[dict, list[dict]]:
+    """Upper left corners of the nodes by key, and the groups as the page takes them.
+
+    The note, above the groups of the first column, becomes as high as the other columns leave it.
+    """
+    places: dict[str, list[float]] = {"note": [0, TITLE]}
     groups = []
-    top = 0.0
-    for row in workflow.rows:
-        left, below = 480.0, top
-        for group in row:
+    heights = [sum(_place_group(group, sizes, {}, 0, 0)[3] + GROUP_GAP for group in each) for each in workflow.columns]
+    sizes["note"][1] = max(sizes["note"][1], min(HIGHEST_NOTE, max(heights) - heights[0] - TITLE - GROUP_GAP))
+    left, top = 0.0, TITLE + sizes["note"][1] + GROUP_GAP
+    for column in workflow.columns:
+        right = left
+        for group in column:
             bounding = _place_group(group, sizes, places, left, top)
             groups.append({"title": group.title, "color": group.color, "bounding": bounding})
-            left += bounding[2] + 40
-            below = max(below, top + bounding[3])
-        top = below + 40
+            top += bounding[3] + GROUP_GAP
+            right = max(right, left + bounding[2])
+        left, top = right + GROUP_GAP, 0.0
     return places, groups
 
 
 def _place_group(group: Group, sizes: dict, places: dict, left: float, top: float) -> list[float]:
-    """Place the nodes of `group` with its corner at (left, top); returns its box: x, y, width, height."""
+    """Put the nodes of `group`, whose corner is (left, top), into `places`; returns its box: x, y, width, height."""
     x, deepest = left + PADDING, top
     for column in group.columns:
         y = top + GROUP_TITLE + TITLE
@@ -110,7 +123,7 @@ def _place_group(group: Group, sizes: dict, places: dict, left: float, top: floa
             y += sizes[key][1] + TITLE + GAP
         deepest = max(deepest, y - TITLE - GAP)
         x += max(sizes[key][0] for key in column) + COLUMN_GAP
-    return [left, top, round(x - COLUMN_GAP + PADDING - left), round(deepest + PADDING + 20 - top)]
+    return [left, top, round(x - COLUMN_GAP + PADDING - left), round(deepest + PADDING - top)]
 
 
 def tidy(saved: dict[str, Any], name: str) -> dict[str, Any]:
@@ -204,8 +217,9 @@ class _Subgraph:
             kind = node["inputs"][slot]["type"]
             node["inputs"][slot]["link"] = self._link(-10, place, node["id"], slot, kind)
             links.append(self.last_link)
-        self.inputs.append(self._socket(name, kind, links))
-        self.box_inputs.append({"name": name, "type": kind, "link": None})
+        label = {"label": self.blueprint.labels[name]} if name in self.blueprint.labels else {}
+        self.inputs.append(self._socket(name, kind, links) | label)
+        self.box_inputs.append({"name": name, "type": kind, "link": None, **label})
         node, slot = self._slot(targets[0][0], "inputs", targets[0][1])
         if "widget" in node["inputs"][slot]:
             self.box_inputs[-1]["widget"] = {"name": name}
@@ -298,8 +312,9 @@ def main() -> None:
             measured.append([measure(page, each.nodes) for each in wanted])
         for workflow, of_vue, of_classic in zip(wanted, *measured, strict=True):
             sizes = {key: [max(of_vue[key][i], of_classic[key][i]) for i in (0, 1)] for key in workflow.nodes}
+            for key, node in workflow.nodes.items():
+                sizes[key][1] += SAID * (node.type in SPEAKERS)
             places, groups = lay_out(workflow, sizes)
-            places["note"] = [0, 30]
             for key, node in workflow.nodes.items():
                 node.size = (round(sizes[key][0]), round(sizes[key][1]))
             build(page, workflow.nodes, places, groups)
@@ -315,7 +330,7 @@ def main() -> None:
 
 
 def _note(workflow: Workflow) -> Node:
-    return Node("MarkdownNote", "Read me", {"": workflow.note}, size=(440, 760))
+    return Node("MarkdownNote", "Read me", {"": workflow.note}, size=(NOTE_WIDTH, 300))
 
 
 if __name__ == "__main__":

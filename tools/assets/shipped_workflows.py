@@ -1,20 +1,22 @@
 """The shipped workflows and boxes. `tools/assets/build_workflows.py` lays them out; notes are in `workflow_notes/`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
 from .workflow_parts import (
     BYPASSED,
     CONDITIONED,
+    DOWNLOAD_GROUP,
     IDENTITY_COLOR,
     IDENTITY_GROUP,
     MODEL_GROUP,
     NANO,
     NANO_SAMPLER,
-    OUTPUT_COLUMNS,
+    OUTPUT,
+    PHOTO_GROUP,
+    PROMPT_GROUP,
     PUBLISHED,
-    PUBLISHED_GROUP,
     PUBLISHED_SAMPLER,
     STOCK_GROUP,
     VIDEO_COLOR,
@@ -29,6 +31,7 @@ from .workflow_parts import (
     image_condition,
     ksampler,
     models,
+    negative,
     photo,
     preview,
     prompt,
@@ -54,11 +57,11 @@ SAVED = "fantasyid/identity_00001_.safetensors [output]"
 
 @dataclass
 class Workflow:
-    """One file. Groups stand in `rows`, each row below the one before; the note stands left of all."""
+    """One file. Groups stand in `columns`, one below the other; the note is above those of the first."""
 
     name: str
     nodes: dict[str, Node]
-    rows: list[list[Group]]
+    columns: list[list[Group]]
 
     @property
     def note(self) -> str:
@@ -75,6 +78,7 @@ class Blueprint:
         inputs: name → the inputs inside that it stands for; widgets among them are shown on the box.
         outputs: name → the output inside.
         columns: of the nodes inside.
+        labels: of inputs that are shown by another name.
     """
 
     name: str
@@ -84,6 +88,12 @@ class Blueprint:
     inputs: dict[str, list[Source]]
     outputs: dict[str, Source]
     columns: list[list[str]]
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+SMALL = [[MODEL_GROUP], [PHOTO_GROUP, PROMPT_GROUP], [IDENTITY_GROUP]]  # columns
+LARGE = [[MODEL_GROUP], [DOWNLOAD_GROUP, PHOTO_GROUP, PROMPT_GROUP], [IDENTITY_GROUP]]
+LANDSCAPE = (340, 340)  # px of Save Video where videos are 3 : 2
 
 
 def small_model(person: str, text: str) -> dict[str, Node]:
@@ -100,7 +110,7 @@ def first_video() -> Workflow:
     """Photo and prompt → video, with what the pack brings."""
     text = "A young woman with long black hair in a white shirt before a yellow wall smiles and talks to the camera."
     nodes = small_model("Amara", text) | {"sample": sampler(NANO_SAMPLER)} | video()
-    return Workflow("01 First video", nodes, [[MODEL_GROUP], [IDENTITY_GROUP], [VIDEO_GROUP]])
+    return Workflow("01 First video", nodes, [*SMALL, [VIDEO_GROUP]])
 
 
 def views_from_video() -> Workflow:
@@ -116,25 +126,25 @@ def views_from_video() -> Workflow:
         "id": fuse(combine="weighted by pose"),
         "sample": sampler(NANO_SAMPLER),
     }
-    columns = [["photo", "source"], *IDENTITY_GROUP.columns[1:]]
-    rows = [[MODEL_GROUP], [Group("Identity from a video", columns, IDENTITY_COLOR)], [VIDEO_GROUP]]
-    return Workflow("02 Person from a video", nodes | video(), rows)
+    person = Group("Video of the person", [["photo", "source"]], IDENTITY_COLOR)
+    columns = [[MODEL_GROUP], [person, PROMPT_GROUP], [IDENTITY_GROUP], [VIDEO_GROUP]]
+    return Workflow("02 Person from a video", nodes | video(), columns)
 
 
 def five_prompts() -> Workflow:
     """One identity in five videos."""
-    nodes = models(NANO) | identity(NANO, "Chiyo") | {"neg": prompt("", "Negative prompt")}
+    nodes = models(NANO) | identity(NANO, "Chiyo") | {"neg": negative()}
     groups = []
     for number, (act, text) in enumerate(FIVE.items(), 1):
         pos, sample = f"pos{number}", f"sample{number}"
         nodes[pos] = prompt(text, f"Prompt {number}: {act}")
         nodes[sample] = sampler(NANO_SAMPLER | {"seed": 41 + number}, pos=pos)
         prefix = f"FantasyID/{number}_{act.replace(' ', '_')}"
-        nodes |= video((sample, "LATENT"), prefix, (320, 440), str(number))
-        columns = [[pos], [sample], [f"decode{number}", f"frames{number}"], [f"save{number}"]]
-        groups.append(Group(f"Video {number}: {act}", columns, VIDEO_COLOR))
-    rows = [[Group("Model", [["load"], ["clip"], ["neg"]])], [IDENTITY_GROUP], groups[:2], groups[2:4], groups[4:]]
-    return Workflow("03 One person in five videos", nodes, rows)
+        nodes |= video((sample, "LATENT"), prefix, (280, 386), str(number))
+        column = [pos, sample, *(f"{key}{number}" for key in OUTPUT)]
+        groups.append([Group(f"Video {number}: {act}", [column], VIDEO_COLOR)])
+    left = [[MODEL_GROUP], [PHOTO_GROUP, Group("Negative prompt", [["neg"]])], [IDENTITY_GROUP]]
+    return Workflow("03 One person in five videos", nodes, left + groups)
 
 
 def ten_seconds() -> Workflow:
@@ -144,8 +154,8 @@ def ten_seconds() -> Workflow:
         "long": Node("FantasyIDLongVideo", inputs={"model": ("load", "MODEL")}),
         "sample": sampler(NANO_SAMPLER | {"frames": 81}, ("long", "MODEL")),
     }
-    rows = [[MODEL_GROUP], [IDENTITY_GROUP], [Group("Video", [["long"], *OUTPUT_COLUMNS], VIDEO_COLOR)]]
-    return Workflow("04 Ten seconds", nodes | video(), rows)
+    columns = [*SMALL, [Group("Video", [["long", "sample"], OUTPUT], VIDEO_COLOR)]]
+    return Workflow("04 Ten seconds", nodes | video(), columns)
 
 
 def face_of_video() -> Workflow:
@@ -160,15 +170,16 @@ def face_of_video() -> Workflow:
         "apply": apply(guide_identity=True),
         "sample": ksampler(20, 4, conditioning(), ("encoded", "LATENT"), denoise=0.65),
     }
-    rows = [
+    for shown in ("faces", "overlay", "sheet"):  # so that the page can draw the rest large enough to read
+        del nodes[shown]
+    columns = [
         [MODEL_GROUP],
-        [IDENTITY_GROUP],
-        [
-            Group("The video", [["other"], ["source", "scaled"], ["encoded"]], "#b06634"),
-            Group("Video with the other face", [["apply"], *OUTPUT_COLUMNS], VIDEO_COLOR),
-        ],
+        [Group("Photo and video", [["photo", "other"]], IDENTITY_COLOR)],
+        [Group("Identity from the photo", [["face", "mesh", "views", "id"]], IDENTITY_COLOR)],
+        [PROMPT_GROUP, Group("The video", [["source", "scaled", "encoded"]], "#b06634")],
+        [Group("Video with the other face", [["apply", "sample"], OUTPUT], VIDEO_COLOR)],
     ]
-    return Workflow("05 Another face in a video", nodes | video(), rows)
+    return Workflow("05 Another face in a video", nodes | video(), columns)
 
 
 def saved_identity() -> Workflow:
@@ -182,18 +193,22 @@ def saved_identity() -> Workflow:
     nodes["sample"].inputs["identity"] = ("stored", "identity")
     for key in ("sample", "decode", "frames", "save", "stored", "pos", "neg"):
         nodes[key].mode = BYPASSED
-    rows = [
-        [Group("Model", [["load"], ["clip"]])],
-        [Group("1 Save an identity", [*IDENTITY_GROUP.columns[:-1], ["id", "store"]], IDENTITY_COLOR)],
-        [Group("2 Video from a saved identity", [["stored"], ["pos", "neg"], *OUTPUT_COLUMNS], VIDEO_COLOR)],
+    del nodes["sheet"]
+    keep = [["face", "mesh", "views"], ["faces", "overlay", "id", "store"]]
+    use = [["stored", "pos", "neg", "sample"], OUTPUT]
+    columns = [
+        [MODEL_GROUP],
+        [PHOTO_GROUP],
+        [Group("1 Save an identity", keep, IDENTITY_COLOR)],
+        [Group("2 Video from a saved identity", use, VIDEO_COLOR)],
     ]
-    return Workflow("06 Save and load an identity", nodes, rows)
+    return Workflow("06 Save and load an identity", nodes, columns)
 
 
 def published() -> Workflow:
     """The released recipe."""
-    nodes = published_model("Amara") | {"sample": sampler(PUBLISHED_SAMPLER)} | video(size=(420, 420))
-    return Workflow("07 Published model", nodes, [[PUBLISHED_GROUP], [IDENTITY_GROUP], [VIDEO_GROUP]])
+    nodes = published_model("Amara") | {"sample": sampler(PUBLISHED_SAMPLER)} | video(size=LANDSCAPE)
+    return Workflow("07 Published model", nodes, [*LARGE, [VIDEO_GROUP]])
 
 
 def stock_sampler() -> Workflow:
@@ -205,8 +220,8 @@ def stock_sampler() -> Workflow:
         "cond": image_condition(),
         "sample": ksampler(50, 6, CONDITIONED, ("cond", "LATENT")),
     }
-    rows = [[PUBLISHED_GROUP], [IDENTITY_GROUP], [STOCK_GROUP]]
-    return Workflow("08 Published model with KSampler", nodes | video(size=(420, 420)), rows)
+    columns = [*LARGE, [STOCK_GROUP]]
+    return Workflow("08 Published model with KSampler", nodes | video(size=LANDSCAPE), columns)
 
 
 def custom_sampler() -> Workflow:
@@ -228,11 +243,10 @@ def custom_sampler() -> Workflow:
         "solver": Node("KSamplerSelect", None, {"sampler_name": "ddim"}),
         "sample": Node("SamplerCustomAdvanced", inputs=sources),
     }
-    columns = [["apply", "cond"], ["noise", "guider", "solver", "steps"], *OUTPUT_COLUMNS]
-    rows = [[PUBLISHED_GROUP], [IDENTITY_GROUP], [Group("Video", columns, VIDEO_COLOR)]]
-    return Workflow(
-        "09 Published model with custom sampler", nodes | video(("sample", "output"), size=(420, 420)), rows
-    )
+    nodes |= video(("sample", "output"), size=LANDSCAPE)
+    made = [["apply", "cond", "noise", "guider", "solver", "steps"], ["sample", *OUTPUT]]
+    columns = [*LARGE, [Group("Video", made, VIDEO_COLOR)]]
+    return Workflow("09 Published model with custom sampler", nodes, columns)
 
 
 def mesh_file() -> Workflow:
@@ -242,8 +256,7 @@ def mesh_file() -> Workflow:
         "overlay": preview("The mesh", ("mesh", "preview")),
         "sample": sampler(PUBLISHED_SAMPLER),
     }
-    rows = [[PUBLISHED_GROUP], [IDENTITY_GROUP], [VIDEO_GROUP]]
-    return Workflow("10 Published model with a mesh file", nodes | video(size=(420, 420)), rows)
+    return Workflow("10 Published model with a mesh file", nodes | video(size=LANDSCAPE), [*LARGE, [VIDEO_GROUP]])
 
 
 def workflows() -> list[Workflow]:
@@ -320,6 +333,7 @@ def video_box() -> Blueprint:
             "verdict": ("face", "verdict"),
         },
         [["load", "clip", "face"], ["pos", "neg"], ["mesh", "views"], ["id"], ["sample"], ["decode", "frames"]],
+        {"text": "prompt"},
     )
 
 

@@ -25,7 +25,7 @@ class Node:
     title: str | None = None
     widgets: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Source] = field(default_factory=dict)
-    size: tuple[int, int] = (300, 0)  # px, at least
+    size: tuple[int, int] = (280, 0)  # px, at least
     mode: int = 0
 
 
@@ -39,21 +39,21 @@ class Group:
 
 
 IDENTITY_COLOR, VIDEO_COLOR = "#8a8", "#a1309b"
-MODEL_GROUP = Group("Model and prompt", [["load"], ["clip"], ["pos"], ["neg"]])
-PUBLISHED_GROUP = Group("Model and prompt", [["load"], ["clip"], ["download"], ["pos"], ["neg"]])
+PHOTO_GROUP = Group("Photo", [["photo"]], IDENTITY_COLOR)
+MODEL_GROUP = Group("Model", [["load", "clip"]])
+PROMPT_GROUP = Group("Prompt", [["pos", "neg"]])
+DOWNLOAD_GROUP = Group("The model, if it is not there", [["download"]])
 IDENTITY_GROUP = Group(
-    "Identity from the photo",
-    [["photo"], ["face", "faces"], ["mesh", "overlay"], ["views", "sheet"], ["id"]],
-    IDENTITY_COLOR,
+    "Identity from the photo", [["face", "mesh", "views"], ["faces", "overlay", "sheet", "id"]], IDENTITY_COLOR
 )
-OUTPUT_COLUMNS = [["sample"], ["decode", "frames"], ["save"]]
-VIDEO_GROUP = Group("Video", OUTPUT_COLUMNS, VIDEO_COLOR)
-STOCK_GROUP = Group("Video", [["apply", "cond"], *OUTPUT_COLUMNS], VIDEO_COLOR)
+OUTPUT = ["decode", "frames", "save"]
+VIDEO_GROUP = Group("Video", [["sample"], OUTPUT], VIDEO_COLOR)
+STOCK_GROUP = Group("Video", [["apply", "cond", "sample"], OUTPUT], VIDEO_COLOR)
 
 
 def preview(title: str, source: Source) -> Node:
     """Shows a picture and saves nothing, so that what a run has made is the video."""
-    return Node("PreviewImage", title, inputs={"images": source}, size=(300, 320))
+    return Node("PreviewImage", title, inputs={"images": source}, size=(280, 250))
 
 
 def models(model: str) -> dict[str, Node]:
@@ -67,14 +67,19 @@ def models(model: str) -> dict[str, Node]:
     return nodes
 
 
-def prompt(text: str, title: str = "Prompt") -> Node:
+def prompt(text: str, title: str = "Prompt", height: int = 130) -> Node:
     """A prompt of the model's own text encoder."""
-    return Node("FantasyIDTextEncode", title, {"text": text}, {"clip": ("clip", "CLIP")}, size=(380, 150))
+    return Node("FantasyIDTextEncode", title, {"text": text}, {"clip": ("clip", "CLIP")}, (280, height))
+
+
+def negative() -> Node:
+    """The prompt of what is not to be, empty as released."""
+    return prompt("", "Negative prompt", 126)
 
 
 def prompts(text: str) -> dict[str, Node]:
     """The nodes `pos` and `neg`."""
-    return {"pos": prompt(text), "neg": prompt("", "Negative prompt")}
+    return {"pos": prompt(text), "neg": negative()}
 
 
 def photo(person: str, title: str = "Choose a photo") -> Node:
@@ -138,13 +143,13 @@ def image_condition() -> Node:
 def video(
     latents: Source = ("sample", "LATENT"),
     prefix: str = "FantasyID/video",
-    size: tuple[int, int] = (420, 560),
+    size: tuple[int, int] = (340, 446),
     mark: str = "",
 ) -> dict[str, Node]:
     """From latents to the saved video: nodes `decode`, `frames`, `save`, with `mark` behind their names."""
     decode, frames, save = f"decode{mark}", f"frames{mark}", f"save{mark}"
     return {
-        decode: Node("VAEDecode", inputs={"samples": latents, "vae": ("load", "VAE")}, size=(260, 0)),
-        frames: Node("CreateVideo", None, {"fps": 8}, {"images": (decode, "IMAGE")}, size=(260, 0)),
+        decode: Node("VAEDecode", inputs={"samples": latents, "vae": ("load", "VAE")}, size=(size[0], 0)),
+        frames: Node("CreateVideo", None, {"fps": 8}, {"images": (decode, "IMAGE")}, (size[0], 0)),
         save: Node("SaveVideo", None, {"filename_prefix": prefix}, {"video": (frames, "VIDEO")}, size=size),
     }
