@@ -259,6 +259,41 @@ def mesh_file() -> Workflow:
     return Workflow("10 Published model with a mesh file", nodes | video(size=LANDSCAPE), [*LARGE, [VIDEO_GROUP]])
 
 
+def performance() -> Workflow:
+    """What a face does in a video, on another person's mesh."""
+    parts = identity(NANO, "Rosa")
+    nodes = {key: parts[key] for key in ("photo", "face", "faces", "mesh", "overlay")} | {
+        "other": photo("Chiyo", "Choose a video"),
+        "source": Node("GetVideoComponents", inputs={"video": ("other", "video")}),
+        "capture": Node(
+            "FantasyIDCapture", None, {"model_name": NANO}, {"images": ("source", "images"), "fps": ("source", "fps")}
+        ),
+        "points": preview("Points that were read", ("capture", "preview")),
+        "perform": Node(
+            "FantasyIDPerform",
+            None,
+            {"model_name": NANO},
+            {"mesh": ("mesh", "mesh"), "performance": ("capture", "performance")},
+        ),
+        "store": Node(
+            "FantasyIDSaveAnimation",
+            "Save as .glb (enable to use)",
+            inputs={"animation": ("perform", "animation")},
+            mode=BYPASSED,
+        ),
+        "frames": Node("CreateVideo", inputs={"images": ("perform", "frames"), "fps": ("perform", "fps")}),
+        "save": video(prefix="FantasyID/performance")["save"],
+    }
+    rows = [
+        [
+            Group("Who performs", [["photo"], ["face", "faces"], ["mesh", "overlay"]], IDENTITY_COLOR),
+            Group("What is done", [["other"], ["source"], ["capture", "points"]], "#b06634"),
+        ],
+        [Group("The moving mesh", [["perform"], ["store", "frames"], ["save"]], VIDEO_COLOR)],
+    ]
+    return Workflow("11 Performance on another face", nodes, rows)
+
+
 def workflows() -> list[Workflow]:
     """All of them, in the order of their numbers."""
     return [
@@ -272,6 +307,7 @@ def workflows() -> list[Workflow]:
         stock_sampler(),
         custom_sampler(),
         mesh_file(),
+        performance(),
     ]
 
 
