@@ -268,11 +268,7 @@ def measure_motion(
         FaceNotFoundError: fewer than two frames show a face.
         ImageError: the frames cannot be used.
     """
-    _check_frames(frames)
-    if len(frames) < 2:
-        raise ImageError(
-            "One frame cannot show motion; expected a video of at least 2 frames. Connect all frames of the video."
-        )
+    check_video(frames)
     frames = frames[..., :3].float()
     window = face_windows(locate(frames, device=device, progress=progress), *regressor.framing)
     has_face = window.isfinite().all(1)
@@ -301,13 +297,14 @@ def _read_windows(frames: Tensor, window: Tensor, regressor: AttributeRegressor)
     return (reading.landmarks.cpu() * SIZE - 0.5) / scale[:, None, None] + corner[:, None], reading.expression.cpu()
 
 
-def motion_report(motion: Motion) -> str:
-    """The numbers in words."""
+def motion_report(motion: Motion, *more: str) -> str:
+    """The numbers in words, then `more` lines: what else was read, and how."""
     lines = [
         f"Face motion {motion.face:.2f} % of the distance between the eyes (root mean square, head motion removed), "
         f"{motion.lasting:.2f} % of what lasts to the next frame.",
         f"Head motion {motion.head:.1f}° of rotation, {motion.shift:.1f} % of the eyes' distance of shift.",
         _report_skipped(motion.face_per_frame.isfinite()),
+        *more,
     ]
     return "\n".join(line for line in lines if line)
 
@@ -356,6 +353,15 @@ def _eyes(landmarks: Tensor) -> tuple[Tensor, Tensor]:
     eyes, mouth = landmarks[:, :2].mean(1), landmarks[:, 3:].mean(1)
     down = (mouth - eyes).norm(dim=1) / 1.04  # eye distances in a face from the front
     return eyes, torch.maximum((landmarks[:, 1] - landmarks[:, 0]).norm(dim=1), down)
+
+
+def check_video(frames: Tensor) -> None:
+    """Raise ImageError where `frames` are not at least two frames (T, H, W, C)."""
+    _check_frames(frames)
+    if len(frames) < 2:
+        raise ImageError(
+            "One frame cannot show motion; expected a video of at least 2 frames. Connect all frames of the video."
+        )
 
 
 def _check_frames(frames: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Meters on videos of any size, and the nodes in the real server."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from fantasyid_core.errors import FaceNotFoundError, ImageError
 from fantasyid_core.meters import embedding as embeddings
-from fantasyid_core.meters import meters
+from fantasyid_core.meters import landmark_motion, meters
 from fantasyid_core.meters.attribute_regressor import FRAMING, SIZE, AttributeReading
 from fantasyid_core.meters.plot import chart
 from fantasyid_lab import nano
@@ -17,6 +18,7 @@ from fantasyid_lab.evaluation import cases
 from fantasyid_lab.people.render import RenderedClips
 from tools.comfy_host import ComfyServer
 from tools.graphs import node
+from tools.measure.reconstruction import face_model
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,39 @@ def test_one_window_serves_the_clip_unless_the_face_wanders():
     assert (meters.face_windows(wandering, *FRAMING)[8] - meters.face_windows(wandering, *FRAMING)[0])[:2].min() > 250
 
 
+def test_landmarks_tell_how_head_and_face_move(clips: RenderedClips):
+    """Of a rendered clip; of its first frame, shown again and again, nothing moves."""
+    frames, pose = clips.frames[0], clips.pose[0]
+    found = landmark_motion.measure(frames, face_model())
+    away = (pose - pose.mean(0)).norm(dim=1).square().mean().sqrt()
+    assert found.motion.head == pytest.approx(float(away), rel=0.25, abs=0.5)
+    assert found.mouth.shape == found.eyes.shape == (len(frames),)
+    assert "The mouth is open" in meters.motion_report(found.motion, found.report)
+    still = landmark_motion.measure(frames[:1].expand(3, -1, -1, -1), face_model())
+    assert still.motion.face < 0.2 < found.motion.face
+    assert still.motion.head < 0.2
+    assert still.blinks == 0
+
+
+def test_frames_without_a_face_are_left_out_of_what_landmarks_tell(clips: RenderedClips):
+    dark = torch.zeros(1, 160, 160, 3)
+    found = landmark_motion.measure(torch.cat([clips.frames[0, :2], dark]), face_model())
+    assert found.motion.face_per_frame.isfinite().tolist() == [True, True, False]
+    assert found.eyes[2].isnan()
+    with pytest.raises(FaceNotFoundError, match="Only 1 of the 2"):
+        landmark_motion.measure(torch.cat([clips.frames[0, :1], dark]), face_model())
+
+
+def test_closed_eyes_are_counted_as_blinks():
+    still = torch.full((8,), 0.3)
+    eyes = still.clone()
+    eyes[[0, 3, 4, 7]] = 0.05
+    none = landmark_motion.LandmarkMotion(None, still, still)
+    assert none.blinks == 0
+    assert dataclasses.replace(none, eyes=eyes).blinks == 3
+    assert "at most 30%" in none.report
+
+
 def test_what_cannot_be_measured_says_why():
     regressor = TrueRegressor(torch.rand(1, 68, 2))
     with pytest.raises(ImageError, match="One frame"):
@@ -223,3 +258,6 @@ def test_the_motion_meter_measures_and_shows(comfy: ComfyServer, video: dict):
     run = comfy.run(graph)
     assert run.status == "success", run.error
     assert run.outputs["text"]["text"][0].startswith("Face motion ")
+    assert run.outputs["text"]["text"][0].endswith("Read by: dense landmarks.")
+    graph["meter"]["inputs"]["read_by"] = "attribute regressor"
+    assert comfy.run(graph).outputs["text"]["text"][0].endswith("Read by: attribute regressor.")

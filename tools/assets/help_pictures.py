@@ -20,8 +20,8 @@ from fantasyid_core.detection.faces import DetectedFace, detect
 from fantasyid_core.detection.selection import find_face, numbered
 from fantasyid_core.dit.step_cache import CacheSettings
 from fantasyid_core.images import from_pil, load_photo, to_pil
-from fantasyid_core.meters import attribute_regressor, embedding, meters
-from fantasyid_core.reconstruction import animation, deca_input, face_mesh, performance, render
+from fantasyid_core.meters import embedding, landmark_motion, meters
+from fantasyid_core.reconstruction import animation, deca_input, face_mesh, flame, performance, render
 from fantasyid_core.reconstruction.animation import Animation
 from fantasyid_core.reconstruction.face_mesh import FaceMesh
 from fantasyid_core.reconstruction.performance import Performance
@@ -409,8 +409,8 @@ def long_video(studio: Studio) -> Image.Image:
 
 def motion_meter(studio: Studio) -> Image.Image:
     video = studio.video("Chiyo", FIVE["turns"])
-    regressor = attribute_regressor.load(nano.SHIPPED / "judge")
-    plot = meters.motion_plot(meters.measure_motion(video, regressor))
+    model = flame.load(nano.SHIPPED / "face_model" / "generic_model.safetensors")
+    plot = meters.motion_plot(landmark_motion.measure(video, model).motion)
     return flow(stage((video[0], "first frame"), (video[-1], "last frame")), stage((plot, "plot"), wide=2))
 
 
