@@ -1,41 +1,79 @@
-"""Dense landmarks → the head's pose: how the points lie in space against those of the mean head.
+"""Dense landmarks → the head's pose, by a small network; beyond what it learned, by how the points lie in space.
 
-Measured on rendered people and on photographs in docs/detection.md. The template is the mean head of FantasyID-nano,
-where it has these points, turned by what the network sees heads looking too far down: `tools/assets/dense_template.py`.
+The network learned from what is read in photos of rendered people (`tools/assets/dense_networks.py`). The template of
+the other way is the mean head of FantasyID-nano, where it has these points, turned by what the landmark network sees
+heads looking too far down: `tools/assets/dense_template.py`. Measured in docs/detection.md.
 """
 
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from .head_pose import HeadPose, of_crops, to_poses
+from .dense_features import FEATURES, features, lean, state_of
+from .head_pose import MIRROR, HeadPose, to_poses
 
 TEMPLATE = Path(__file__).parents[1] / "data" / "dense_template.safetensors"
 CONFIDENT = 0.5
 """From this confidence on dense landmarks are taken for a face's."""
-_CROP_SHARE = 0.5  # in pitch, where the points and the crop's network err apart from each other
+_UNIT = 30.0  # degrees
+_WIDTH = 96
+_LEARNED, _UNKNOWN = 55.0, 70.0  # degrees from the front up to which the network is believed, and from which on not
 
 
-def estimate_dense(points: Tensor, crops: Tensor, to_crop: Tensor) -> list[HeadPose]:
-    """Poses of faces from dense landmarks, and in pitch from their aligned crops as well.
+class PoseNetwork(nn.Module):
+    """Features (N, 200) → (N, 3) degrees of yaw, pitch and roll of a head whose eyes are level; 29,000 parameters."""
 
-    Args:
-        points: (N, 478, 3) px.
-        crops, to_crop: as for `head_pose.estimate`.
-    """
-    found = pose_from_dense(points)
-    pitch = found[:, 1] + _CROP_SHARE * (of_crops(crops, to_crop)[:, 1] - found[:, 1])
-    return to_poses(torch.stack([found[:, 0], pitch, found[:, 2]], 1))
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(FEATURES, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, 3)
+        )
+        self.lin = nn.Linear(FEATURES, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _UNIT * (self.net(x) + self.lin(x))
 
 
+@lru_cache(maxsize=4)
+def load(device: torch.device) -> PoseNetwork:
+    """The network on `device`, read once."""
+    network = PoseNetwork()
+    network.load_state_dict(state_of("pose", device))
+    return network.requires_grad_(False).eval().to(device)
+
+
+def estimate_dense(points: Tensor) -> list[HeadPose]:
+    """Poses of faces from their dense landmarks (N, 478, 3) px."""
+    return to_poses(pose_from_dense(points))
+
+
+@torch.no_grad()
 def pose_from_dense(points: Tensor) -> Tensor:
     """Dense landmarks (…, 478, 3) px → yaw, pitch and roll (…, 3) in degrees, as in `HeadPose`.
 
-    Points that all coincide or are not finite say nothing: the pose is frontal then.
+    A mirrored face gives exactly the mirrored pose. Points that all coincide or are not finite say nothing: the pose is
+    frontal then.
     """
+    seen = points.float()
+    apart = (seen[..., :2] - seen[..., :1, :2]).abs().amax((-1, -2))
+    usable = (apart > 0) & seen.isfinite().all(-1).all(-1)
+    in_space = _in_space(seen)
+    network = load(seen.device)
+    one, other = (network(features(seen, mirrored=way)) for way in (False, True))
+    learned = (one + other * MIRROR.to(one)) / 2 + F.pad(lean(seen)[..., None], (2, 0))
+    far = in_space[..., :2].abs().amax(-1, keepdim=True)
+    share = ((_UNKNOWN - far) / (_UNKNOWN - _LEARNED)).clamp(0, 1)
+    change = torch.remainder(learned - in_space + 180, 360) - 180
+    pose = torch.where(usable[..., None], in_space + share * change, 0)
+    return torch.cat([pose[..., :2], torch.remainder(pose[..., 2:] + 180, 360) - 180], -1)
+
+
+def _in_space(points: Tensor) -> Tensor:
+    """Yaw, pitch and roll (…, 3) in degrees by how the points lie in space."""
     turn = rotation_of(points)
     yaw = torch.asin(-turn[..., 2, 0].clamp(-1, 1))
     pitch = torch.atan2(-turn[..., 2, 1], turn[..., 2, 2])
