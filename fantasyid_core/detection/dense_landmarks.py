@@ -34,9 +34,7 @@ def with_dense_landmarks(
     if not faces:
         return []
     points, confidence = read(faces[0].image, torch.stack([face.landmarks for face in faces]), device=device)
-    poses = estimate_dense(
-        points, torch.stack([face.crop for face in faces]), torch.stack([face.to_crop for face in faces])
-    )
+    poses = estimate_dense(points)
     return [
         replace(
             face,

@@ -95,6 +95,8 @@ def fit(
     expression_deviations: Tensor | None = None,
     normals: Tensor | None = None,
     error_basis: Tensor | None = None,
+    expected_shape: Tensor | None = None,
+    shape_deviation: float = 1.0,
     depth_noise: float = DEPTH_NOISE,
     iterations: int = ITERATIONS,
 ) -> Fit:
@@ -113,6 +115,8 @@ def fit(
             does not count then, and what lies far off the fit counts less. All landmarks count fully if None.
         error_basis: (L, 3, K) metres on the head at rest, ways in which the landmarks of a photo are off together, per
             standard deviation. They are found as expressions are, and left out of the result.
+        expected_shape: (P, ≤ S) about which the shapes are sought; the mean face if None.
+        shape_deviation: how far a component usually is from the expected.
         depth_noise: standard deviation of a depth, in terms of that of a place in the picture.
 
     Raises:
@@ -125,7 +129,9 @@ def fit(
     expression_basis = problem.expression_basis * deviations
     if error_basis is not None:
         expression_basis = torch.cat([expression_basis, error_basis.to(expression_basis)], -1)
-    problem = problem._replace(expression_basis=expression_basis)
+    problem = problem._replace(expression_basis=expression_basis, certainty=shape_deviation**-2)
+    if expected_shape is not None:
+        problem.expected_shape[:, : expected_shape.shape[1]] = expected_shape[:, : problem.shape_basis.shape[-1]]
     parameters = start(problem)
     if normals is None:
         parameters = _minimise(problem, parameters, iterations)
@@ -205,7 +211,8 @@ def _problem(
     arrays = (model.template, model.shape_basis, model.expression_basis)
     mean, *bases = (at_landmarks(points, x).to(**options) for x in arrays)
     shape, expression = (basis[..., :count] for basis, count in zip(bases, COMPONENTS, strict=True))
-    return Problem(mean, _remove_size(mean, shape), expression, observed, weight, inverse_focal)
+    expected_shape = mean.new_zeros(len(observed), shape.shape[-1])
+    return Problem(mean, _remove_size(mean, shape), expression, observed, weight, inverse_focal, expected_shape, 1.0)
 
 
 def at_landmarks(points: Tensor, values: Tensor) -> Tensor:
@@ -228,7 +235,8 @@ def _remove_size(mean: Tensor, basis: Tensor) -> Tensor:
 def _cost(problem: Problem, parameters: FitParameters) -> Tensor:
     """(P,) twice the negative logarithm of the posterior, up to a constant."""
     misfit = (problem.weight * residual(problem, parameters).square()).sum((1, 2, 3))
-    return misfit + parameters.shape.square().sum(-1) + parameters.expression.square().sum((1, 2))
+    unusual = problem.certainty * (parameters.shape - problem.expected_shape).square().sum(-1)
+    return misfit + unusual + parameters.expression.square().sum((1, 2))
 
 
 def _step(problem: Problem, parameters: FitParameters, damping: Tensor) -> FitParameters:
@@ -248,8 +256,9 @@ def _step(problem: Problem, parameters: FitParameters, damping: Tensor) -> FitPa
     eliminated = torch.cholesky_solve(torch.cat([shared.mT, gradient[..., shapes:, None]], -1), factor)
     information = normal[..., :shapes, :shapes] - shared @ eliminated[..., :-1]
     slope = gradient[..., :shapes] - (shared @ eliminated[..., -1:])[..., 0]
-    total = _damped(information.sum(1) + torch.eye(shapes).to(information), damping)
-    change = -torch.linalg.solve_ex(total, slope.sum(1) + parameters.shape).result
+    total = _damped(information.sum(1) + problem.certainty * torch.eye(shapes).to(information), damping)
+    unusual = problem.certainty * (parameters.shape - problem.expected_shape)
+    change = -torch.linalg.solve_ex(total, slope.sum(1) + unusual).result
     own_step = -eliminated[..., -1] - (eliminated[..., :-1] @ change[:, None, :, None])[..., 0]
     expression, turn, log_scale, shift = own_step.split((expressions, 3, 1, parameters.shift.shape[-1]), -1)
     return FitParameters(

@@ -26,6 +26,10 @@ class Problem(NamedTuple):
     """(P, N, L, D) 1 / variance."""
     inverse_focal: Tensor
     """(P, N) 1 / focal length in px; 0: weak perspective."""
+    expected_shape: Tensor
+    """(P, S), about which shapes are sought."""
+    certainty: float
+    """1 / variance of a shape's component about the expected."""
 
 
 class FitParameters(NamedTuple):
@@ -115,7 +119,7 @@ def start(problem: Problem) -> FitParameters:
     shift = torch.view_as_real(observed_mean[..., 0, 0] - factor * projected_mean)
     depth = (share[:, :, 0, :, None] * problem.observed[..., 2:]).sum(2)
     return FitParameters(
-        torch.zeros_like(problem.shape_basis[0, 0]).expand(people, -1),
+        problem.expected_shape,
         torch.zeros_like(problem.expression_basis[0, 0]).expand(people, photos, -1),
         _rotation(torch.zeros_like(roll), torch.zeros_like(roll), -roll) @ rotations[best[..., 0]],
         factor.abs().log(),

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fantasyid_core.detection import dense_landmarks, yunet
+from fantasyid_core.detection.dense_pose import pose_from_dense
 from fantasyid_core.detection.multiscale import search
 from fantasyid_core.reconstruction.dense_fit import fit_dense
 from fantasyid_core.reconstruction.flame import Flame
@@ -39,14 +40,14 @@ _MOVES = 0.1  # standard deviation of an action's strength over a clip in which 
 
 
 def read(clips: list[Clip], size: int) -> Tensor:
-    """(N, T, 478, 2) px as the network reads rendered clips; NaN where the detector finds no face."""
+    """(N, T, 478, 3) px as the network reads rendered clips; NaN where the detector finds no face."""
     found = []
     for one in clips:
         frames = render([one], size).frames[0]
-        points = torch.full((len(frames), dense_landmarks.POINTS, 2), torch.nan)
+        points = torch.full((len(frames), dense_landmarks.POINTS, 3), torch.nan)
         for i, faces in enumerate(search(frames, yunet.detect, 0.5)):
             if len(faces):
-                points[i] = dense_landmarks.read(frames[i], faces.landmarks[:1])[0][0, :, :2]
+                points[i] = dense_landmarks.read(frames[i], faces.landmarks[:1])[0][0]
         found.append(points)
     return torch.stack(found)
 
@@ -63,22 +64,18 @@ def shape_errors(model: Flame, points: Tensor) -> dict[int, float]:
     return {count: errors(model, shape, true)[1] for count, shape in ({0: torch.zeros_like(true)} | found).items()}
 
 
-def pose_errors(model: Flame, points: Tensor) -> Tensor:
-    """(N, 3) degrees of yaw, pitch and roll, fitted less true, of `turned` TEST people (N, 1, 478, 2)."""
+def pose_errors(points: Tensor) -> Tensor:
+    """(N, 3) degrees of yaw, pitch and roll, read less true, of `turned` TEST people (N, 1, 478, 3)."""
     clips = [turned(seed) for seed in TEST[: len(points)]]
     pose, camera = (
         torch.from_numpy(np.concatenate([getattr(one, name) for one in clips])) for name in ("pose", "camera")
     )
     true = torch.cat([pose[:, :2], (pose[:, 2] + camera[:, 4])[:, None]], 1)
-    rotation = torch.cat([fit_dense(model, part).rotation[:, 0] for part in points.split(32)])
-    yaw = torch.asin(-rotation[:, 2, 0].clamp(-1, 1))
-    pitch = torch.atan2(-rotation[:, 2, 1], rotation[:, 2, 2])
-    roll = torch.atan2(-rotation[:, 1, 0], rotation[:, 0, 0])
-    return torch.stack([yaw, pitch, roll], -1).rad2deg() - true
+    return pose_from_dense(points[:, 0]) - true
 
 
 def expression_correlations(model: Flame, points: Tensor) -> dict[str, list[float]]:
-    """Of each action its correlation with the truth over every clip in which it happens, of clips (N, T, 478, 2)."""
+    """Of each action its correlation with the truth over every clip in which it happens, of clips (N, T, 478, 3)."""
     names = heads.load().expressions
     found: dict[str, list[float]] = {action: [] for action in ACTIONS}
     for seed, own in zip(TEST, points, strict=False):
@@ -99,20 +96,20 @@ def main() -> None:
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    seeds = TEST[: options.people]
-    photos = read([still(person(seed), number) for seed in seeds for number in range(PHOTOS)], 512)
+    seeds = {name: TEST[: count if options.save else options.people] for name, count in SAVED.items()}
+    photos = read([still(person(seed), number) for seed in seeds["photos"] for number in range(PHOTOS)], 512)
     points = {
         "photos": photos[:, 0].unflatten(0, (-1, PHOTOS)),
-        "poses": read([turned(seed) for seed in seeds], 192),
-        "clips": read([clip(person(seed), seed) for seed in seeds], 256),
+        "poses": read([turned(seed) for seed in seeds["poses"]], 192),
+        "clips": read([clip(person(seed), seed) for seed in seeds["clips"]], 256),
     }
     if options.save:
-        save_file({name: own[: SAVED[name]].contiguous() for name, own in points.items()}, FIXTURE)
+        save_file(points, FIXTURE)
         return
     model = face_model()
     for count, error in shape_errors(model, points["photos"]).items():
         print(f"| {f'{count} photos' if count else 'mean face'} | {error:.2f} mm |")
-    off = pose_errors(model, points["poses"]).abs()
+    off = pose_errors(points["poses"]).abs()
     print("| yaw, pitch, roll, median | " + ", ".join(f"{x:.1f}°" for x in off.nanmedian(0).values.tolist()) + " |")
     for action, own in expression_correlations(model, points["clips"]).items():
         print(f"| {action} | {np.median(own):.3f} in {len(own)} clips |")
