@@ -12,8 +12,9 @@ from .landmark_fit import COMPONENTS, ITERATIONS, Fit, at_landmarks, fit
 
 # Points are off together in more ways than the model knows: 478 tell no more than a tenth as many independent ones.
 _REPEATED = 3.0
-# Of a component of the shape from what the shape network sees: little, since a fit follows the network's own errors.
-_SHAPE_DEVIATION = 0.1
+# Of a component of the shape from what the shape network sees, with one photo. What the points are off by repeats from
+# photo to photo of a person: N of them must not weigh more against the network than one.
+_SHAPE_DEVIATION = 0.4
 _REST_DEVIATION = 5e-4  # metres, of the points at rest from those of a face model's shape
 
 
@@ -38,7 +39,7 @@ def fit_dense(model: Flame, points: Tensor, *, confidence: Tensor | None = None,
     expected_shape, shape_deviation = None, 1.0
     if points.shape[-1] == 3:
         rest = points_at_rest(points.to(places), confidence)
-        expected_shape, shape_deviation = _shape(model, known, rest), _SHAPE_DEVIATION
+        expected_shape, shape_deviation = _shape(model, known, rest), _SHAPE_DEVIATION * points.shape[1] ** -0.5
     certain = (deviation.min() / deviation).square().expand(flat.shape[:3])
     if confidence is not None:
         certain = certain * confidence.to(certain)[..., None]

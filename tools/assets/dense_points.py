@@ -34,6 +34,7 @@ from fantasyid_lab.people.render import render
 from tools.assets.build_nano_mesh import _sums
 
 MODEL = nano.SHIPPED / "face_model" / "generic_model.safetensors"
+PEOPLE = 740
 LIMITS = 60.0, 25.0, 25.0  # degrees of yaw, pitch and roll
 _FARTHEST = 8.0  # mm that a single reading counts at most
 _FACING = 0.3  # cosine between the surface's normal and the view from which on a place counts
@@ -65,10 +66,11 @@ class Readings(NamedTuple):
     roll: Tensor
 
 
-def photos() -> list[tuple[Clip, int]]:
-    """What is rendered, and how many px large."""
-    ordinary = [(still(person(seed), 0), 384 if seed < TRAIN[100] else 320) for seed in TRAIN[:500]]
-    return ordinary + [(turned(seed), 224) for seed in TRAIN[1000:1240]]
+def photos(people: int = PEOPLE) -> list[tuple[Clip, int]]:
+    """What is rendered, and how many px large; about a third of the people turned."""
+    turns = people * 12 // 37
+    ordinary = [(still(person(seed), 0), 384 if seed < TRAIN[100] else 320) for seed in TRAIN[: people - turns]]
+    return ordinary + [(turned(seed), 224) for seed in TRAIN[1000 : 1000 + turns]]
 
 
 def turned(seed: int) -> Clip:
@@ -190,11 +192,13 @@ def main() -> None:
     """Add the tensors to the face model's file."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--model", type=Path, default=MODEL)
-    path: Path = arguments.parse_args().model
+    arguments.add_argument("--people", type=int, default=PEOPLE)
+    options = arguments.parse_args()
+    path: Path = options.model
     torch.set_num_threads(1)
     head = load()
     parts = []
-    wanted = photos()
+    wanted = photos(options.people)
     for size in sorted({size for _, size in wanted}):
         clips = [clip for clip, own in wanted if own == size]
         parts += [read(clips[i : i + _BATCH], size, head) for i in range(0, len(clips), _BATCH)]
