@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from fantasyid_core.detection import dense_features, dense_landmarks, landmark_network, yunet
 from fantasyid_core.detection.dense_pose import PoseNetwork
+from fantasyid_core.reconstruction import flame
 from fantasyid_core.reconstruction.dense_shape import ShapeNetwork
 from fantasyid_core.reconstruction.landmark_fit import at_landmarks
 from fantasyid_lab.people.clip import Clip, clip, still
@@ -31,7 +32,7 @@ from fantasyid_lab.people.head import Head
 from fantasyid_lab.people.head import load as load_head
 from fantasyid_lab.people.person import TRAIN, person
 from fantasyid_lab.people.render import render
-from tools.measure.reconstruction import FACE, face_model
+from tools.assets.dense_points import MODEL
 
 log = logging.getLogger("dense_networks")
 
@@ -45,6 +46,7 @@ _GROUP = 100  # people
 _DETECTED = 256  # px, at most, of what is searched for faces
 _NOISE, _DROPOUT = 0.1, {"pose": 0.05, "shape": 0.1}
 _COUNTS = (1, 1, 2, 3, 6)  # photos that the shape network sees at a time
+_FACE = ((-0.1, -0.13, 0.0), (0.1, 0.06, 1.0))  # metres: from the chin to the brows, the front half of the head
 _OTHER_SHAPES = 0.03  # how much a shape counts that the face does not show, by one that it does
 
 
@@ -193,8 +195,8 @@ def mirrored_shapes(head: Head) -> Tensor:
 
 def face_distances() -> Tensor:
     """(100, 100) lower triangle L: what a shape's error e moves of the face after shift, turn and scale, as |e L|."""
-    model = face_model()
-    low, high = torch.tensor(FACE)
+    model = flame.load(MODEL)
+    low, high = torch.tensor(_FACE)
     face = ((model.template > low) & (model.template < high)).all(1)
     ways = 1000 * model.shape_basis[face][..., :100].flatten(0, 1)
     places = model.template[face] - model.template[face].mean(0)
@@ -291,7 +293,7 @@ def train_shape(x: Tensor, mirrored: Tensor, seed: Tensor, mirror: Tensor, steps
 
 def arrays(readings: Readings, steps: int, device: str) -> dict[str, Tensor]:
     """All of the file."""
-    model, basis = face_model(), Basis(readings.points)
+    model, basis = flame.load(MODEL), Basis(readings.points)
     assert model.dense_landmarks is not None
     assert model.dense_deviations is not None
     assert model.dense_errors is not None
