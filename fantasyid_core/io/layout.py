@@ -16,7 +16,7 @@ from .int8 import pack
 TRANSFORMERS = ("transformer_ema", "transformer")  # the release prefers the averaged weights
 TOWERS = ("EVA02_CLIP_L_336_psz14_s6B.pt", "image_tower.safetensors")
 DECA_NAMES = ("deca_model.tar", "deca_model.safetensors")
-FLAME_NAMES = ("generic_model.pkl", "generic_model.safetensors")
+FLAME_NAMES = ("generic_model.pkl", "generic_model.safetensors", "flame2023_Open.pkl")
 TOPOLOGIES = ("topology.safetensors", "transform.pkl")
 
 

@@ -28,7 +28,8 @@ the gap between the lips; the person's right first. Found from the mesh's geomet
 _FLAME_VERTICES, FIVE = 5023, 5
 SOURCE = (
     "FLAME, the 3D head whose shape that is, is licensed for non-commercial research only: register at "
-    "https://flame.is.tue.mpg.de, accept the licence, download FLAME 2020 and copy its generic_model.pkl there."
+    "https://flame.is.tue.mpg.de, accept the licence, download FLAME 2020 and copy its generic_model.pkl there; or "
+    "copy flame2023_Open.pkl there, whose terms that page tells."
 )
 
 
@@ -132,7 +133,8 @@ def axis_angle_to_matrix(rotation: Tensor) -> Tensor:
 
 
 def load(path: str | Path) -> Flame:
-    """Read FLAME from `generic_model.pkl` (nothing of it is executed) or a `.safetensors` file with the same names.
+    """Read FLAME from its pickle, of 2020 or 2023 Open (nothing of it is executed), or from a `.safetensors` file with
+    the same names.
 
     Other meshes load likewise: counts are read from the arrays. Such a file may hold more: `landmarks`,
     `expressiondeviations`, `denselandmarks`, `densedeviations` and `denseerrors`, see `Flame`, and `expressiondirs`

@@ -91,6 +91,13 @@ def test_the_points_are_found_on_a_face_of_another_topology(seed):
     assert off.quantile(0.9) < 3
 
 
+def test_flame_2023_open_is_found_by_its_name_and_2020_goes_first(tmp_path):
+    (tmp_path / "flame2023_Open.pkl").touch()
+    assert face_mesh.find_face_model(tmp_path).name == "flame2023_Open.pkl"
+    (tmp_path / "generic_model.pkl").touch()
+    assert face_mesh.find_face_model(tmp_path).name == "generic_model.pkl"
+
+
 def test_what_is_no_face_is_left_as_it_is(sphere):
     vertices, faces = sphere(20)
     five = torch.randint(len(vertices), (5,), generator=torch.Generator().manual_seed(0))
