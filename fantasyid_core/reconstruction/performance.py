@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..detection.face_track import FaceTrack
+from ..detection.one_euro import OneEuroFilter
 from ..errors import MeshError, WeightsError
 from ..io import weights
 from ..io.layout import save_tensors
@@ -29,6 +30,7 @@ _SHAPE_FRAMES = 16
 _CHUNK = 64  # frames fitted at a time, which bounds the memory
 _ITERATIONS = 6
 _CERTAIN = 0.9  # of the best frame's confidence, for frames that the shape is found in
+_TURN = 180.0  # degrees; a second's turn by as much is fast
 _JAW_STEP = 0.15  # radians, over which the jaw's way is taken as straight
 _JAW_DEVIATIONS = (0.1, 0.03, 0.01)  # radians of opening, to the side, and about the view
 MAX_FRAMES = 200_000
@@ -90,7 +92,7 @@ def capture(model: Flame, track: FaceTrack, progress: Callable[[int], None] | No
             progress(int(chosen[-1]) + 1)
     codes = _filled(torch.cat(expression), seen, len(track.present))
     jaw, codes = codes.split((_jaw_components(model), codes.shape[1] - _jaw_components(model)), 1)
-    angles = torch.from_numpy(np.unwrap(torch.cat(pose).numpy(), period=360, axis=0))
+    angles = _steadied(torch.from_numpy(np.unwrap(torch.cat(pose).numpy(), period=360, axis=0)), track.fps)
     return Performance(
         codes,
         jaw if jaw.shape[1] else codes.new_zeros(len(codes), 3),
@@ -141,6 +143,12 @@ def _angles(rotation: Tensor) -> Tensor:
     pitch = torch.atan2(-rotation[:, 2, 1], rotation[:, 2, 2])
     roll = torch.atan2(-rotation[:, 1, 0], rotation[:, 0, 0])
     return torch.stack([yaw, pitch, roll], 1).rad2deg()
+
+
+def _steadied(angles: Tensor, fps: float) -> Tensor:
+    """(n, 3) degrees: the points' last noise turns a still head by tenths of a degree."""
+    steady = OneEuroFilter(fps)
+    return torch.stack([steady(own, _TURN) for own in angles])
 
 
 def _filled(values: Tensor, seen: Tensor, frames: int) -> Tensor:

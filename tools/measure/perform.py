@@ -54,13 +54,14 @@ def errors(model: Flame, found: Tensor, true: Tensor) -> Tensor:
     return (scale[:, None, None] * a - b).norm(dim=-1).mean(1)
 
 
-def jitter(model: Flame, track: FaceTrack) -> float:
-    """mm: standard deviation over time of the vertices of a face that does not move, its mean over the face."""
+def jitter(model: Flame, track: FaceTrack) -> tuple[float, float]:
+    """mm by which a face that does not move moves: standard deviation over time, and from frame to frame."""
     low, high = torch.tensor(FACE)
     face = ((model.template > low) & (model.template < high)).all(1)
     played = perform(model, FaceMesh(model.template, model.faces), capture(model, track))
     frames = 1000 * played.vertices()[len(track.present) // 3 :, face]
-    return float((frames - frames.mean(0)).square().sum(-1).mean(0).sqrt().mean())
+    spread = (frames - frames.mean(0)).square().sum(-1).mean(0).sqrt()
+    return float(spread.mean()), float(frames.diff(dim=0).norm(dim=-1).mean())
 
 
 def still_video(who: Person, frames: int = 45) -> Tensor:
@@ -100,7 +101,9 @@ def main() -> None:
         found["the first with the true head pose"] = replace(found["on the other's true shape"], pose=true_pose(played))
         for name, animation in found.items():
             rows.setdefault(name, []).append(float(errors(model, animation.vertices(), true).mean()))
-        rows.setdefault("jitter of a still face", []).append(jitter(model, follow(still_video(actor), 25.0)))
+        spread, step = jitter(model, follow(still_video(actor), 25.0))
+        rows.setdefault("a still face, standard deviation", []).append(spread)
+        rows.setdefault("a still face, from frame to frame", []).append(step)
     for name, values in rows.items():
         print(f"| {name} | {np.mean(values):.2f} mm, median {np.median(values):.2f}, worst {max(values):.2f} |")
 
