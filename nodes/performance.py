@@ -341,7 +341,13 @@ def _track_of(landmarks: dict, frames: int, fps: float) -> FaceTrack:
         raise ImageError(
             f"There are landmarks of {len(faces)} frames, but {frames} images: give both nodes the same frames."
         )
-    found = [[torch.from_numpy(face["landmarks_xy"]) for face in frame] for frame in faces]
+    found = [
+        [
+            face_track.with_depths(torch.from_numpy(face["landmarks_xy"]), torch.from_numpy(face["landmarks_3d"]))
+            for face in frame
+        ]
+        for frame in faces
+    ]
     return face_track.from_landmarks(found, fps)
 
 

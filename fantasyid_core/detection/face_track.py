@@ -135,7 +135,7 @@ def from_landmarks(frames: Sequence[Sequence[Tensor]], fps: float, *, smooth: bo
     """The track of the largest face of the first frame with one, by landmarks that were found elsewhere.
 
     Args:
-        frames: of every frame its faces, (478, ≥ 2) px each.
+        frames: of every frame its faces, (478, 2 or 3) px each; depths as `dense_landmarks.read` has them, else 0.
         fps, smooth: as for `follow`.
 
     Raises:
@@ -152,7 +152,7 @@ def from_landmarks(frames: Sequence[Sequence[Tensor]], fps: float, *, smooth: bo
                     f"The landmarks of a face have shape {tuple(face.shape)}; expected ({POINTS}, 2 or 3). Use those "
                     "of ComfyUI's Detect Face Landmarks (MediaPipe), or leave them unconnected."
                 )
-        there = [face[:, :2].float().cpu() for face in faces if _is_usable(face)]
+        there = [face[:, :3].float().cpu() for face in faces if _is_usable(face)]
         if last is not None:
             place, reach = _middle(last), float(_size(last)) * (_LARGEST_STEP + _SPEED * missing / fps)
             there = [face for face in there if float((_middle(face) - place).norm()) < reach]
@@ -166,7 +166,7 @@ def from_landmarks(frames: Sequence[Sequence[Tensor]], fps: float, *, smooth: bo
             continue
         missing, last = 0, there[0]
         points = steady(last, float(_size(last))) if smooth else last
-        found.append((torch.nn.functional.pad(points, (0, 1)), 1.0))
+        found.append((torch.nn.functional.pad(points, (0, 3 - points.shape[1])), 1.0))
     track = _joined(found, fps)
     if not track.present.any():
         raise FaceNotFoundError(
@@ -174,6 +174,16 @@ def from_landmarks(frames: Sequence[Sequence[Tensor]], fps: float, *, smooth: bo
             "the landmarks unconnected."
         )
     return track
+
+
+def with_depths(flat: Tensor, in_crop: Tensor) -> Tensor:
+    """Landmarks (K, 2) px of a photo, and (K, 3) px of the crop that was looked at → (K, 3) px of the photo."""
+    scale = _spread(flat) / _spread(in_crop[:, :2]).clamp(min=1e-6)
+    return torch.cat([flat, scale * in_crop[:, 2:]], 1)
+
+
+def _spread(points: Tensor) -> Tensor:
+    return (points - points.mean(0)).square().sum(-1).mean().sqrt()
 
 
 class _Follower:

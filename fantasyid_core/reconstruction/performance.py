@@ -85,7 +85,7 @@ def capture(model: Flame, track: FaceTrack, progress: Callable[[int], None] | No
     held = _with_jaw(_held(model, track, seen))
     expression, pose = [], []
     for chosen in seen.split(_CHUNK):
-        fitted = fit_dense(held, track.points[chosen][:, None].to(model.template.device), iterations=_ITERATIONS)
+        fitted = fit_dense(held, track.points[chosen, None, :, :2].to(model.template.device), iterations=_ITERATIONS)
         expression.append(fitted.expression[:, 0].cpu())
         pose.append(_angles(fitted.rotation[:, 0].cpu()))
         if progress is not None:

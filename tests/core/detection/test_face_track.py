@@ -147,6 +147,12 @@ def test_landmarks_of_other_nodes_make_a_track_of_one_face():
     assert torch.equal(track.points[4, :, :2], face + 4)
 
 
+def test_depths_of_a_crop_become_px_of_the_photo():
+    crop = 192 * torch.rand(478, 3)
+    turned = 0.5 * crop[:, :2] @ torch.tensor([[0.8, 0.6], [-0.6, 0.8]]) + 30
+    torch.testing.assert_close(face_track.with_depths(turned, crop)[:, 2], 0.5 * crop[:, 2])
+
+
 def test_landmarks_that_make_no_track_are_refused():
     with pytest.raises(FaceNotFoundError, match=r"\(68, 2\); expected \(478"):
         face_track.from_landmarks([[torch.rand(68, 2)]], FPS)

@@ -59,7 +59,8 @@ class ProbeLandmarks(Probe):
     RETURN_TYPES = ("FACE_LANDMARKS",)
 
     def make(self) -> dict:
-        face = {"landmarks_xy": (100 + 80 * torch.rand(478, 2, generator=torch.Generator().manual_seed(0))).numpy()}
+        points = torch.rand(478, 3, generator=torch.Generator().manual_seed(0)).numpy()
+        face = {"landmarks_xy": 100 + 80 * points[:, :2], "landmarks_3d": 192 * points}
         return {"frames": [[face], [face], [], [face]], "image_size": (512, 512), "connection_sets": {}}
 
 
