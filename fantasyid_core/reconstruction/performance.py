@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..detection.dense_pose import pose_from_dense
 from ..detection.face_track import FaceTrack
 from ..detection.one_euro import OneEuroFilter
 from ..errors import MeshError, WeightsError
@@ -18,6 +19,7 @@ from ..io import weights
 from ..io.layout import save_tensors
 from .animation import Animation
 from .dense_fit import fit_dense
+from .dense_transfer import with_known_points
 from .face_mesh import FaceMesh
 from .flame import HEAD, JAW, Flame
 from .landmark_fit import COMPONENTS
@@ -82,12 +84,15 @@ def capture(model: Flame, track: FaceTrack, progress: Callable[[int], None] | No
     seen = track.present.nonzero().flatten()
     if not len(seen):
         raise MeshError("The face is in none of the frames: use a video that shows it.")
+    model = with_known_points(model)
     held = _with_jaw(_held(model, track, seen))
     expression, pose = [], []
     for chosen in seen.split(_CHUNK):
-        fitted = fit_dense(held, track.points[chosen, None, :, :2].to(model.template.device), iterations=_ITERATIONS)
+        points = track.points[chosen]
+        fitted = fit_dense(held, points[:, None, :, :2].to(model.template.device), iterations=_ITERATIONS)
         expression.append(fitted.expression[:, 0].cpu())
-        pose.append(_angles(fitted.rotation[:, 0].cpu()))
+        # The network that reads poses is nearer than the fit, but it needs depths.
+        pose.append(pose_from_dense(points) if points[..., 2].any() else _angles(fitted.rotation[:, 0].cpu()))
         if progress is not None:
             progress(int(chosen[-1]) + 1)
     codes = _filled(torch.cat(expression), seen, len(track.present))
