@@ -91,13 +91,13 @@ def capture(model: Flame, track: FaceTrack, progress: Callable[[int], None] | No
         points = track.points[chosen]
         fitted = fit_dense(held, points[:, None, :, :2].to(model.template.device), iterations=_ITERATIONS)
         expression.append(fitted.expression[:, 0].cpu())
-        # The network that reads poses is nearer than the fit, but it needs depths.
-        pose.append(pose_from_dense(points) if points[..., 2].any() else _angles(fitted.rotation[:, 0].cpu()))
+        pose.append(_angles(fitted.rotation[:, 0].cpu()))
         if progress is not None:
             progress(int(chosen[-1]) + 1)
     codes = _filled(torch.cat(expression), seen, len(track.present))
     jaw, codes = codes.split((_jaw_components(model), codes.shape[1] - _jaw_components(model)), 1)
-    angles = _steadied(torch.from_numpy(np.unwrap(torch.cat(pose).numpy(), period=360, axis=0)), track.fps)
+    angles = torch.from_numpy(np.unwrap(torch.cat(pose).numpy(), period=360, axis=0))
+    angles = _steadied(angles + _offset(angles, track.points[seen]), track.fps)
     return Performance(
         codes,
         jaw if jaw.shape[1] else codes.new_zeros(len(codes), 3),
@@ -148,6 +148,17 @@ def _angles(rotation: Tensor) -> Tensor:
     pitch = torch.atan2(-rotation[:, 2, 1], rotation[:, 2, 2])
     roll = torch.atan2(-rotation[:, 1, 0], rotation[:, 0, 0])
     return torch.stack([yaw, pitch, roll], 1).rad2deg()
+
+
+def _offset(angles: Tensor, points: Tensor) -> Tensor:
+    """(3,) degrees from the fit's poses (n, 3) to the network's, which is nearer over a video where the fit is steadier.
+
+    0 where points (n, 478, 3) have no depths, which the network needs.
+    """
+    if not points[..., 2].any():
+        return torch.zeros(3)
+    apart = torch.remainder(pose_from_dense(points) - angles + 180, 360) - 180
+    return apart.median(0).values
 
 
 def _steadied(angles: Tensor, fps: float) -> Tensor:

@@ -74,7 +74,7 @@ def still_video(who: Person, frames: int = 45) -> Tensor:
 def one_photo(model: Flame, who: Person) -> FaceMesh:
     """The mesh that one photo of 512 px gives."""
     (face,) = with_dense_landmarks(detect(render([still(who, 0)], 512).frames[0, 0])[:1])
-    return face_mesh.from_landmarks(face, model, face_mesh.SHAPE_ONLY)
+    return face_mesh.from_dense_landmarks(face, model, face_mesh.SHAPE_ONLY)
 
 
 def main() -> None:
