@@ -151,7 +151,7 @@ def _angles(rotation: Tensor) -> Tensor:
 
 
 def _offset(angles: Tensor, points: Tensor) -> Tensor:
-    """(3,) degrees from the fit's poses (n, 3) to the network's, which is nearer over a video where the fit is steadier.
+    """(3,) degrees from the fit's poses (n, 3) to the network's: nearer over a video, where the fit is steadier.
 
     0 where points (n, 478, 3) have no depths, which the network needs.
     """
