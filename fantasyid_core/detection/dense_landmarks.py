@@ -20,6 +20,10 @@ from .landmark_network import POINTS, SIZE, load
 _AROUND = 1.5  # side of the square in terms of the points' larger extent
 _CORNERS = (33, 263)  # outer corners of the eyes, the person's right first; they lie level in the square
 _MAX_SAMPLES = 8  # per pixel and direction, of very large faces
+_LEAST_SCALE, _FARTHEST = (
+    1e-4,
+    1e6,
+)  # px of a square per px of the photo; px of the square from its corner to the photo's
 _BATCH = 32  # faces that the network reads at a time, which bounds its memory
 # Middle and side of the square in a 512 px FFHQ crop: medians over the labelled photos, see docs/detection.md.
 _FIRST_MIDDLE, _FIRST_SIDE = (256.0, 293.0), 475.0
@@ -62,6 +66,7 @@ def read(photo: Tensor, landmarks: Tensor, *, device: torch.device | str | None 
     Returns:
         points (N, 478, 3): x and y in px of the photo, integers are pixel centres, z in px, growing away from the
         viewer, about 0 in the middle of the face; and (N,) 0…1, how certainly each is a face. Where the photo is.
+        Where landmarks are not finite or all in one place they are NaN and 0.
     """
     if not len(landmarks):
         return landmarks.new_zeros(0, POINTS, 3), landmarks.new_zeros(0)
@@ -91,6 +96,12 @@ def squares(points: Tensor) -> Tensor:
 
 def look(photo: Tensor, to_crop: Tensor, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
     """One look at squares (N, 2, 3) of a photo; see `read`."""
+    usable = _is_usable(to_crop)
+    if not usable.all():
+        points, confidence = to_crop.new_full((len(to_crop), POINTS, 3), torch.nan), to_crop.new_zeros(len(to_crop))
+        if usable.any():
+            points[usable], confidence[usable] = look(photo, to_crop[usable], device)
+        return points, confidence
     crops = torch.stack([cut(photo, own) for own in to_crop]).to(device or photo.device)
     found = [load(crops.device)(part) for part in crops.split(_BATCH)]
     points, confidence = (torch.cat(parts).to(photo.device) for parts in zip(*found, strict=True))
@@ -113,6 +124,13 @@ def cut(photo: Tensor, to_crop: Tensor) -> Tensor:
     picture = photo.float().movedim(-1, 0)[None]
     sampled = F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return F.avg_pool2d(sampled, samples)[0]
+
+
+def _is_usable(to_crop: Tensor) -> Tensor:
+    """(N,) whether squares are finite, and neither a point nor far beyond any photo."""
+    scale = _scale(to_crop)[:, 0, 0]
+    finite = to_crop.isfinite().all(-1).all(-1)
+    return finite & (scale > _LEAST_SCALE) & (scale < 1 / _LEAST_SCALE) & (to_crop[..., 2].abs() < _FARTHEST).all(-1)
 
 
 def _scale(to_crop: Tensor) -> Tensor:
