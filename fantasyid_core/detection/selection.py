@@ -21,6 +21,7 @@ from .faces import DetectedFace, detect_batch
 log = logging.getLogger(__name__)
 
 MIN_FACE = 24
+_FACE_PER_LINE = 80  # widths of a contour's line in a face, from 1 px on
 SELECTIONS = ("largest", "centre", "leftmost", "rightmost", "index")
 
 
@@ -198,8 +199,9 @@ def numbered(
         draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=line)
         if face.dense_landmarks is not None and face.dense_confidence >= CONFIDENT:
             places = [tuple(place) for place in (face.dense_landmarks[:, :2] * scale).tolist()]
+            thickness = max(1, round((x1 - x0) / _FACE_PER_LINE))
             for contour in CONTOURS:
-                draw.line([places[point] for point in contour], fill=colour)
+                draw.line([places[point] for point in contour], fill=colour, width=thickness)
         else:
             for x, y in (face.landmarks * scale).tolist():
                 draw.ellipse((x - line, y - line, x + line, y + line), fill=colour)

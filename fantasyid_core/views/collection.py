@@ -12,21 +12,24 @@ import torch
 from torch import Tensor
 
 from ..detection.alignment import align
+from ..detection.dense_landmarks import ensure_dense_landmarks
 from ..detection.faces import DetectedFace
 from ..detection.head_pose import HeadPose
 from ..errors import ImageError
 from ..images import as_photo
 from .appearance import BUILT_IN, Recogniser, describe
 from .recognition import assign_identities
-from .tracking import Sighting, Tracks, follow
+from .tracking import Sighting, Tracks, follow, opening
 
 log = logging.getLogger(__name__)
 
 LEAVE_OUT, TRUST = PEOPLE = ("leave others out", "all pictures show this person")
-# Two views are near-duplicates if their appearances' cosine is above, and their poses (in the units below) nearer.
-_SAME_APPEARANCE, _SAME_POSE = 0.9, 0.4
-# Degrees of yaw and of pitch, and difference of appearance, that make two views about equally different.
-_YAW, _PITCH, _APPEARANCE = 30.0, 20.0, 0.5
+# Two views are near-duplicates if their appearances' cosine is above, and their poses and how far mouth and eyes are
+# open (in the units below) nearer.
+_SAME_APPEARANCE, _SAME_POSE, _SAME_OPENING = 0.9, 0.4, 0.5
+# Degrees of yaw and of pitch, difference of appearance, and of how far mouth and eyes are open, that make two views
+# about equally different.
+_YAW, _PITCH, _APPEARANCE, _OPENING = 30.0, 20.0, 0.5, (0.4, 0.2)
 # Views below this share of the best one's quality are not worth a pose.
 _MIN_QUALITY = 0.35
 
@@ -87,7 +90,9 @@ def collect(
     if images is not None and len(images) and max_views > 1:
         tracks = follow(images, recogniser, min_score=min_score, device=device)
         sightings, assignment_report = _of_person(tracks, recogniser.embed(own), people, recogniser)
-        chosen = choose(describe(own[:1]).cpu()[0], reference.pose, sightings, max_views - 1)
+        reference = ensure_dense_landmarks(reference, device=device)  # its pose is read as the sightings' then
+        appearance = describe(own[:1]).cpu()[0]
+        chosen = choose(appearance, reference.pose, sightings, max_views - 1, opening(reference))
         report = _report(tracks, assignment_report, sightings, chosen)
         log.info("FantasyID: %s", report.replace("\n", " "))
         for sighting in chosen:
@@ -147,12 +152,19 @@ def _area(sighting: Sighting) -> float:
     return float((sighting.box[2:] - sighting.box[:2]).prod())
 
 
-def choose(appearance: Tensor, pose: HeadPose, sightings: Sequence[Sighting], count: int) -> list[Sighting]:
-    """At most `count` sightings that are sharp, and unlike the reference (its appearance and pose) and each other.
+def choose(
+    appearance: Tensor,
+    pose: HeadPose,
+    sightings: Sequence[Sighting],
+    count: int,
+    opened: Tensor | None = None,
+) -> list[Sighting]:
+    """At most `count` sightings that are sharp, and unlike the reference (its appearance, pose and, where it is known,
+    opening of mouth and eyes) and each other.
 
-    Greedy farthest-point choice: the next is the one whose distance to the nearest of those chosen, in pose and
-    appearance, times the square of its quality is largest; of equals the earliest. Near-duplicates of a chosen one are
-    never taken.
+    Greedy farthest-point choice: the next is the one whose distance to the nearest of those chosen, in pose,
+    appearance and opening, times the square of its quality is largest; of equals the earliest. Near-duplicates of a
+    chosen one are never taken.
     """
     min_quality = max((s.quality for s in sightings), default=0.0) * _MIN_QUALITY
     candidates = [s for s in sightings if s.quality >= min_quality]
@@ -162,20 +174,26 @@ def choose(appearance: Tensor, pose: HeadPose, sightings: Sequence[Sighting], co
     angles = torch.tensor([(s.pose.yaw / _YAW, s.pose.pitch / _PITCH) for s in candidates])
     quality = torch.tensor([s.quality for s in candidates]).square()
 
-    def distances(appearance: Tensor, angle: Tensor) -> Tensor:
+    unknown = torch.full((2,), torch.nan)
+    openings = torch.stack([unknown if s.opening is None else s.opening for s in candidates])
+
+    def distances(appearance: Tensor, angle: Tensor, opened: Tensor) -> Tensor:
         similarity = appearances @ appearance
         turn = (angles - angle).square().sum(1)
-        distance = (turn + ((1 - similarity) / _APPEARANCE).square()).sqrt()
-        return torch.where((similarity >= _SAME_APPEARANCE) & (turn < _SAME_POSE**2), 0.0, distance)
+        change = ((openings - opened) / torch.tensor(_OPENING)).square().nansum(1)  # what is not known is no change
+        distance = (turn + ((1 - similarity) / _APPEARANCE).square() + change).sqrt()
+        same = (similarity >= _SAME_APPEARANCE) & (turn < _SAME_POSE**2) & (change < _SAME_OPENING**2)
+        return torch.where(same, 0.0, distance)
 
-    nearest = distances(appearance, torch.tensor((pose.yaw / _YAW, pose.pitch / _PITCH)))
+    own = torch.tensor((pose.yaw / _YAW, pose.pitch / _PITCH))
+    nearest = distances(appearance, own, unknown if opened is None else opened)
     chosen: list[Sighting] = []
     while len(chosen) < count:
         gain, i = (nearest * quality).max(0)
         if gain <= 0:
             break
         chosen.append(candidates[int(i)])
-        nearest = torch.minimum(nearest, distances(appearances[i], angles[i]))
+        nearest = torch.minimum(nearest, distances(appearances[i], angles[i], openings[i]))
     return chosen
 
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..detection.dense_landmarks import with_dense_landmarks
+from ..detection.dense_pose import CONFIDENT
+from ..detection.face_contours import eye_opening, mouth_opening
 from ..detection.faces import DetectedFace, detect
 from ..detection.head_pose import HeadPose
 from ..detection.selection import MIN_FACE
@@ -24,6 +27,7 @@ log = logging.getLogger(__name__)
 BIN = 15.0  # degrees of yaw and pitch
 _PER_BIN = 4
 _MIN_OVERLAP, _MIN_SIZE_RATIO, _MIN_SIMILARITY, _MAX_GAP = 0.3, 0.6, 0.2, 5
+_CLOSED, _EYES_CLOSED = 0.1, 0.5  # opening of eyes below which they are closed, and what such a face's score counts
 # Mean absolute difference of neighbouring frames' thumbnails from which on a cut lies between them.
 _CUT, _THUMBNAIL = 0.1, 24
 
@@ -37,9 +41,10 @@ class Sighting:
         box: (4,) x0 y0 x1 y1 px.
         landmarks: (5, 2) px.
         pose: of the head.
-        quality: 0…1, `DetectedFace.quality`.
+        quality: 0…1, its `score`.
         appearance: (576,) unit vector, `appearance.describe`: for near-duplicates and tracking.
         identity: (D,) unit vector of the recogniser.
+        opening: (2,) how far mouth and eyes are open, in widths of them; None where that is not known.
     """
 
     frame: int
@@ -49,6 +54,7 @@ class Sighting:
     quality: float
     appearance: Tensor
     identity: Tensor
+    opening: Tensor | None = None
 
     @property
     def bin(self) -> tuple[int, int]:
@@ -161,13 +167,30 @@ def _large(face: DetectedFace) -> bool:
 
 
 def _sightings(number: int, faces: Sequence[DetectedFace], recogniser: Recogniser) -> list[Sighting]:
+    faces = with_dense_landmarks(faces)
     crops = torch.stack([face.crop for face in faces])
     appearances = describe(crops).cpu()
     identities = appearances if recogniser.embed is describe else recogniser.embed(crops).float().cpu()
     return [
-        Sighting(number, face.box.cpu(), face.landmarks.cpu(), face.pose, face.quality, appearance, identity)
+        Sighting(
+            number, face.box.cpu(), face.landmarks.cpu(), face.pose, score(face), appearance, identity, opening(face)
+        )
         for face, appearance, identity in zip(faces, appearances, identities, strict=True)
     ]
+
+
+def score(face: DetectedFace) -> float:
+    """0…1, how well a face shows the person: its quality, half of that where its landmarks tell of closed eyes."""
+    eyes = None if (found := opening(face)) is None else float(found[1])
+    return face.quality * (_EYES_CLOSED if eyes is not None and eyes < _CLOSED else 1)
+
+
+def opening(face: DetectedFace) -> Tensor | None:
+    """How far mouth and eyes are open, as in `Sighting`, by the face's dense landmarks if it has them."""
+    if face.dense_landmarks is None or face.dense_confidence < CONFIDENT:
+        return None
+    points = face.dense_landmarks
+    return torch.stack([mouth_opening(points), eye_opening(points).mean()]).cpu()
 
 
 def _match_tracks(tracks: Sequence[Track], sightings: Sequence[Sighting]) -> Iterator[tuple[Sighting, Track | None]]:

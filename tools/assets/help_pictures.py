@@ -16,7 +16,7 @@ from torch import Tensor
 from fantasyid_core.detection import face_track
 from fantasyid_core.detection.by_hand import face_in_mask
 from fantasyid_core.detection.face_track import FaceTrack, follow
-from fantasyid_core.detection.faces import DetectedFace, detect
+from fantasyid_core.detection.faces import DetectedFace
 from fantasyid_core.detection.selection import find_face, numbered
 from fantasyid_core.dit.step_cache import CacheSettings
 from fantasyid_core.images import from_pil, load_photo, to_pil
@@ -142,7 +142,7 @@ class Studio:
     def face(self, person: str) -> DetectedFace:
         """The face in it."""
         if person not in self._faces:
-            [self._faces[person]] = detect(load_photo(PHOTOS / f"{person}.jpg"))
+            self._faces[person] = find_face(load_photo(PHOTOS / f"{person}.jpg")).face
         return self._faces[person]
 
     def mesh(self, person: str) -> FaceMesh:
@@ -294,10 +294,9 @@ def detect_face(studio: Studio) -> Image.Image:
     group = Image.new("RGB", (3 * 512, 512))
     for i, person in enumerate(("Ben", "Amara", "Rosa")):
         group.paste(studio.photo(person), (512 * i, 0))
-    faces = detect(from_pil(group))
-    chosen = max(faces, key=lambda face: float(face.box[2]))
-    preview = numbered(faces, chosen, "good")
-    return flow(stage((preview, "preview, select: rightmost"), wide=3), stage((chosen.crop, "crop")))
+    found = find_face(from_pil(group)[None], "rightmost")
+    preview = numbered(found.faces, found.face, "good")
+    return flow(stage((preview, "preview, select: rightmost"), wide=3), stage((found.face.crop, "crop")))
 
 
 def download(studio: Studio) -> Image.Image:

@@ -1,8 +1,11 @@
 """Several photos of one person → the reference first, then what differs most."""
 
+import dataclasses
+
 import pytest
 import torch
 
+from fantasyid_core.detection.dense_landmarks import ensure_dense_landmarks
 from fantasyid_core.detection.faces import DetectedFace, detect
 from fantasyid_core.detection.head_pose import FRONTAL, HeadPose
 from fantasyid_core.errors import ImageError
@@ -10,7 +13,7 @@ from fantasyid_core.images import resize
 from fantasyid_core.meters import embedding
 from fantasyid_core.views.collection import TRUST, FaceViews, choose, collect
 from fantasyid_core.views.contact_sheet import contact_sheet
-from fantasyid_core.views.tracking import Sighting
+from fantasyid_core.views.tracking import Sighting, opening, score
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +161,27 @@ def test_what_looks_the_same_is_taken_once():
     assert [s.frame for s in choose(torch.zeros(32), FRONTAL, pictures, 8)] == [2]
     assert choose(pictures[0].appearance, FRONTAL, pictures, 8) == []
     assert choose(torch.zeros(32), FRONTAL, [], 8) == []
+
+
+def test_an_open_mouth_or_closed_eyes_make_another_view():
+    shut, open_, blink = (
+        dataclasses.replace(sighting(i, 0, appearance=0), opening=torch.tensor(values))
+        for i, values in enumerate(((0.0, 0.3), (0.5, 0.3), (0.0, 0.02)))
+    )
+    chosen = choose(shut.appearance, FRONTAL, [shut, blink, open_], 8, torch.tensor([0.02, 0.31]))
+    assert [s.frame for s in chosen] == [2, 1], "what differs most comes first, what is the same not at all"
+    assert choose(shut.appearance, FRONTAL, [open_, blink], 8) == [], "where it is not known nothing is compared"
+
+
+def test_closed_eyes_halve_a_face_s_score(astronaut: torch.Tensor):
+    face = ensure_dense_landmarks(detect(astronaut)[0])
+    mouth, eyes = opening(face).tolist()
+    assert mouth > 0.1, "she smiles"
+    assert eyes > 0.2
+    assert score(face) == face.quality
+    asleep = face.dense_landmarks.clone()
+    asleep[[160, 159, 158, 385, 386, 387]] = asleep[[144, 145, 153, 380, 374, 373]]
+    assert score(dataclasses.replace(face, dense_landmarks=asleep)) == face.quality / 2
 
 
 # The contact sheet
