@@ -335,7 +335,11 @@ class ComfyPage:
 
     def wait_for_video(self, timeout: float) -> dict[str, Any]:
         """Wait until a video plays in the page; returns its `width`, `height`, `seconds` and `url`."""
-        video = self.page.locator("video").first
-        video.wait_for(state="visible", timeout=timeout * 1000)
-        self.page.wait_for_function("() => document.querySelector('video').readyState >= 2")
+        video = self.page.locator("video:visible").first  # of several, those out of view are hidden
+        video.wait_for(timeout=timeout * 1000)
+        video.evaluate(
+            """async (video) => {
+              while (video.readyState < 2) await new Promise((resolve) => setTimeout(resolve, 50));
+            }"""
+        )
         return video.evaluate("v => ({ width: v.videoWidth, height: v.videoHeight, seconds: v.duration, url: v.src })")

@@ -8,6 +8,7 @@ import argparse
 import json
 import tempfile
 import uuid
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .workflow_parts import Group, Node, Source
 
 WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
 TITLE, GAP, COLUMN_GAP, PADDING, GROUP_TITLE, GROUP_GAP = 30, 28, 40, 20, 50, 10  # px
-SAID = 120  # px that some sentences under a node take
+SAID = 96  # px that some sentences under a node take
 SPEAKERS = ("FantasyIDDetectFace", "FantasyIDSampler", "KSampler", "SamplerCustomAdvanced")  # say one in every run
 NOTE_WIDTH, HIGHEST_NOTE = 320, 760  # px
 SCALE = 0.6  # at which the file opens; below it the page draws no text in classic nodes
@@ -78,13 +79,13 @@ _SIZES = """([ids, title]) => Object.fromEntries(Object.entries(ids).map(([key, 
 def build(page: ComfyPage, nodes: dict[str, Node], places: dict[str, Any], groups: list[dict]) -> dict[str, int]:
     """Make the graph in the page; returns the nodes' ids by key."""
     described = {
-        key: {**vars(node), "pos": places.get(key, [400 * (i % 6), 700 * (i // 6)])}
+        key: {**vars(node), "pos": places.get(key, [400 * (i % 8), 700 * (i // 8)])}
         for i, (key, node) in enumerate(nodes.items())
     }
     return page.page.evaluate(_BUILD, [described, groups])
 
 
-def measure(page: ComfyPage, nodes: dict[str, Node]) -> dict[str, tuple[float, float]]:
+def measure(page: ComfyPage, nodes: dict[str, Node]) -> dict[str, list[float]]:
     """Width and height of every node as the page draws it, px."""
     ids = build(page, nodes, {}, [])
     page.show_all()  # the page gives Vue-rendered nodes their size once they are in view, and not where they are tiny
@@ -310,10 +311,11 @@ def main() -> None:
         for vue in (True, False):
             page = ComfyPage(browser, server.url, vue_nodes=vue)
             measured.append([measure(page, each.nodes) for each in wanted])
+        tallest = _tallest(wanted, measured)
         for workflow, of_vue, of_classic in zip(wanted, *measured, strict=True):
             sizes = {key: [max(of_vue[key][i], of_classic[key][i]) for i in (0, 1)] for key in workflow.nodes}
             for key, node in workflow.nodes.items():
-                sizes[key][1] += SAID * (node.type in SPEAKERS)
+                sizes[key][1] = max(sizes[key][1], tallest[node.type]) + SAID * (node.type in SPEAKERS)
             places, groups = lay_out(workflow, sizes)
             for key, node in workflow.nodes.items():
                 node.size = (round(sizes[key][0]), round(sizes[key][1]))
@@ -327,6 +329,19 @@ def main() -> None:
             ids = build(page, blueprint.nodes, places, [])
             text = json.dumps(boxed(tidy(page.workflow(), blueprint.name), ids, blueprint), ensure_ascii=False)
             (SUBGRAPHS / f"{blueprint.name}.json").write_text(text + "\n", "utf-8")
+
+
+def _tallest(wanted: list[Workflow], measured: list[list[dict]]) -> dict[str, float]:
+    """By type, the largest height of nodes that are as high as what is in them: of many, drawn small, the page leaves
+    parts out.
+    """
+    tallest: dict[str, float] = defaultdict(float)
+    for of_page in measured:
+        for workflow, sizes in zip(wanted, of_page, strict=True):
+            for key, node in workflow.nodes.items():
+                if not node.size[1]:
+                    tallest[node.type] = max(tallest[node.type], sizes[key][1])
+    return tallest
 
 
 def _note(workflow: Workflow) -> Node:

@@ -244,7 +244,7 @@ def custom_sampler() -> Workflow:
         "sample": Node("SamplerCustomAdvanced", inputs=sources),
     }
     nodes |= video(("sample", "output"), size=LANDSCAPE)
-    made = [["apply", "cond", "noise", "guider", "solver", "steps"], ["sample", *OUTPUT]]
+    made = [["apply", "cond", "noise", "guider", "steps", "solver"], ["sample", *OUTPUT]]
     columns = [*LARGE, [Group("Video", made, VIDEO_COLOR)]]
     return Workflow("09 Published model with custom sampler", nodes, columns)
 
