@@ -11,6 +11,9 @@ from .host.base import FantasyIDNode, listed
 from .host.sockets import Identity
 
 
+ADVANCED = {"advanced": True}  # shown on demand; ComfyUI's `advanced=` is younger than the oldest that we run on
+
+
 def guide_identity_input() -> io.Boolean.Input:
     """The widget of every node that says what guidance leads to."""
     return io.Boolean.Input(
@@ -97,6 +100,7 @@ class FantasyIDApply(FantasyIDNode):
                     max=3600.0,
                     step=0.05,
                     optional=True,
+                    extra_dict=ADVANCED,
                     tooltip="When in the video the identity begins to act. start_percent is about the sampling steps.",
                 ),
                 io.Float.Input(
@@ -106,6 +110,7 @@ class FantasyIDApply(FantasyIDNode):
                     max=3600.0,
                     step=0.05,
                     optional=True,
+                    extra_dict=ADVANCED,
                     tooltip="When in the video it ends; 0: at the video's end.",
                 ),
                 io.Float.Input(
@@ -115,6 +120,7 @@ class FantasyIDApply(FantasyIDNode):
                     max=60.0,
                     step=0.05,
                     optional=True,
+                    extra_dict=ADVANCED,
                     tooltip="How long it takes to begin and to end, half of it before that moment and half after.",
                 ),
                 io.Combo.Input(
@@ -122,6 +128,7 @@ class FantasyIDApply(FantasyIDNode):
                     options=list(OVERLAPS),
                     default=ADD,
                     optional=True,
+                    extra_dict=ADVANCED,
                     tooltip="Where an Apply FantasyID before this one acts too: add: both in full. share: each a part. "
                     "last wins: this one displaces those before.",
                 ),

@@ -85,7 +85,8 @@ def cut_out(
             progress(number + 1)
     repeats = -(len(clips) - 1) % TIME_SCALE
     clips += clips[-1:] * repeats
-    return FaceClip(torch.stack(clips), to_clip, torch.stack(masks), (len(frames), *frames.shape[1:3]))
+    height, width = frames.shape[1:3]
+    return FaceClip(torch.stack(clips), to_clip, torch.stack(masks), (len(frames), height, width))
 
 
 def paste(
