@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fantasyid_core.detection.dense_landmarks import ensure_dense_landmarks
-from fantasyid_core.detection.dense_pose import pose_from_dense
 from fantasyid_core.detection.face_contours import mouth_opening
 from fantasyid_core.detection.face_track import follow
 from fantasyid_core.detection.faces import DetectedFace, detect
@@ -108,10 +107,10 @@ def moves(video: Tensor) -> Tensor:
 
 
 def _of_face(face: DetectedFace) -> Tensor:
-    points = ensure_dense_landmarks(face).dense_landmarks
+    face = ensure_dense_landmarks(face)
+    points = face.dense_landmarks
     assert points is not None
-    pose = pose_from_dense(points)
-    return torch.tensor([pose.yaw, pose.pitch, float(mouth_opening(points))])
+    return torch.tensor([face.pose.yaw, face.pose.pitch, float(mouth_opening(points))])
 
 
 def correlations(a: Tensor, b: Tensor) -> Tensor:
