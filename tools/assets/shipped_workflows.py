@@ -244,7 +244,7 @@ def custom_sampler() -> Workflow:
         "sample": Node("SamplerCustomAdvanced", inputs=sources),
     }
     nodes |= video(("sample", "output"), size=LANDSCAPE)
-    made = [["apply", "cond", "noise", "guider", "steps", "solver"], ["sample", *OUTPUT]]
+    made = [["apply", "cond", "noise", "guider", "steps"], ["solver", "sample", *OUTPUT]]
     columns = [*LARGE, [Group("Video", made, VIDEO_COLOR)]]
     return Workflow("09 Published model with custom sampler", nodes, columns)
 
@@ -284,14 +284,15 @@ def performance() -> Workflow:
         "frames": Node("CreateVideo", inputs={"images": ("perform", "frames"), "fps": ("perform", "fps")}),
         "save": video(prefix="FantasyID/performance")["save"],
     }
-    rows = [
-        [
-            Group("Who performs", [["photo"], ["face", "faces"], ["mesh", "overlay"]], IDENTITY_COLOR),
-            Group("What is done", [["other"], ["source"], ["capture", "points"]], "#b06634"),
-        ],
-        [Group("The moving mesh", [["perform"], ["store", "frames"], ["save"]], VIDEO_COLOR)],
+    person = Group("Who performs", [["face", "mesh"], ["faces", "overlay"]], IDENTITY_COLOR)
+    played = Group("What is done", [["source"], ["capture"]], "#b06634")
+    moving = Group("The moving mesh", [["perform", "store", "frames"], ["save"]], VIDEO_COLOR)
+    columns = [
+        [Group("Photo and video", [["photo"], ["other"]], IDENTITY_COLOR)],
+        [person, played],
+        [Group("Points that were read", [["points"]], "#b06634"), moving],
     ]
-    return Workflow("11 Performance on another face", nodes, rows)
+    return Workflow("11 Performance on another face", nodes, columns)
 
 
 def workflows() -> list[Workflow]:
