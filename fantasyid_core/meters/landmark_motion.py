@@ -82,7 +82,7 @@ def measure(
             f"Only {seen} of the {len(frames)} frames show a face; expected at least 2. "
             "Use a video in which the face is seen."
         )
-    performance = capture(model, track)
+    performance = capture(model, track, smooth=False)
     found = motion.measure(_landmarks(track, performance), motion.head_template(), performance.expression)
     return LandmarkMotion(found, mouth_opening(track.points), eye_opening(track.points).mean(-1))
 

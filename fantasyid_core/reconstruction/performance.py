@@ -71,12 +71,15 @@ def basis_of(model: Flame) -> str:
 
 
 @torch.no_grad()
-def capture(model: Flame, track: FaceTrack, progress: Callable[[int], None] | None = None) -> Performance:
+def capture(
+    model: Flame, track: FaceTrack, progress: Callable[[int], None] | None = None, *, smooth: bool = True
+) -> Performance:
     """What the face of a track does: one shape for the whole video, then every frame with that shape.
 
     Args:
         model: a face model that knows its `dense_landmarks`.
         progress: called with the number of frames that are done.
+        smooth: whether the head's pose is steadied by a One Euro filter, which holds small turns back.
 
     Raises:
         MeshError: it is not known where the face model has these points, or no face fits.
@@ -97,7 +100,9 @@ def capture(model: Flame, track: FaceTrack, progress: Callable[[int], None] | No
     codes = _filled(torch.cat(expression), seen, len(track.present))
     jaw, codes = codes.split((_jaw_components(model), codes.shape[1] - _jaw_components(model)), 1)
     angles = torch.from_numpy(np.unwrap(torch.cat(pose).numpy(), period=360, axis=0))
-    angles = _steadied(angles + _offset(angles, track.points[seen]), track.fps)
+    angles = angles + _offset(angles, track.points[seen])
+    if smooth:
+        angles = _steadied(angles, track.fps)
     return Performance(
         codes,
         jaw if jaw.shape[1] else codes.new_zeros(len(codes), 3),
@@ -242,7 +247,7 @@ def _frames(frames: int, first: int, last: int, length: int, afterwards: str) ->
     if afterwards not in AFTERWARDS:
         raise MeshError(f"There is no end called '{afterwards}'; choose one of: {', '.join(AFTERWARDS)}.")
     if not 0 <= length <= MAX_FRAMES:
-        raise MeshError(f"{length} frames were asked for; expected 0 (as many as taken) to {MAX_FRAMES:,}.")
+        raise MeshError(f"{length} frames were asked for. Set length within 0 (as many as taken) to {MAX_FRAMES:,}.")
     count = end - start + 1
     steps = torch.arange(length or count)
     if afterwards == LOOP:
