@@ -10,7 +10,6 @@ from ..fantasyid_core.dit.region import ADD, OVERLAPS, Region
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Identity
 
-
 ADVANCED = {"advanced": True}  # shown on demand; ComfyUI's `advanced=` is younger than the oldest that we run on
 
 

@@ -142,7 +142,7 @@ def _check(frames: Tensor, clip: FaceClip, drawn: Tensor) -> None:
             "again, not a part of them."
         )
     if not bool(drawn.isfinite().all()):
-        raise ImageError("The drawn clip has values that are no numbers (NaN): sample it again with other settings.")
+        raise ImageError("The drawn clip has values that are no numbers (NaN). Use other settings and sample it again.")
 
 
 def _steady_cuts(track: FaceTrack, height: int, width: int, around: float) -> Tensor:

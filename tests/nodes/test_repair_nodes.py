@@ -21,6 +21,7 @@ def cut(photo: str, **changes: object) -> Graph:
         "paste": node(
             "FantasyIDPasteFace", images=["video", 0], clip=["track", 0], face_clip=["track", 1], match_colours=1.0
         ),
+        "before": node("PreviewImage", images=["video", 0]),
         "clip": node("PreviewImage", images=["track", 0]),
         "pasted": node("PreviewImage", images=["paste", 0]),
     }
@@ -42,8 +43,10 @@ def test_a_face_goes_out_of_a_video_and_back(comfy: ComfyServer, photo: str):
     ]
     assert len(done.outputs["clip"]["images"]) == 5
     assert len(done.outputs["pasted"]["images"]) == FRAMES
-    before = np.asarray(Image.open(comfy.base / "input" / photo).convert("RGB"), np.int64)
-    after = np.asarray(Image.open(comfy.base / "temp" / done.outputs["pasted"]["images"][0]["filename"]), np.int64)
+    before, after = (
+        np.asarray(Image.open(comfy.base / "temp" / done.outputs[key]["images"][0]["filename"]), np.int64)
+        for key in ("before", "pasted")
+    )
     changed = (after != before).any(-1)
     assert 0.01 < changed.mean() < 0.5, "the face alone"
     assert after[changed].mean() < before[changed].mean() / 2

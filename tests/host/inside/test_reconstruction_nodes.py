@@ -114,8 +114,13 @@ def test_the_dense_fit_needs_no_file_with_the_face_model_of_the_pack(face):
     width = mesh.in_photo[:, 0].amax() - mesh.in_photo[:, 0].amin()
     assert 1 < width / (face.box[2] - face.box[0]) < 2, "the head's width by the face box's"
     assert overlay.shape == (1, 512, 512, 3)
-    with pytest.raises(MeshError, match="478 dense landmarks"):
-        reconstruct(face, "flame alone", method="dense fit")
+
+
+def test_the_dense_fit_lays_a_face_model_of_another_topology_under_the_points(face):
+    mesh = reconstruct(face, "flame alone", "shape only", method="dense fit")[0]
+    assert mesh.in_photo.shape == (642, 3)
+    width = mesh.in_photo[:, 0].amax() - mesh.in_photo[:, 0].amin()
+    assert 0.8 < width / (face.box[2] - face.box[0]) < 2.5, "the egg's width by the face box's"
 
 
 def test_a_method_that_there_is_not_is_named(face):
