@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
+
 from . import baselines, compiling, computer_memory, long_video, quantised, whole_run
 from .bench import Bench
 from .measure import Row, time_step
@@ -115,6 +117,17 @@ def half_of_the_steps(**switches) -> Callable[[Host, object], object]:
     return change
 
 
+def in_half_the_picture(host: Host, model):
+    """The identity, on the left side alone."""
+    from pack.fantasyid_core.dit.injection import Injection
+    from pack.fantasyid_core.dit.region import Region
+    from pack.nodes.host.options import add_injection
+
+    mask = torch.zeros(1, 48, 72)
+    mask[..., :36] = 1
+    return add_injection(model, Injection(host.tokens, region=Region(mask)))
+
+
 HALF = {"steps": 9, "amortised": True, "note": "half of the steps skipped"}
 MODES = (
     Mode("CogVideoX alone, diffusers, eager", baseline(baselines.plain)),
@@ -123,6 +136,7 @@ MODES = (
     Mode(AS_RELEASED, baseline(baselines.as_released)),
     Mode("ours without identity, eager", ours(identity=False)),
     Mode("ours, exact, eager", ours()),
+    Mode("ours, exact, identity in half the picture", ours(in_half_the_picture, identity=False)),
     Mode("ours, exact, compiled by the host's node", compiling.rows, cuda=True),
     Mode("ours, exact, 12 GiB free", ours(free=12), cuda=True),
     Mode("ours, exact, 7 GiB free", ours(free=7), cuda=True),

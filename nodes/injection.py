@@ -7,10 +7,8 @@ from comfy_api.latest import io
 
 from ..fantasyid_core.dit.injection import Injection, parse_curve
 from ..fantasyid_core.dit.region import ADD, OVERLAPS, Region
-from .host.base import FantasyIDNode, listed
+from .host.base import FantasyIDNode, advanced, listed
 from .host.sockets import Identity
-
-ADVANCED = {"advanced": True}  # shown on demand; ComfyUI's `advanced=` is younger than the oldest that we run on
 
 
 def guide_identity_input() -> io.Boolean.Input:
@@ -92,44 +90,48 @@ class FantasyIDApply(FantasyIDNode):
                     tooltip="Where in the picture the identity acts, white in full, black not at all: one mask for the "
                     "whole video, or one per frame. It is stretched to the video's size.",
                 ),
-                io.Float.Input(
-                    "from_second",
-                    default=0.0,
-                    min=0.0,
-                    max=3600.0,
-                    step=0.05,
-                    optional=True,
-                    extra_dict=ADVANCED,
-                    tooltip="When in the video the identity begins to act. start_percent is about the sampling steps.",
+                advanced(
+                    io.Float.Input(
+                        "from_second",
+                        default=0.0,
+                        min=0.0,
+                        max=3600.0,
+                        step=0.05,
+                        optional=True,
+                        tooltip="When in the video the identity begins to act. start_percent is about sampling steps.",
+                    )
                 ),
-                io.Float.Input(
-                    "to_second",
-                    default=0.0,
-                    min=0.0,
-                    max=3600.0,
-                    step=0.05,
-                    optional=True,
-                    extra_dict=ADVANCED,
-                    tooltip="When in the video it ends; 0: at the video's end.",
+                advanced(
+                    io.Float.Input(
+                        "to_second",
+                        default=0.0,
+                        min=0.0,
+                        max=3600.0,
+                        step=0.05,
+                        optional=True,
+                        tooltip="When in the video it ends; 0: at the video's end.",
+                    )
                 ),
-                io.Float.Input(
-                    "fade_seconds",
-                    default=0.25,
-                    min=0.0,
-                    max=60.0,
-                    step=0.05,
-                    optional=True,
-                    extra_dict=ADVANCED,
-                    tooltip="How long it takes to begin and to end, half of it before that moment and half after.",
+                advanced(
+                    io.Float.Input(
+                        "fade_seconds",
+                        default=0.25,
+                        min=0.0,
+                        max=60.0,
+                        step=0.05,
+                        optional=True,
+                        tooltip="How long it takes to begin and to end, half of it before that moment and half after.",
+                    )
                 ),
-                io.Combo.Input(
-                    "overlap",
-                    options=list(OVERLAPS),
-                    default=ADD,
-                    optional=True,
-                    extra_dict=ADVANCED,
-                    tooltip="Where an Apply FantasyID before this one acts too: add: both in full. share: each a part. "
-                    "last wins: this one displaces those before.",
+                advanced(
+                    io.Combo.Input(
+                        "overlap",
+                        options=list(OVERLAPS),
+                        default=ADD,
+                        optional=True,
+                        tooltip="Where an Apply FantasyID before this one acts too: add: both in full. share: each a "
+                        "part. last wins: this one displaces those before.",
+                    )
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The same MODEL, following the identity.")],

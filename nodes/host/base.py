@@ -28,6 +28,12 @@ def listed(stage: str, *aliases: str, essentials: str | None = None) -> dict[str
     return {name: value for name, value in arguments.items() if name in _KNOWN}
 
 
+def advanced(widget: io.WidgetInput) -> io.WidgetInput:
+    """The widget, which the page shows on demand; `advanced=` of its class came after 0.3.75."""
+    widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
+    return widget
+
+
 class FantasyIDNode(io.ComfyNode):
     """Base of the pack's nodes: define `define_schema` and the classmethod `run`, which gets the inputs by name.
 

@@ -47,6 +47,7 @@ LIMIT = 40_000  # bytes
 GROUND, INK, BOX = (32, 33, 36), (220, 220, 224), (58, 62, 70)
 SAYS = "A young woman with long black hair in a white shirt before a yellow wall smiles and talks to the camera."
 MOMENTS = (8, 20)  # frames of the captured video
+PERFORMERS = ("Amara", "Rosa", "Ben")
 TREE = "models/fantasyid/FantasyID/\n  transformer_ema/\n  vae/\n  text_encoder/\n  face_encoder/\n  face_model/"
 
 
@@ -244,7 +245,7 @@ def tracked(studio: Studio) -> Image.Image:
 
 def paste_face(studio: Studio) -> Image.Image:
     wide, clip = studio.wide
-    drawn = studio.repaired("Amara", 0.65)
+    drawn = studio.repaired("Amara", 0.5)
     pasted, _ = paste(wide, clip, drawn)
     return flow(
         stage((wide[MOMENTS[0]], "video"), wide=2),
@@ -263,13 +264,10 @@ def load_performance(studio: Studio) -> Image.Image:
 
 def perform(studio: Studio) -> Image.Image:
     video, _, played = studio.captured
-    rows = [animation.shade(studio.performed(person, played), 256) for person in ("Amara", "Rosa")]
+    rows = [animation.shade(studio.performed(person, played), 256) for person in PERFORMERS]
     return flow(
         stage(*((video[i], f"video, frame {i}") for i in MOMENTS)),
-        *(
-            stage(*((frames[i], person) for i in MOMENTS))
-            for frames, person in zip(rows, ("Amara", "Rosa"), strict=True)
-        ),
+        *(stage(*((frames[i], person) for i in MOMENTS)) for frames, person in zip(rows, PERFORMERS, strict=True)),
     )
 
 
