@@ -17,6 +17,7 @@ from .host.base import FantasyIDNode, listed
 from .host.sockets import Face, FaceClip
 from .video import AS_SET, BY_MODEL, MAX_SIDE, by_model, own_size, settings_input
 
+LEAST_SEEN = 0.8  # share of the frames with the face below which the artist is warned
 CONSENT = "Change only videos of people who agreed to it."
 
 
@@ -119,6 +120,11 @@ class FantasyIDFaceTrack(FantasyIDNode):
         track = face_track.follow(images, fps, face, describe=describe, device=device, progress=count)
         clip = cut_out(images, track, height, width, around=around, progress=lambda done: count(len(images) + done))
         notes.show(track.report, f"A clip of {width} × {height} pixels and {len(clip.frames)} frames.")
+        if track.present.float().mean() < LEAST_SEEN:
+            notes.warn(
+                "Cancel if that is too few: the other frames stay as they are. Connect 'face' with a photo in which the "
+                "person looks as in the video, or repair scene by scene."
+            )
         return io.NodeOutput(clip.frames, clip, clip.mask, track.report)
 
 

@@ -37,8 +37,8 @@ _SAME_SIZE = 1.7
 _REMEMBERED = 8  # descriptions of the person
 # Products of descriptions: of one person where the place is right too, of one person anywhere, and from where on a face
 # is so like a known one that it says no more.
-_ALIKE, _SAME, _NEW = 0.3, 0.48, 0.9
-_EVERY = 4  # frames, how often a followed face is described
+_ALIKE, _SAME, _NEW = 0.2, 0.48, 0.9
+_EVERY = 1  # frames, how often a followed face is described: a head that turns looks like itself a moment ago
 _PATIENCE, _SELDOM = 1.0, 5  # seconds after a loss in which every frame is searched, then every fifth
 # As in views/tracking: mean difference of neighbouring frames' thumbnails from which on a cut lies between them.
 _CUT, _THUMBNAIL = 0.1, 24

@@ -27,6 +27,13 @@ _SHARPNESS = (0.15, 0.35)
 _CUT_OFF = (0.25, 0.05)
 
 
+_CURES = {
+    GOOD: "",
+    USABLE: " Look at the crop: an open face of a person, lit and from the front, does better.",
+    UNUSABLE: " Cancel, and choose another photo.",
+}
+
+
 @dataclass(frozen=True)
 class Suitability:
     """How well a face serves as a reference.
@@ -40,7 +47,7 @@ class Suitability:
     reasons: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return self.word + (f": {'; '.join(self.reasons)}" if self.reasons else "") + "."
+        return self.word + (f": {'; '.join(self.reasons)}" if self.reasons else "") + "." + _CURES[self.word]
 
 
 def openness(faces: Sequence[DetectedFace]) -> Tensor:

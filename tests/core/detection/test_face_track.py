@@ -158,3 +158,12 @@ def test_landmarks_that_make_no_track_are_refused():
         face_track.from_landmarks([[torch.rand(68, 2)]], FPS)
     with pytest.raises(FaceNotFoundError, match="None of the 2 frames"):
         face_track.from_landmarks([[], [torch.zeros(478, 3)]], FPS)
+
+
+@pytest.mark.parametrize("name", ["Chiyo", "Elena"])
+def test_a_head_that_turns_in_a_slow_video_stays_the_same_person(name: str):
+    """The pack's own videos, of 8 frames a second, in which looks change much from one half second to the next."""
+    av = pytest.importorskip("av")
+    with av.open(str(ROOT / "web" / "photos" / f"{name}.mp4")) as video:
+        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in video.decode(video=0)]
+    assert follow(torch.stack(frames), 8.0, describe=describe).present.all()
