@@ -122,8 +122,8 @@ class FantasyIDFaceTrack(FantasyIDNode):
         notes.show(track.report, f"A clip of {width} × {height} pixels and {len(clip.frames)} frames.")
         if track.present.float().mean() < LEAST_SEEN:
             notes.warn(
-                "Cancel if that is too few: the other frames stay as they are. Connect 'face' with a photo in which the "
-                "person looks as in the video, or repair scene by scene."
+                "Cancel if that is too few: the other frames stay as they are. Connect 'face' with a photo in which "
+                "the person looks as in the video, or repair scene by scene."
             )
         return io.NodeOutput(clip.frames, clip, clip.mask, track.report)
 
