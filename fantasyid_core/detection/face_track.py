@@ -38,7 +38,6 @@ _REMEMBERED = 8  # descriptions of the person
 # Products of descriptions: of one person where the place is right too, of one person anywhere, and from where on a face
 # is so like a known one that it says no more.
 _ALIKE, _SAME, _NEW = 0.2, 0.48, 0.9
-_EVERY = 1  # frames, how often a followed face is described: a head that turns looks like itself a moment ago
 _PATIENCE, _SELDOM = 1.0, 5  # seconds after a loss in which every frame is searched, then every fifth
 # As in views/tracking: mean difference of neighbouring frames' thumbnails from which on a cut lies between them.
 _CUT, _THUMBNAIL = 0.1, 24
@@ -112,9 +111,7 @@ def follow(
             found.append(None)
         else:
             usable += 1
-            seen = follower.step(photo)
-            found[len(found) - follower.doubtful :] = [None] * follower.doubtful
-            found.append(seen)
+            found.append(follower.step(photo))
         if progress is not None:
             progress(number + 1)
     if not usable:
@@ -187,11 +184,7 @@ def _spread(points: Tensor) -> Tensor:
 
 
 class _Follower:
-    """What is known of the person after the frames so far.
-
-    Attributes:
-        doubtful: of the frames before the last step how many turned out to show, or may show, somebody else.
-    """
+    """What is known of the person after the frames so far."""
 
     def __init__(
         self,
@@ -202,14 +195,12 @@ class _Follower:
         device: torch.device | str | None,
     ):
         self.fps, self.describe, self.min_score, self.device = fps, describe, min_score, device
-        self.doubtful = 0
         self._filter = OneEuroFilter(fps) if smooth else None
         self._first: Tensor | None = None  # how the person looked at first, and of late
         self._recent: deque[Tensor] = deque(maxlen=_REMEMBERED)
         self._last: Tensor | None = None  # points (478, 3) in the frame before, while the face is followed
         self._place: Tensor | None = None  # where it was seen last; None after a cut
         self._missing = 0  # frames since then
-        self._unproven = 0  # frames since it was last told by its looks
         self._thumbnail: Tensor | None = None
 
     def remember(self, crop: Tensor) -> None:
@@ -220,13 +211,11 @@ class _Follower:
         """Take the face as not seen in this frame."""
         self._last = None
         self._missing += 1
-        self._unproven = 0
         if self._filter is not None:
             self._filter.reset()
 
     def step(self, photo: Tensor) -> tuple[Tensor, float] | None:
         """Points (478, 3) px and confidence in the next frame (H, W, 3); None where the person is not seen."""
-        self.doubtful = 0
         if self._is_cut(photo):
             self.lose()
             self._place = None
@@ -250,13 +239,10 @@ class _Follower:
         if not (float(confidence) >= MIN_CONFIDENCE and _is_usable(points) and self._continues(points)):
             self.lose()
             return None
-        self._unproven += 1
-        if self.describe is not None and self._unproven >= _EVERY:
-            if not self._accept(self._described(align(photo, points[list(FIVE), :2])[0])):
-                self.doubtful = self._unproven - 1
-                self.lose()
-                return None
-            self._unproven = 0
+        # In every frame, since a head that turns looks like itself a moment ago, not like itself at first.
+        if self.describe is not None and not self._accept(self._described(align(photo, points[list(FIVE), :2])[0])):
+            self.lose()
+            return None
         return points, float(confidence)
 
     def _continues(self, points: Tensor) -> bool:
@@ -282,10 +268,10 @@ class _Follower:
             return None
         best, place = seen[0], self._place  # the largest
         if self.describe is not None:
-            looks = {i: self._described(faces[i].crop) for i in seen}
+            descriptions = {i: self._described(faces[i].crop) for i in seen}
             if self._first is not None:
-                best = max(seen, key=lambda i: self._likeness(looks[i]))
-            if not self._accept(looks[best], _ALIKE if self._is_near(faces[best].box) else _SAME):
+                best = max(seen, key=lambda i: self._likeness(descriptions[i]))
+            if not self._accept(descriptions[best], _ALIKE if self._is_near(faces[best].box) else _SAME):
                 return None
         elif place is not None:
             best = min(seen, key=lambda i: float((_middle(points[i]) - _middle(place)).norm()))
