@@ -1,7 +1,6 @@
 """A video → what its face does; that on a person's mesh → a mesh that moves; both as files."""
 
 import comfy.model_management
-import comfy.utils
 import torch
 from comfy_api.latest import io
 
@@ -29,7 +28,7 @@ from ..fantasyid_core.reconstruction.performance import (
 from ..fantasyid_core.reconstruction.performance import Performance as Captured
 from ..fantasyid_core.views.appearance import describe
 from .host import notes, paths
-from .host.base import FantasyIDNode, listed
+from .host.base import FantasyIDNode, counting, listed, saved_mesh
 from .host.resident import face_model, on_device
 from .host.sockets import Animation, Face, Mesh, Performance
 
@@ -106,18 +105,13 @@ class FantasyIDCapture(FantasyIDNode):
     ) -> io.NodeOutput:
         model = _face_model(model_name)
         known_points(model)  # before minutes of looking at frames
-        bar = comfy.utils.ProgressBar(2 * len(images))
-
-        def followed(frames: int) -> None:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            bar.update_absolute(frames)
-
+        count = counting(2 * len(images))
         if face_landmarks is None:
             device = comfy.model_management.get_torch_device()
-            track = face_track.follow(images, fps, face, describe=describe, device=device, progress=followed)
+            track = face_track.follow(images, fps, face, describe=describe, device=device, progress=count)
         else:
             track = _track_of(face_landmarks, len(images), fps)
-        captured = capture(model, track, lambda frames: followed(len(images) + frames))
+        captured = capture(model, track, lambda frames: count(len(images) + frames))
         notes.show(track.report)
         return io.NodeOutput(captured, _drawn(images, track), track.report)
 
@@ -259,10 +253,7 @@ class FantasyIDSaveAnimation(FantasyIDNode):
     def run(cls, animation: MovingMesh, filename_prefix: str) -> io.NodeOutput:
         path = paths.save_path(filename_prefix, ".glb")
         write_animated_glb(path, animation)
-        name = paths.output_name(path)
-        folder, _, file = name.rpartition("/")
-        saved = {"filename": file, "subfolder": folder, "type": "output"}
-        return io.NodeOutput(name, ui={"3d": [saved], "text": [name]})
+        return saved_mesh(paths.output_name(path))
 
 
 class FantasyIDSavePerformance(FantasyIDNode):

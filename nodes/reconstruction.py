@@ -12,7 +12,7 @@ from ..fantasyid_core.reconstruction.face_mesh import FaceMesh
 from ..fantasyid_core.reconstruction.glb import write_glb
 from ..fantasyid_core.reconstruction.mesh_files import write_obj, write_ply
 from .host import notes, paths
-from .host.base import FantasyIDNode, listed
+from .host.base import FantasyIDNode, listed, saved_mesh
 from .host.resident import deca_regressor, face_model, on_device
 from .host.sockets import Face, Mesh
 
@@ -203,10 +203,7 @@ class FantasyIDSaveMesh(FantasyIDNode):
             raise MeshError(f"Meshes are not saved as '{format}'; choose one of: {', '.join(WRITERS)}.")
         path = paths.save_path(filename_prefix, f".{format}")
         WRITERS[format](path, mesh.vertices, mesh.faces)
-        name = paths.output_name(path)
-        folder, _, file = name.rpartition("/")
-        saved = {"filename": file, "subfolder": folder, "type": "output"}
-        return io.NodeOutput(name, ui={"3d": [saved], "text": [name]})
+        return saved_mesh(paths.output_name(path))
 
 
 def _say_how_it_fits(away: float, look_at: str) -> None:

@@ -1,21 +1,19 @@
 """A face cut out of any model's video, to be drawn again with an identity, and put back."""
 
 import comfy.model_management
-import comfy.utils
 import torch
 from comfy_api.latest import io
 
 from ..fantasyid_core.detection import face_track
 from ..fantasyid_core.detection.faces import DetectedFace
-from ..fantasyid_core.errors import SamplingError
 from ..fantasyid_core.video.face_clip import AROUND, cut_out, paste
 from ..fantasyid_core.video.face_clip import FaceClip as CutOut
-from ..fantasyid_core.video.latents import FRAMES, HEIGHT, WIDTH, latent_size
+from ..fantasyid_core.video.latents import FRAMES, latent_size
 from ..fantasyid_core.views.appearance import describe
 from .host import notes
-from .host.base import FantasyIDNode, listed
+from .host.base import FantasyIDNode, counting, listed
 from .host.sockets import Face, FaceClip
-from .video import AS_SET, BY_MODEL, MAX_SIDE, by_model, own_size, settings_input
+from .video import AS_SET, by_model, own_size, picture_inputs, settings_input
 
 LEAST_SEEN = 0.8  # share of the frames with the face below which the artist is warned
 CONSENT = "Change only videos of people who agreed to it."
@@ -45,22 +43,7 @@ class FantasyIDFaceTrack(FantasyIDNode):
                     step=0.01,
                     tooltip="Frames per second of the video: how steadily the face is followed hangs on it.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=WIDTH,
-                    min=16,
-                    max=MAX_SIDE,
-                    step=16,
-                    tooltip="Of the clip, px: what the model knows. The published model 720; FantasyID-nano 160.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=HEIGHT,
-                    min=16,
-                    max=MAX_SIDE,
-                    step=16,
-                    tooltip="Of the clip, px: what the model knows. The published model 480; FantasyID-nano 160.",
-                ),
+                *picture_inputs(),
                 io.Float.Input(
                     "around",
                     default=AROUND,
@@ -106,16 +89,9 @@ class FantasyIDFaceTrack(FantasyIDNode):
         model=None,
     ) -> io.NodeOutput:
         if by_model(settings):
-            if model is None:
-                raise SamplingError(f"'{BY_MODEL}' needs the model: connect 'model', or choose '{AS_SET}'.")
             width, height, _ = own_size(model, FRAMES)
         latent_size(1, height, width)  # says what is wrong with the size before minutes of looking at frames
-        bar = comfy.utils.ProgressBar(2 * len(images))
-
-        def count(done: int) -> None:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            bar.update_absolute(done)
-
+        count = counting(2 * len(images))
         device = comfy.model_management.get_torch_device()
         track = face_track.follow(images, fps, face, describe=describe, device=device, progress=count)
         clip = cut_out(images, track, height, width, around=around, progress=lambda done: count(len(images) + done))
@@ -160,12 +136,7 @@ class FantasyIDPasteFace(FantasyIDNode):
 
     @classmethod
     def run(cls, images: torch.Tensor, clip: torch.Tensor, face_clip: CutOut, match_colours: float) -> io.NodeOutput:
-        bar = comfy.utils.ProgressBar(len(images))
-
-        def count(done: int) -> None:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            bar.update_absolute(done)
-
+        count = counting(len(images))
         return io.NodeOutput(*paste(images, face_clip, clip, match_colours=match_colours, progress=count))
 
 

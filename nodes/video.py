@@ -18,8 +18,8 @@ MAX_SIDE = 2048
 AS_SET, BY_MODEL = SETTINGS = ("as set here", "default for this model")
 
 
-def size_inputs() -> list[io.Input]:
-    """Width, height and frames of the video, the same in every node that asks for them."""
+def picture_inputs() -> list[io.Input]:
+    """Width and height that the model knows, the same in every node that asks for them."""
     return [
         io.Int.Input(
             "width",
@@ -37,6 +37,13 @@ def size_inputs() -> list[io.Input]:
             step=16,
             tooltip="Pixels. The published model knows 480 only; FantasyID-nano 160.",
         ),
+    ]
+
+
+def size_inputs() -> list[io.Input]:
+    """Width, height and frames of the video."""
+    return [
+        *picture_inputs(),
         io.Int.Input(
             "frames",
             default=FRAMES,
@@ -82,9 +89,15 @@ def unused(widgets: Mapping[str, Any], used: Mapping[str, Any]) -> str:
 
 
 def own_size(model, frames: int) -> tuple[int, int, int]:
-    """Width, height and frames that a MODEL was made for; with FantasyID Long Video the length stays `frames`."""
+    """Width, height and frames that a MODEL was made for; with FantasyID Long Video the length stays `frames`.
+
+    Raises:
+        SamplingError: no MODEL is connected (None).
+    """
     from .host.options import defaults_of, is_windowed
 
+    if model is None:
+        raise SamplingError(f"'{BY_MODEL}' needs the model: connect 'model', or choose '{AS_SET}'.")
     own = defaults_of(model)
     return own.width, own.height, frames if is_windowed(model) else own.frames
 
@@ -143,8 +156,6 @@ class FantasyIDImageCondition(FantasyIDNode):
 
         check_vae(vae)
         if by_model(settings):
-            if model is None:
-                raise SamplingError(f"'{BY_MODEL}' needs the model: connect 'model', or choose '{AS_SET}'.")
             widgets = {"width": width, "height": height, "frames": frames}
             width, height, frames = own_size(model, frames)
             ignored = unused(widgets, {"width": width, "height": height, "frames": frames})

@@ -1,8 +1,11 @@
 """What every node of the pack shares: its place in the menu and how errors reach the artist."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import comfy.model_management
+import comfy.utils
 from comfy_api.latest import io
 
 from ...fantasyid_core.errors import FantasyIDError
@@ -32,6 +35,24 @@ def advanced(widget: io.WidgetInput) -> io.WidgetInput:
     """The widget, which the page shows on demand; `advanced=` of its class came after 0.3.75."""
     widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
     return widget
+
+
+def counting(total: int) -> Callable[[int], None]:
+    """A node's progress bar: called with what is done of `total`, it shows that and ends a run that was cancelled."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def count(done: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done)
+
+    return count
+
+
+def saved_mesh(name: str) -> io.NodeOutput:
+    """The output of a node that saved a mesh as `name` in the output folder; the page shows it on the node."""
+    folder, _, file = name.rpartition("/")
+    saved = {"filename": file, "subfolder": folder, "type": "output"}
+    return io.NodeOutput(name, ui={"3d": [saved], "text": [name]})
 
 
 class FantasyIDNode(io.ComfyNode):
