@@ -87,7 +87,7 @@ def sample(
     run_block: "RunBlock | None" = None,
     cache: StepCache | None = None,
     start: Tensor | None = None,
-    strength: float = 1.0,
+    denoising_strength: float = 1.0,
 ) -> Tensor:
     """Sample B videos in one batch.
 
@@ -97,7 +97,7 @@ def sample(
         image_rotary_emb: by default that of the latents' size.
         shared_layer: the injection layer to use for all blocks, if there is one.
         run_block, cache: as the transformer takes them.
-        start, strength: latents (B, T, C, h, w) to draw again, and how much of them, as `denoise` takes them.
+        start, denoising_strength: latents (B, T, C, h, w) to draw again, and how much of them, as `denoise` takes them.
 
     Returns:
         Latents (B, T, C, h, w) float32, scaled as the transformer sees them.
@@ -133,7 +133,7 @@ def sample(
         generator=generator,
         schedule=schedule,
         start=start,
-        strength=strength,
+        denoising_strength=denoising_strength,
     )
 
 

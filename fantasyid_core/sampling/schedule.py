@@ -59,7 +59,7 @@ def denoise(
     schedule: Mapping = RELEASE_SCHEDULE,
     callback: Callback | None = None,
     start: Tensor | None = None,
-    strength: float = 1.0,
+    denoising_strength: float = 1.0,
 ) -> Tensor:
     """Run the sampling loop.
 
@@ -69,7 +69,7 @@ def denoise(
         generator: where the DPM scheduler draws its noise; DDIM draws none.
         callback: called after each step with (step index, latents, predicted clean latents).
         start: clean latents that are noised in part and denoised again; None begins with the noise alone.
-        strength: which part of the run that is, above 0 … 1; the last `strength` of the steps are done.
+        denoising_strength: which part of the run that is, above 0 … 1; that share of the steps, the last, is done.
 
     Returns:
         The clean latents, scaled as the model sees them.
@@ -77,12 +77,14 @@ def denoise(
     Raises:
         SamplingError: fewer than one step, more than there are timesteps, or a strength that is none.
     """
-    if not 0 < strength <= 1:
-        raise SamplingError(f"The denoising strength must lie above 0 and not above 1; got {strength}. Set it so.")
+    if not 0 < denoising_strength <= 1:
+        raise SamplingError(
+            f"The denoising strength must lie above 0 and not above 1; got {denoising_strength}. Set it so."
+        )
     solver: Any = make_scheduler(scheduler, schedule)  # the two step with arguments of their own
     solver.set_timesteps(_checked(steps))
     times = solver.timesteps.tolist()
-    times = times[len(times) - max(1, round(strength * len(times))) :]
+    times = times[len(times) - max(1, round(denoising_strength * len(times))) :]
     if start is None:
         latents = latents * solver.init_noise_sigma
     else:

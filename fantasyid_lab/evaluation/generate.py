@@ -105,13 +105,13 @@ class Generator:
         mode: Mode = EXACT,
         guide_identity: bool = False,
         start: Tensor | None = None,
-        denoise: float = 1.0,
+        denoising_strength: float = 1.0,
     ) -> Tensor:
         """Latents of videos, `batch` at a time. With ddim a video does not depend on what else is in its batch.
 
         A step cache, where the mode has one, decides for a batch as a whole. With `guide_identity` the unconditional
         branch goes without the identity, see `pipeline.Guidance`. Videos are drawn again from `start` latents
-        (B, T, 16, h, w) by `denoise`, above 0 … 1, where these are given.
+        (B, T, 16, h, w) by `denoising_strength`, above 0 … 1, where these are given.
 
         Returns:
             (B, T, 16, h, w) on the CPU.
@@ -120,7 +120,9 @@ class Generator:
         for begin in range(0, len(requests), batch):
             some = requests[begin : begin + batch]
             own = None if start is None else start[begin : begin + batch]
-            drawn = self.latents(some, frames, steps, guidance, scheduler, size, mode, guide_identity, own, denoise)
+            drawn = self.latents(
+                some, frames, steps, guidance, scheduler, size, mode, guide_identity, own, denoising_strength
+            )
             latents.append(drawn.cpu())
             progress(min(begin + batch, len(requests)), len(requests))
         return torch.cat(latents)
@@ -149,7 +151,7 @@ class Generator:
         mode: Mode = EXACT,
         guide_identity: bool = False,
         start: Tensor | None = None,
-        denoise: float = 1.0,
+        denoising_strength: float = 1.0,
     ) -> Tensor:
         """One batch of videos as latents (B, T, 16, h, w) on the generator's device, arguments as for `videos`."""
         from fantasyid_core.dit.transformer import run_as_is
@@ -177,7 +179,7 @@ class Generator:
             cache=StepCache(mode.cache) if mode.cache else None,
             run_block=partial(run_as_is, fp8=True) if mode.fp8 else None,
             start=None if start is None else start.to(self.device, torch.float32),
-            strength=denoise,
+            denoising_strength=denoising_strength,
         )
 
     def text(self, prompts: Sequence[str]) -> Tensor:

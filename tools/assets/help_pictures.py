@@ -171,13 +171,13 @@ class Studio:
         beside = FaceTrack(points.points + torch.tensor([left.shape[2], 0, 0]), points.confidence, points.present, 8.0)
         return wide, cut_out(wide, beside, nano.HEIGHT, nano.WIDTH)
 
-    def repaired(self, person: str, denoise: float) -> Tensor:
+    def repaired(self, person: str, denoising_strength: float) -> Tensor:
         """(25, 160, 160, 3) float 0…1, the clip of `wide` drawn again as an example person."""
         identity = self.generator.identity(self.face(person))
         request = Request("A person turns the head before a wall.", identity, seed=0)
         start = self.generator.encode(self.wide[1].frames[None])
         made = self.generator.videos(
-            [request], steps=20, guidance=4.0, guide_identity=True, start=start, denoise=denoise
+            [request], steps=20, guidance=4.0, guide_identity=True, start=start, denoising_strength=denoising_strength
         )
         return made[0].float() / 255
 

@@ -42,7 +42,7 @@ def make(people: int, device: str, seed: int) -> dict[str, np.ndarray]:
     found = {"references": cases.as_bytes(references).numpy(), "clips": cases.as_bytes(clips[:, ::EVERY]).numpy()}
     for strength in STRENGTHS:
         drawn = generator.videos(
-            requests, steps=STEPS, guidance=GUIDANCE, guide_identity=True, start=start, denoise=strength
+            requests, steps=STEPS, guidance=GUIDANCE, guide_identity=True, start=start, denoising_strength=strength
         )
         pasted = []
         for clip, cut, one in zip(clips, cuts, drawn.float() / 255, strict=True):
