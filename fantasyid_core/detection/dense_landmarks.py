@@ -20,10 +20,8 @@ from .landmark_network import POINTS, SIZE, load
 _AROUND = 1.5  # side of the square in terms of the points' larger extent
 _CORNERS = (33, 263)  # outer corners of the eyes, the person's right first; they lie level in the square
 _MAX_SAMPLES = 8  # per pixel and direction, of very large faces
-_LEAST_SCALE, _FARTHEST = (
-    1e-4,
-    1e6,
-)  # px of a square per px of the photo; px of the square from its corner to the photo's
+_LEAST_SCALE = 1e-4  # px of a square per px of the photo
+_FARTHEST = 1e6  # px of the square from its corner to the photo's
 _BATCH = 32  # faces that the network reads at a time, which bounds its memory
 # Middle and side of the square in a 512 px FFHQ crop: medians over the labelled photos, see docs/detection.md.
 _FIRST_MIDDLE, _FIRST_SIDE = (256.0, 293.0), 475.0

@@ -157,8 +157,10 @@ def _check_regions(injections: Sequence[Injection], size: Sequence[int], patch_s
     frames, height, width = size
     for injection in injections:
         region = injection.region
+        if region.is_everywhere:
+            continue
         weights = region.weights(frames, height // patch_size, width // patch_size)
-        if not region.is_everywhere and not weights.any():
+        if not weights.any():
             seconds = ((frames - 1) * TIME_SCALE + 1) / region.fps
             notes.warn(
                 "An identity acts nowhere: its mask is black where its seconds are, or they lie after the end of the "
