@@ -1,5 +1,6 @@
 """Stage attributes: the attribute regressor of the evaluation, on rendered frames with their true labels."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +17,14 @@ from .pool import Pool
 from .stage import Batch, Context, Stage, evaluating, trainable
 
 
+@dataclass(frozen=True, eq=False)
+class AttributeBatch(Batch):
+    """Frames (B, 3, H, W) 0…1 and what they show."""
+
+    frames: Tensor
+    targets: AttributeTargets
+
+
 class AttributeObjective(nn.Module):
     """The attribute regressor's own losses."""
 
@@ -23,9 +32,8 @@ class AttributeObjective(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, frames: Tensor, **targets: Tensor) -> dict[str, Tensor]:
-        """Frames (B, 3, H, W) 0…1 and the fields of `AttributeTargets`."""
-        losses = attribute_regressor.losses(self.network(frames), AttributeTargets(**targets))
+    def forward(self, batch: AttributeBatch) -> dict[str, Tensor]:
+        losses = attribute_regressor.losses(self.network(batch.frames), batch.targets)
         return {"loss": sum(losses.values()), **losses}
 
 
@@ -42,12 +50,12 @@ class AttributeStage(Stage):
         self.network = trainable(network).to(context.device)
         self.objective = AttributeObjective(self.network)
 
-    def batch(self, step: int, generator: torch.Generator) -> Batch:
+    def batch(self, step: int, generator: torch.Generator) -> AttributeBatch:
         pool = self.context.pool
         rows = data.randint(generator, pool.clips, self.settings.batch)
         times = data.randint(generator, pool.frames.shape[1], self.settings.batch)
         frames, targets = labelled(pool, rows, times)
-        return {"frames": attribute_regressor.degrade(frames, generator), **vars(targets)}
+        return AttributeBatch(attribute_regressor.degrade(frames, generator), targets)
 
     def validate(self) -> dict[str, float]:
         pool = self.context.validation

@@ -1,7 +1,7 @@
 """Stage base: text to video without identity."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,25 @@ from .vae import decode, encode_pools
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 4.0
 
 
+@dataclass(frozen=True, eq=False)
+class BaseBatch(Batch):
+    """Clips, or single frames of photos, with their captions.
+
+    Attributes:
+        latents: (B, t, 16, h, w); face_mask: (B, t, h, w) 0…1, where the face is in them.
+        text: captions as ids (B, L), or their embeddings (B, L, D) where the text encoder is not trained.
+        noise: (B, t, 16, h, w), standard normal; timestep: (B,), 0…999.
+        landmarks: (B, T, 68, 2) in latents, for the landmark loss.
+    """
+
+    latents: Tensor
+    face_mask: Tensor
+    text: Tensor
+    noise: Tensor
+    timestep: Tensor
+    landmarks: Tensor | None = None
+
+
 class BaseObjective(nn.Module):
     """Velocity loss of the DiT on the text encoder's embeddings; zeros where the release has image latents."""
 
@@ -36,32 +55,22 @@ class BaseObjective(nn.Module):
             torch.manual_seed(0)
             self.landmark_loss = LandmarkLoss(width).to(device) if options.landmark_weight else None
 
-    def forward(
-        self,
-        latents: Tensor,
-        face_mask: Tensor,
-        text: Tensor,
-        noise: Tensor,
-        timestep: Tensor,
-        landmarks: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Latents and noise (B, t, 16, h, w), face_mask (B, t, h, w), text as ids (B, L) or embeddings (B, L, D), times
-        (B,); landmarks (B, T, 68, 2) in latents, for the landmark loss.
-        """
-        noisy, velocity = self.noising(latents, noise, timestep)
+    def forward(self, batch: BaseBatch) -> dict[str, Tensor]:
+        latents, text = batch.latents, batch.text
+        noisy, velocity = self.noising(latents, batch.noise, batch.timestep)
         text_embeddings = text if text.is_floating_point() else self.text(input_ids=text).last_hidden_state.float()
         model_input = torch.cat([noisy, torch.zeros_like(noisy)], 2)
         block_outputs: list[Tensor] = []
         run_block = self._run_block(block_outputs)
         predicted = self.transformer(
-            model_input, text_embeddings, timestep, image_rotary_emb=self.rotary(latents), run_block=run_block
+            model_input, text_embeddings, batch.timestep, image_rotary_emb=self.rotary(latents), run_block=run_block
         )
-        loss = weighted_mse(predicted - velocity, face_mask, self.options.face_weight)
-        if self.landmark_loss is None or landmarks is None:
+        loss = weighted_mse(predicted - velocity, batch.face_mask, self.options.face_weight)
+        if self.landmark_loss is None or batch.landmarks is None:
             return {"loss": loss}
         patch = self.transformer.config.patch_size
         cells = (latents.shape[1], latents.shape[-2] // patch, latents.shape[-1] // patch)
-        landmark_loss = self.landmark_loss(block_outputs[0], (landmarks + 0.5) / patch - 0.5, cells)
+        landmark_loss = self.landmark_loss(block_outputs[0], (batch.landmarks + 0.5) / patch - 0.5, cells)
         return {
             "loss": loss + self.options.landmark_weight * landmark_loss,
             "velocity": loss,
@@ -97,7 +106,7 @@ class BaseStage(Stage):
         self.captions = None if self.options.train_text else Captions(context.pool, context.embed_text)
         self.empty_text = None if self.options.train_text else context.embed_text(self.empty_ids)
 
-    def batch(self, step: int, generator: torch.Generator) -> Batch:
+    def batch(self, step: int, generator: torch.Generator) -> BaseBatch:
         pool, count = self.context.pool, self.settings.batch
         if pictures := on_pictures(step, self.options.pictures):
             count *= self.options.pictures_batch
@@ -107,14 +116,14 @@ class BaseStage(Stage):
             text = torch.where(dropped, self.empty_ids, pool.caption[samples.captions].long())
         else:
             text = torch.where(dropped[..., None], self.empty_text, self.captions.of(samples.captions))
-        return {
-            "latents": samples.latents,
-            "face_mask": samples.face_mask,
-            "text": text,
-            "noise": data.randn(generator, *samples.latents.shape),
-            "timestep": stratified_timesteps(count, generator),
-            "landmarks": (samples.landmarks + 0.5) / 8 - 0.5,
-        }
+        return BaseBatch(
+            latents=samples.latents,
+            face_mask=samples.face_mask,
+            text=text,
+            noise=data.randn(generator, *samples.latents.shape),
+            timestep=stratified_timesteps(count, generator),
+            landmarks=(samples.landmarks + 0.5) / 8 - 0.5,
+        )
 
     def muon_parameters(self) -> list[nn.Parameter]:
         return parameters_of(*self.context.model.transformer.transformer_blocks, self.context.model.text.encoder.block)
@@ -130,7 +139,8 @@ class BaseStage(Stage):
     def _loss(self, rows: slice, noise: Tensor, timestep: Tensor) -> Tensor:
         pool = self.context.validation
         latents = pool.latents[rows].float()
-        return self.objective(latents, pool.latent_face_mask[rows], pool.caption[rows].long(), noise, timestep)["loss"]
+        batch = BaseBatch(latents, pool.latent_face_mask[rows], pool.caption[rows].long(), noise, timestep)
+        return self.objective(batch)["loss"]
 
     @torch.no_grad()
     def sample_grid(self) -> Tensor:

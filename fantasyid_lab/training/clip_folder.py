@@ -16,9 +16,10 @@ from fantasyid_core.optional_import import require
 
 from . import data
 from .clip_files import SUFFIXES, find_clips
+from .identity_batch import Clips, ReferenceCrops, ValidationClips
 from .options import IdentityOptions
 from .prepared_clip import PreparedClip, prepare_clip
-from .stage import Batch, Context
+from .stage import Context
 from .vocabulary import tokenizer
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class FolderSource:
             self.held_out = [self._clip(found[first])]
         self.empty_text = self._embed_text("")
 
-    def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
+    def batch(self, step: int, count: int, generator: torch.Generator) -> Clips:
         """See `identity.Source`."""
         clips = [self._draw_clip(row, generator) for row in data.randint(generator, len(self.clips), count).tolist()]
         views = [int(x * len(c.crops)) for x, c in zip(data.rand(generator, count).tolist(), clips, strict=True)]
@@ -70,23 +71,25 @@ class FolderSource:
         text = [self.empty_text if drop else clip.text for drop, clip in zip(dropped, clips, strict=True)]
         return self._collate(clips, views, text)
 
-    def validation(self) -> Batch:
+    def validation(self) -> ValidationClips:
         """See `identity.Source`: the clips that are held out, each with its first reference."""
         clips, device = self.held_out, self.context.device
         truth = torch.stack([clip.middle for clip in clips]).to(device).float() / 255
         batch = self._collate(clips, [0] * len(clips), [clip.text for clip in clips])
-        return batch | {"empty_text": self.empty_text[None].to(device), "truth": truth}
+        return ValidationClips(**vars(batch), empty_text=self.empty_text[None].to(device), truth=truth)
 
-    def _collate(self, clips: Sequence[PreparedClip], views: Sequence[int], text: Sequence[Tensor]) -> Batch:
+    def _collate(self, clips: Sequence[PreparedClip], views: Sequence[int], text: Sequence[Tensor]) -> Clips:
         pairs = list(zip(clips, views, strict=True))
-        parts = {
-            "latents": torch.stack([clip.latents for clip in clips]).float(),
-            "face_mask": torch.stack([clip.face_mask for clip in clips]),
-            "text": torch.stack(list(text)),
-            "crops": torch.stack([clip.crops[i] for clip, i in pairs]).float() / 255,
-            "vertices": torch.stack([clip.vertices[i] for clip, i in pairs]),
-        }
-        return {name: x.to(self.context.device) for name, x in parts.items()}
+        batch = Clips(
+            latents=torch.stack([clip.latents for clip in clips]).float(),
+            face_mask=torch.stack([clip.face_mask for clip in clips]),
+            text=torch.stack(list(text)),
+            reference=ReferenceCrops(
+                crops=torch.stack([clip.crops[i] for clip, i in pairs]).float() / 255,
+                vertices=torch.stack([clip.vertices[i] for clip, i in pairs]),
+            ),
+        )
+        return batch.to(self.context.device)
 
     def _draw_clip(self, row: int, generator: torch.Generator) -> PreparedClip:
         """The clip at `row`, or where that cannot be used one that is drawn again: every usable one is as likely."""

@@ -6,6 +6,8 @@ The diffusion loss alone does not teach the encoder: it was tried (docs/training
 of photos in many framings.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,27 @@ CAMERA_SPREAD = (2.0, 0.02, 0.02)  # of scale and shift, about a standard deviat
 CONTRASTIVE = ("patches", "face")  # whose probes have the contrastive loss
 CROP = 112  # px of the crops: as nano's tower reads them, which leaves nothing to resize
 MESH_LR_MULT = 0.1  # at the full rate the vertex tokens become a constant (docs/training.md)
+
+
+@dataclass(frozen=True, eq=False)
+class FaceBatch(Batch):
+    """Photos of people whose truth is known: for the encoder two crops of each of P, for the regressor B of the photos.
+
+    Attributes:
+        crops: (2 P, S, S, 3) 0…1, the two of a person one after the other.
+        shape (P, 100), appearance (P, L): true of the people.
+        photos: (B, 3, 224, 224) 0…1; crop: (B,), the numbers of the crops that were cut from them.
+        expression (B, 50), pose (B, 6), camera (B, 3): DECA's codes of the photos.
+    """
+
+    crops: Tensor
+    photos: Tensor
+    crop: Tensor
+    shape: Tensor
+    appearance: Tensor
+    expression: Tensor
+    pose: Tensor
+    camera: Tensor
 
 
 class LinearProbe(nn.Module):
@@ -70,24 +93,10 @@ class FaceObjective(nn.Module):
         """Shape codes (B, 100) and face tokens (B, N, K) → vertex tokens (B, M, K)."""
         return self.reducer(self.spiral_net(self.face.decode(shape), face_tokens))
 
-    def forward(
-        self,
-        crops: Tensor,
-        photos: Tensor,
-        crop: Tensor,
-        shape: Tensor,
-        appearance: Tensor,
-        expression: Tensor,
-        pose: Tensor,
-        camera: Tensor,
-    ) -> dict[str, Tensor]:
-        """Crops (2 P, S, S, 3), two of each of P people in a row, and these people's true codes (P, …).
-
-        Photos (B, 3, 224, 224) of the crops numbered `crop` (B,); the other arguments are true of these photos.
-        """
-        shape, appearance = (x.repeat_interleave(2, 0) for x in (shape, appearance))
-        code = deca.split(self.regressor(photos.contiguous(memory_format=torch.channels_last)).float())
-        tokens = self.tokens(crops)
+    def forward(self, batch: FaceBatch) -> dict[str, Tensor]:
+        shape, appearance = (x.repeat_interleave(2, 0) for x in (batch.shape, batch.appearance))
+        code = deca.split(self.regressor(batch.photos.contiguous(memory_format=torch.channels_last)).float())
+        tokens, crop = self.tokens(batch.crops), batch.crop
         predictions = {name: self.probes[name](x) for name, x in tokens.items()}
         losses = {}
         for name, (predicted_shape, predicted_appearance, embedding) in predictions.items():
@@ -97,9 +106,9 @@ class FaceObjective(nn.Module):
         losses |= self._probe_losses("mesh", *mesh[:2], shape[crop], appearance[crop])
         losses |= {
             "shape": 0.1 * mean_squared_mm(code.shape - shape[crop], self.shape_gram),
-            "expression": 0.1 * mean_squared_mm(code.expression - expression, self.expression_gram),
-            "pose": 5 * (code.pose - pose).square().sum(1).mean(),
-            "camera": ((code.camera - camera) / code.camera.new_tensor(CAMERA_SPREAD)).square().mean(),
+            "expression": 0.1 * mean_squared_mm(code.expression - batch.expression, self.expression_gram),
+            "pose": 5 * (code.pose - batch.pose).square().sum(1).mean(),
+            "camera": ((code.camera - batch.camera) / code.camera.new_tensor(CAMERA_SPREAD)).square().mean(),
             "code": 0.1 * (code.shape - shape[crop]).square().mean(),
             "unused": 0.1 * (code.texture.square().mean() + code.light.square().mean()),
         }
@@ -107,7 +116,7 @@ class FaceObjective(nn.Module):
 
     def _probe_losses(
         self, name: str, predicted_shape: Tensor, predicted_appearance: Tensor, shape: Tensor, appearance: Tensor
-    ) -> Batch:
+    ) -> dict[str, Tensor]:
         return {
             f"{name}_shape": 0.1 * mean_squared_mm(predicted_shape - shape, self.shape_gram),
             f"{name}_code": 0.1 * (predicted_shape - shape).square().mean(),
@@ -148,7 +157,7 @@ class FaceStage(Stage):
         encoder = self.context.model.encoder
         return dict.fromkeys((encoder.spiral_net, encoder.reducer), MESH_LR_MULT)
 
-    def batch(self, step: int, generator: torch.Generator) -> Batch:
+    def batch(self, step: int, generator: torch.Generator) -> FaceBatch:
         pool = self.context.pool
         # Without replacement: the other people of the batch are what a person is told apart from.
         order = torch.rand(pool.people, generator=generator, device=generator.device).argsort()
@@ -170,16 +179,16 @@ class FaceStage(Stage):
         pose = pool.still_pose[rows, which]
         camera = self.camera.fit(shape, expression, pose, framed_landmarks, deca.SIZE)
         no_jaw = torch.zeros_like(pose)
-        return {
-            "crops": crops,
-            "photos": photos,
-            "crop": crop,
-            "shape": pool.shape[people],
-            "appearance": pool.appearance[people],
-            "expression": expression,
-            "pose": torch.cat([axis_angle(pose), no_jaw], 1),
-            "camera": camera,
-        }
+        return FaceBatch(
+            crops=crops,
+            photos=photos,
+            crop=crop,
+            shape=pool.shape[people],
+            appearance=pool.appearance[people],
+            expression=expression,
+            pose=torch.cat([axis_angle(pose), no_jaw], 1),
+            camera=camera,
+        )
 
     def validate(self) -> dict[str, float]:
         """Of patches, face tokens and vertex tokens: top-1 retrieval of a person's other photo, variance explained (R²)
@@ -222,9 +231,9 @@ class FaceStage(Stage):
     def sample_grid(self) -> Tensor:
         """Inputs of the tower (crops) and of the regressor (photos)."""
         batch = self.batch(0, self.context.generator(0))
-        crops = batch["crops"][:12].unflatten(0, (1, -1))
+        crops = batch.crops[:12].unflatten(0, (1, -1))
         size = crops.shape[2]
-        photos = F.interpolate(batch["photos"][:12], (size, size), mode="bilinear").movedim(1, -1)[None]
+        photos = F.interpolate(batch.photos[:12], (size, size), mode="bilinear").movedim(1, -1)[None]
         if photos.shape[1] < crops.shape[1]:
             return pictures.grid(crops)
         return pictures.grid(torch.cat([crops, photos]))

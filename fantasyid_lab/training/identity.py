@@ -1,6 +1,7 @@
 """Stage identity: injection layers and, as the options say, the encoder of the tokens and the DiT."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -20,27 +21,24 @@ from .base import five_frames, generate, losses_at_fixed_timesteps
 from .captions import Captions
 from .diffusion import FIXED_TIMESTEPS, Noising, Rotary, loss_weights, on_pictures, stratified_timesteps, weighted_mse
 from .face import CROP, as_photos, reference_crops
+from .identity_batch import Clips, IdentityBatch, Reference, ReferenceCrops, ValidationClips
 from .options import IdentityOptions
+from .pool import PoolSamples
 from .references import References
-from .stage import Batch, Context, Stage, evaluating, parameters_of, trainable
+from .stage import Context, Stage, evaluating, parameters_of, trainable
 from .vae import encode, encode_pools
 
 ENCODER_PARTS = ("abstractor", "spiral_net", "reducer")
-IDENTITY_INPUTS = ("tokens", "hidden_states", "vertices")  # of a batch: the tokens, or what they are encoded from
 
 
 class Source(Protocol):
     """Where an identity batch comes from: the pool, or a folder of clips."""
 
-    def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
-        """`latents`, `face_mask`, `text` embeddings and the reference: `crops` (B, S, S, 3), `vertices` (B, V, 3) or
-        what `IdentityStage.encode_reference` makes of them and, with the option, `first_frame` latents (B, 16, h, w).
-        """
+    def batch(self, step: int, count: int, generator: torch.Generator) -> Clips:
+        """What to train on at a step."""
 
-    def validation(self) -> Batch:
-        """Likewise, always the same, with `crops`; `empty_text` (1, L, D), embeddings of no text; and `truth`, frames
-        (B, T, H, W, 3) 0…1.
-        """
+    def validation(self) -> ValidationClips:
+        """What to look at, always the same."""
 
 
 class IdentityObjective(nn.Module):
@@ -67,11 +65,11 @@ class IdentityObjective(nn.Module):
             parts.append(self.reducer(self.spiral_net(vertices.float(), face_tokens)).to(face_tokens.dtype))
         return torch.cat(parts, 1)
 
-    def identity_tokens(
-        self, tokens: Tensor | None = None, hidden_states: Tensor | None = None, vertices: Tensor | None = None
-    ) -> Tensor:
-        """Identity tokens as they are, or encoded from what `encode_tokens` takes: a batch has one of the two."""
-        return self.encode_tokens(hidden_states, vertices) if tokens is None else tokens
+    def identity_tokens(self, reference: Reference) -> Tensor:
+        """A reference's identity tokens (B, N, K) as they are, or encoded."""
+        if reference.tokens is not None:
+            return reference.tokens
+        return self.encode_tokens(reference.hidden_states, reference.vertices)
 
     def velocity(
         self,
@@ -97,35 +95,20 @@ class IdentityObjective(nn.Module):
             run_block=_checkpointed if self.options.checkpointing and torch.is_grad_enabled() else None,
         )
 
-    def forward(
-        self,
-        latents: Tensor,
-        face_mask: Tensor,
-        text: Tensor,
-        image: Tensor,
-        noise: Tensor,
-        timestep: Tensor,
-        tokens: Tensor | None = None,
-        hidden_states: Tensor | None = None,
-        vertices: Tensor | None = None,
-        present: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Latents, image latents and noise (B, t, 16, h, w); identity tokens, or what they are encoded from; the
-        rest as in `velocity` and `encode_tokens`.
-        """
-        noisy, velocity = self.noising(latents, noise, timestep)
-        predicted = self.velocity(
-            noisy, image, text, timestep, self.identity_tokens(tokens, hidden_states, vertices), present
-        )
+    def forward(self, batch: IdentityBatch) -> dict[str, Tensor]:
+        timestep = batch.timestep
+        noisy, velocity = self.noising(batch.latents, batch.noise, timestep)
+        tokens = self.identity_tokens(batch.reference)
+        predicted = self.velocity(noisy, batch.image, batch.text, timestep, tokens, batch.present)
         sample_weights = self.loss_weights[timestep] if self.training and self.loss_weights is not None else None
-        return {"loss": weighted_mse(predicted - velocity, face_mask, self.options.face_weight, sample_weights)}
+        return {"loss": weighted_mse(predicted - velocity, batch.face_mask, self.options.face_weight, sample_weights)}
 
 
 class PoolSource:
     """Identity batches from the pool of synthetic people.
 
     Args:
-        encode_reference: crops (B, S, S, 3) and vertices (B, V, 3) → `IDENTITY_INPUTS` of them.
+        encode_reference: turns crops into what is kept of them.
         encode_first_frame: crops, and the size (h, w) of latents → their latents (B, 16, h, w).
     """
 
@@ -133,7 +116,7 @@ class PoolSource:
         self,
         context: Context,
         options: IdentityOptions,
-        encode_reference: Callable[[Tensor, Tensor], Batch],
+        encode_reference: Callable[[ReferenceCrops], Reference],
         encode_first_frame: Callable[[Tensor, tuple[int, int]], Tensor],
     ):
         self.context, self.options = context, options
@@ -143,7 +126,7 @@ class PoolSource:
         self.captions = Captions(context.pool, context.embed_text)
         self.empty_text = context.embed_text(byte_tokens.encode_batch([""]).to(context.device))
 
-    def batch(self, step: int, count: int, generator: torch.Generator) -> Batch:
+    def batch(self, step: int, count: int, generator: torch.Generator) -> Clips:
         pool = self.context.pool
         if pictures := on_pictures(step, self.options.pictures):
             count *= self.options.pictures_batch
@@ -152,29 +135,34 @@ class PoolSource:
         text = torch.where(dropped, self.empty_text, self.captions.of(samples.captions))
         if pictures:
             text = text[:, : self.options.pictures_text]
-        batch = {"latents": samples.latents, "face_mask": samples.face_mask, "text": text}
+        return Clips(samples.latents, samples.face_mask, text, self._draw_reference(samples, generator))
+
+    def _draw_reference(self, samples: PoolSamples, generator: torch.Generator) -> Reference:
+        """Of each person another photo than the one that is trained on, or with `multi_view` off what that shows."""
+        pool, count = self.context.pool, len(samples.people)
         photos = pool.settings.stills
         if samples.photos is not None:
             others = data.randint(generator, photos - 1, count) + 1 if self.options.multi_view else 0
-            return batch | self.references.of(samples.people, (samples.photos + others) % photos)
+            return self.references.of(samples.people, (samples.photos + others) % photos)
         if self.options.multi_view:
-            return batch | self.references.of(samples.people, data.randint(generator, photos, count))
+            return self.references.of(samples.people, data.randint(generator, photos, count))
         rows = samples.captions  # of clips these are the clips' own
         times = data.randint(generator, pool.frames.shape[1], count)
-        return batch | self.encode_pictures(pool.frames[rows, times], pool.landmarks[rows, times], generator)
+        return self.encode_pictures(pool.frames[rows, times], pool.landmarks[rows, times], generator)
 
-    def encode_pictures(self, pictures: Tensor, landmarks: Tensor, generator: torch.Generator) -> Batch:
-        """Pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → `IDENTITY_INPUTS`, and `first_frame` if on."""
+    def encode_pictures(self, pictures: Tensor, landmarks: Tensor, generator: torch.Generator) -> Reference:
+        """Pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → what is kept of them."""
         cache_dtype = torch.bfloat16 if pictures.is_cuda else torch.float32
-        crops = reference_crops(pictures, landmarks, generator)
-        inputs = self._encode_reference(crops, self.vertices(pictures))
+        crops = ReferenceCrops(reference_crops(pictures, landmarks, generator), self.vertices(pictures))
+        encoded = self._encode_reference(crops)
         # Vertices stay in float32: millimetres count.
-        inputs = {name: x if name == "vertices" else x.to(cache_dtype) for name, x in inputs.items()}
-        if self.options.first_frame:  # undamaged, as the video's first frame is at inference
-            size = self.context.pool.latents.shape[-2:]
-            sharp = data.align(pictures, landmarks, 8 * max(size), data.jitter(generator, len(pictures)))
-            inputs["first_frame"] = self._encode_first_frame(sharp, size).to(cache_dtype)
-        return inputs
+        reference = replace(encoded.map(lambda x: x.to(cache_dtype)), vertices=encoded.vertices)
+        if not self.options.first_frame:
+            return reference
+        size = self.context.pool.latents.shape[-2:]
+        # Undamaged, as the video's first frame is at inference.
+        sharp = data.align(pictures, landmarks, 8 * max(size), data.jitter(generator, len(pictures)))
+        return replace(reference, first_frame=self._encode_first_frame(sharp, size).to(cache_dtype))
 
     def vertices(self, pictures: Tensor) -> Tensor:
         """Pictures (B, H, W, 3) uint8 → the regressor's faces, shape alone, (B, V, 3)."""
@@ -182,22 +170,21 @@ class PoolSource:
             code = self.context.model.regressor(as_photos(pictures)).float()
         return self.context.model.face.decode(code[:, :100])
 
-    def validation(self) -> Batch:
+    def validation(self) -> ValidationClips:
         """The first 64 validation clips with the first photo of their people as reference."""
         pool = self.context.validation
         rows = slice(0, min(64, pool.clips))
         people = pool.owner[rows]
         pictures, landmarks = pool.stills[people, 0], pool.still_landmarks[people, 0]
         exact = torch.zeros(len(people), 4, device=pool.device)
-        return {
-            "latents": pool.latents[rows].float(),
-            "face_mask": pool.latent_face_mask[rows],
-            "text": self.context.embed_text(pool.caption[rows].long()),
-            "empty_text": self.empty_text,
-            "crops": data.align(pictures, landmarks, CROP, exact),
-            "vertices": self.vertices(pictures),
-            "truth": pool.frames[rows].float() / 255,
-        }
+        return ValidationClips(
+            latents=pool.latents[rows].float(),
+            face_mask=pool.latent_face_mask[rows],
+            text=self.context.embed_text(pool.caption[rows].long()),
+            reference=ReferenceCrops(data.align(pictures, landmarks, CROP, exact), self.vertices(pictures)),
+            empty_text=self.empty_text,
+            truth=pool.frames[rows].float() / 255,
+        )
 
 
 class IdentityStage(Stage):
@@ -220,7 +207,7 @@ class IdentityStage(Stage):
                 parameter.data = parameter.data.float()
         if any(p.requires_grad for p in model.transformer.transformer_blocks.parameters()):
             model.transformer.train()  # blocks are compiled to the very graphs of stage base, which may be there still
-        self._validation: Batch | None = None
+        self._looked_at: tuple[ValidationClips, Reference, Tensor] | None = None
         if options.loss_weighting:
             initial = self._losses_of(0)
             losses = [initial[f"loss_at_{timestep}"] for timestep in FIXED_TIMESTEPS]
@@ -257,41 +244,42 @@ class IdentityStage(Stage):
         encode_pools(self.context)
         return PoolSource(self.context, self.options, self.encode_reference, self._encode_first_frame)
 
-    def batch(self, step: int, generator: torch.Generator) -> Batch:
+    def batch(self, step: int, generator: torch.Generator) -> IdentityBatch:
         with torch.no_grad():
-            batch = self._condition(self.source.batch(step, self.settings.batch, generator))
-            count = len(batch["latents"])
-            batch |= {
-                "noise": data.randn(generator, *batch["latents"].shape),
-                "timestep": stratified_timesteps(count, generator, self.options.high_noise_fraction),
-            }
-            if self.options.identity_dropout:
-                batch["present"] = (data.rand(generator, count) >= self.options.identity_dropout).float()
-            return batch
+            clips = self.source.batch(step, self.settings.batch, generator)
+            reference, image = self.condition(clips)
+            count, dropout = len(clips.latents), self.options.identity_dropout
+            return IdentityBatch(
+                latents=clips.latents,
+                face_mask=clips.face_mask,
+                text=clips.text,
+                reference=reference,
+                image=image,
+                noise=data.randn(generator, *clips.latents.shape),
+                timestep=stratified_timesteps(count, generator, self.options.high_noise_fraction),
+                present=(data.rand(generator, count) >= dropout).float() if dropout else None,
+            )
 
-    def _condition(self, batch: Batch) -> Batch:
-        """A source's batch with `IDENTITY_INPUTS` and `image` in place of `crops`, `vertices` and `first_frame`."""
-        batch = dict(batch)
-        crops, first, latents = batch.pop("crops", None), batch.pop("first_frame", None), batch["latents"]
-        if crops is not None:
-            batch |= self.encode_reference(crops, batch.pop("vertices"))
+    def condition(self, clips: Clips) -> tuple[Reference, Tensor]:
+        """The clips' reference, encoded, and image latents (B, t, 16, h, w)."""
+        latents, crops = clips.latents, clips.reference
+        reference = self.encode_reference(crops) if isinstance(crops, ReferenceCrops) else crops
         if not self.options.first_frame:
-            return batch | {"image": torch.zeros_like(latents)}
+            return reference, torch.zeros_like(latents)
+        first = reference.first_frame
         if first is None:
-            first = self._encode_first_frame(crops, latents.shape[-2:])
+            first = self._encode_first_frame(crops.crops, latents.shape[-2:])
         image = first_frame_condition(first[:, :, None], latents.shape[1]).transpose(1, 2)
-        return batch | {"image": image.to(latents)}
+        return replace(reference, first_frame=None), image.to(latents)
 
-    def encode_reference(self, crops: Tensor, vertices: Tensor) -> Batch:
-        """Crops (B, S, S, 3) and vertices (B, V, 3) → `tokens`, or `hidden_states` and `vertices` where the tokens'
-        encoder is trained as well.
-        """
+    def encode_reference(self, reference: ReferenceCrops) -> Reference:
+        """What identity tokens are encoded from where their encoder is trained as well, else the tokens."""
         tower = self.context.model.encoder.tower
         with self.context.autocast():
-            hidden_states = tower.last_hidden_state(tower.preprocess(crops))
+            hidden_states = tower.last_hidden_state(tower.preprocess(reference.crops))
             if self.encoder_learns:
-                return {"hidden_states": hidden_states, "vertices": vertices}
-            return {"tokens": self.objective.encode_tokens(hidden_states, vertices)}
+                return Reference(hidden_states=hidden_states, vertices=reference.vertices)
+            return Reference(tokens=self.objective.encode_tokens(hidden_states, reference.vertices))
 
     def _encode_first_frame(self, crops: Tensor, size: tuple[int, int]) -> Tensor:
         """Crops (B, S, S, 3) squeezed to one frame with latents of size (h, w) → its latents (B, 16, h, w)."""
@@ -319,7 +307,8 @@ class IdentityStage(Stage):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Losses at fixed times with the right identity, and by how much a wrong one makes each of them worse."""
-        right, wrong = self._losses_of(0), self._losses_of(len(self._validation_batch()["latents"]) // 2)
+        clips, _, _ = self._validation()
+        right, wrong = self._losses_of(0), self._losses_of(len(clips.latents) // 2)
         worse = {
             f"a_wrong_identity_at_{timestep}": wrong[f"loss_at_{timestep}"] / right[f"loss_at_{timestep}"]
             for timestep in FIXED_TIMESTEPS
@@ -329,36 +318,45 @@ class IdentityStage(Stage):
     @torch.no_grad()
     def _losses_of(self, shift: int) -> dict[str, float]:
         """Losses at fixed times with the identity of the validation sample `shift` places on."""
-        batch = self._validation_batch()
+        clips, reference, image = self._validation()
+        reference = reference.map(lambda x: x.roll(shift, 0))
 
         def loss(rows: slice, noise: Tensor, timestep: Tensor) -> Tensor:
-            inputs = {name: batch[name][rows] for name in ("latents", "face_mask", "text", "image")}
-            inputs |= {name: x.roll(shift, 0)[rows] for name, x in _identity_inputs(batch).items()}
-            return self.objective(**inputs, noise=noise, timestep=timestep)["loss"]
+            batch = IdentityBatch(
+                latents=clips.latents[rows],
+                face_mask=clips.face_mask[rows],
+                text=clips.text[rows],
+                reference=reference.map(lambda x: x[rows]),
+                image=image[rows],
+                noise=noise,
+                timestep=timestep,
+            )
+            return self.objective(batch)["loss"]
 
         with evaluating(self.objective):
-            return losses_at_fixed_timesteps(self.context, loss, batch["latents"])
+            return losses_at_fixed_timesteps(self.context, loss, clips.latents)
 
     @torch.no_grad()
     def sample_grid(self) -> Tensor:
         """Eight people: reference, five generated frames, the true clip's middle frame."""
-        batch = self._validation_batch()
-        stride = max(1, len(batch["latents"]) // 8)
-        batch = {name: x[::stride][:8] if name != "empty_text" else x for name, x in batch.items()}
+        clips, reference, image = self._validation()
+        stride = max(1, len(clips.latents) // 8)
+        rows = slice(0, 8 * stride, stride)
         with evaluating(self.objective), self.context.autocast():
-            tokens = self.objective.identity_tokens(**_identity_inputs(batch))
-            conditions = Conditions(batch["text"], batch["empty_text"], batch["image"], tokens)
+            tokens = self.objective.identity_tokens(reference.map(lambda x: x[rows]))
+            conditions = Conditions(clips.text[rows], clips.empty_text, image[rows], tokens)
             generated = generate(self.context, conditions, self.objective.shared_layer)
-        size = tuple(generated.shape[2:4])
-        crop = nn.functional.interpolate(batch["crops"].movedim(-1, 1), size, mode="bilinear", antialias=True)
-        truth = batch["truth"][:, batch["truth"].shape[1] // 2, None]
+        size, crops = tuple(generated.shape[2:4]), clips.reference.crops[rows]
+        crop = nn.functional.interpolate(crops.movedim(-1, 1), size, mode="bilinear", antialias=True)
+        truth = clips.truth[rows, clips.truth.shape[1] // 2, None]
         return pictures.grid(torch.cat([crop.movedim(1, -1)[:, None], five_frames(generated), truth], 1))
 
-    def _validation_batch(self) -> Batch:
-        if self._validation is None:
-            batch = self.source.validation()
-            self._validation = batch | self._condition(batch)
-        return self._validation
+    def _validation(self) -> tuple[ValidationClips, Reference, Tensor]:
+        """The clips that are looked at, and what they are conditioned on."""
+        if self._looked_at is None:
+            clips = self.source.validation()
+            self._looked_at = (clips, *self.condition(clips))
+        return self._looked_at
 
     def export(self) -> None:
         model, layers = self.context.model, self.context.model.transformer.layer_attention
@@ -371,10 +369,6 @@ class IdentityStage(Stage):
         if branches != list(BRANCHES):
             model.config["identity_branches"] = branches
         nano.write(model, self.context.model_folder, ["transformer"])
-
-
-def _identity_inputs(batch: Batch) -> Batch:
-    return {name: batch[name] for name in IDENTITY_INPUTS if name in batch}
 
 
 def _checkpointed(

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .identity_batch import Reference
 from .pool import Pool
-from .stage import Batch
 
 BATCH = 128  # photos at a time
 REFRESH_EVERY = 16  # batches between two in which photos are encoded again, with another jitter and damage
@@ -15,24 +15,24 @@ waits until all that is queued there is done: too much for every batch."""
 
 
 class References:
-    """Features of every photo of a pool, by name.
+    """Features of every photo of a pool.
 
     Args:
-        encode: pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → tensors (B, …), in the dtype to keep them in.
+        encode: pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → their features, in the dtype to keep them in.
     """
 
-    def __init__(self, pool: Pool, encode: Callable[[Tensor, Tensor], Batch]):
+    def __init__(self, pool: Pool, encode: Callable[[Tensor, Tensor], Reference]):
         self.pool, self._encode = pool, encode
         self._chunks = self._batches = 0
-        self._cache: Batch = {}
+        self._cache: Reference | None = None  # (P, S, …), of photo S of person P
 
-    def of(self, people: Tensor, photos: Tensor) -> Batch:
-        """People (B,) and which photo of each (B,) → their features, (B, …) each, float32."""
+    def of(self, people: Tensor, photos: Tensor) -> Reference:
+        """People (B,) and which photo of each (B,) → their features, float32."""
         self._encode_new()
         if self._batches % REFRESH_EVERY == 0:
             self._refresh(people[:BATCH], photos[:BATCH])
         self._batches += 1
-        return {name: x[people, photos].float() for name, x in self._cache.items()}
+        return self._cache.map(lambda x: x[people, photos].float())
 
     def _encode_new(self) -> None:
         """Encode the photos of people who came into the pool since the last time."""
@@ -47,7 +47,8 @@ class References:
 
     def _refresh(self, people: Tensor, photos: Tensor) -> None:
         pool = self.pool
-        for name, encoded in self._encode(pool.stills[people, photos], pool.still_landmarks[people, photos]).items():
-            if name not in self._cache:
-                self._cache[name] = encoded.new_zeros(*pool.stills.shape[:2], *encoded.shape[1:])
-            self._cache[name][people, photos] = encoded
+        encoded = self._encode(pool.stills[people, photos], pool.still_landmarks[people, photos])
+        if self._cache is None:
+            self._cache = encoded.map(lambda x: x.new_zeros(*pool.stills.shape[:2], *x.shape[1:]))
+        for name, x in encoded.tensors.items():
+            self._cache.tensors[name][people, photos] = x

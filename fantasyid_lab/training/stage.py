@@ -2,10 +2,11 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,26 @@ from ..nano import Nano
 from .pool import Pool
 from .settings import Settings
 
-Batch = dict[str, Tensor]
+AnyBatch = TypeVar("AnyBatch", bound="Batch")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Tensors of several samples, along their first axis; a stage's own class names them. What is not there is None."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that are there by name, without those of batches in this one."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+
+    def map(self: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
+        """The batch with every tensor changed, those of batches in it as well."""
+        inner = {name: x.map(change) for name, x in vars(self).items() if isinstance(x, Batch)}
+        return replace(self, **inner, **{name: change(x) for name, x in self.tensors.items()})
+
+    def to(self: AnyBatch, device: torch.device) -> AnyBatch:
+        """The batch on a device."""
+        return self.map(lambda x: x.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +87,7 @@ class Stage(ABC):
     """One stage of the recipe.
 
     Attributes:
-        objective: its `forward(**batch)` gives losses by name, `loss` among them is minimised. What of its parameters
+        objective: its `forward(batch)` gives losses by name, `loss` among them is minimised. What of its parameters
             wants gradients is trained.
     """
 
@@ -79,7 +99,7 @@ class Stage(ABC):
 
     @abstractmethod
     def batch(self, step: int, generator: torch.Generator) -> Batch:
-        """Arguments of the objective."""
+        """What the objective takes at a step."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:

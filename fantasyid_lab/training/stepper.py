@@ -5,6 +5,7 @@ import time
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from .ema import Ema
 from .optimizers import optimizers
@@ -31,9 +32,9 @@ class Stepper:
         )
         self.ema = Ema(objective, settings.ema)
 
-    def losses(self, batch: Batch) -> Batch:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's losses of a batch, whose gradients are there afterwards."""
-        losses = self._module(**batch)
+        losses = self._module(batch)
         self._accelerator.backward(losses["loss"])
         return losses
 
@@ -70,7 +71,7 @@ def _compile_parts(stage: Stage) -> None:
     try:
         with stage.context.autocast():
             batch = stage.batch(0, stage.context.generator(0))
-            stage.objective(**batch)["loss"].backward()
+            stage.objective(batch)["loss"].backward()
         log.info("Compiled %d modules in %.0f s.", len(modules), time.perf_counter() - start_time)
     except Exception as error:
         log.warning("The modules do not compile (%s: %s); they run as they are.", type(error).__name__, error)

@@ -3,6 +3,8 @@
 The probe that it learns with is not exported.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -102,6 +104,18 @@ class AttentionProbe(nn.Module):
         return [head(pooled[:, i]).float() for i, head in enumerate(self.heads)]
 
 
+@dataclass(frozen=True, eq=False)
+class TextBatch(Batch):
+    """Captions.
+
+    Attributes:
+        ids: (B, L); targets: (B, attributes), their classes as in `attribute_targets`.
+    """
+
+    ids: Tensor
+    targets: Tensor
+
+
 class TextObjective(nn.Module):
     """Mean cross entropy over the attributes."""
 
@@ -109,10 +123,9 @@ class TextObjective(nn.Module):
         super().__init__()
         self.text, self.probe = text, probe
 
-    def forward(self, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """ids (B, L), targets (B, attributes)."""
-        logits = self.probe(self.text(input_ids=ids).last_hidden_state)
-        losses = [F.cross_entropy(x, targets[:, i]) for i, x in enumerate(logits)]
+    def forward(self, batch: TextBatch) -> dict[str, Tensor]:
+        logits = self.probe(self.text(input_ids=batch.ids).last_hidden_state)
+        losses = [F.cross_entropy(x, batch.targets[:, i]) for i, x in enumerate(logits)]
         return {"loss": torch.stack(losses).mean()}
 
 
@@ -129,10 +142,10 @@ class TextStage(Stage):
         text = trainable(context.model.text)
         self.objective = TextObjective(text, AttentionProbe(text.config.d_model).to(context.device))
 
-    def batch(self, step: int, generator: torch.Generator) -> Batch:
+    def batch(self, step: int, generator: torch.Generator) -> TextBatch:
         self.corpus.draw_until(self.options.prefill + self.options.new_per_step * step)
         rows = data.randint(generator, self.corpus.filled, self.settings.batch)
-        return {"ids": self.corpus.ids[rows], "targets": self.corpus.targets[rows]}
+        return TextBatch(self.corpus.ids[rows], self.corpus.targets[rows])
 
     def validate(self) -> dict[str, float]:
         """Accuracy of every attribute on captions of validation people."""

@@ -1,6 +1,6 @@
 """Stage vae: frames → latents → frames."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,24 @@ def decode(vae: nn.Module, latents: Tensor) -> Tensor:
     return torch.cat([to_frames(fast_vae.decode(vae, part)) for part in latents.split(4)])
 
 
+@dataclass(frozen=True, eq=False)
+class VaeBatch(Batch):
+    """Parts of clips.
+
+    Attributes:
+        frames: (B, T, H, W, 3) uint8; weight: (B, T, H / 4, W / 4), what their pixels count.
+        noise: (B, t, h, w, 16), standard normal, that the latents are drawn with.
+        frame_index: (B,), the frame whose face the tower reads, and crop_grid: (B, S, S, 2) px, where the pixels of its
+            crop lie; None without a perceptual loss.
+    """
+
+    frames: Tensor
+    weight: Tensor
+    noise: Tensor
+    frame_index: Tensor | None = None
+    crop_grid: Tensor | None = None
+
+
 class Reconstruction(nn.Module):
     """L1 of pixels and of their gradients, perceptual distance of faces (tower), KL of the latents.
 
@@ -54,21 +72,11 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.vae, self.tower, self.options = vae, tower, options
 
-    def forward(
-        self,
-        frames: Tensor,
-        weight: Tensor,
-        noise: Tensor,
-        frame_index: Tensor | None = None,
-        crop_grid: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Frames (B, T, H, W, 3) uint8, pixel weights (B, T, H / 4, W / 4), noise (B, t, h, w, 16); the
-        frame (B,) whose face the tower reads, and its crop's sampling grid (B, S, S, 2) px.
-        """
-        pixels = to_model(frames)
+    def forward(self, batch: VaeBatch) -> dict[str, Tensor]:
+        pixels = to_model(batch.frames)
         mean, std = fast_vae.encode(self.vae, pixels)
-        reconstructed = fast_vae.decode(self.vae, mean + std * noise)
-        weight = F.interpolate(weight, scale_factor=MASK_SCALE, mode="bilinear")[..., None]
+        reconstructed = fast_vae.decode(self.vae, mean + std * batch.noise)
+        weight = F.interpolate(batch.weight, scale_factor=MASK_SCALE, mode="bilinear")[..., None]
         weight = weight / weight.mean()
         error = reconstructed.float() - pixels
         l1 = (error.abs() * weight).mean()
@@ -77,10 +85,8 @@ class Reconstruction(nn.Module):
         loss = l1 + self.options.gradient_weight * gradient + self.options.kl_weight * kl
         terms = {"l1": l1, "gradient": gradient, "kl": kl}
         if self.tower is not None:
-            rows = torch.arange(len(frames), device=frames.device)
-            perceptual = self._perceptual_distance(
-                reconstructed[rows, frame_index], frames[rows, frame_index], crop_grid
-            )
+            shown = torch.arange(len(pixels), device=pixels.device), batch.frame_index
+            perceptual = self._perceptual_distance(reconstructed[shown], batch.frames[shown], batch.crop_grid)
             loss, terms = loss + self.options.likeness_weight * perceptual, terms | {"perceptual": perceptual}
         return {"loss": loss} | terms
 
@@ -103,7 +109,7 @@ class VaeStage(Stage):
         self.objective = Reconstruction(trainable(context.model.vae), tower, self.options)
         context.model.vae.encoder.requires_grad_(self.options.encoder)
 
-    def batch(self, step: int, generator: torch.Generator) -> Batch:
+    def batch(self, step: int, generator: torch.Generator) -> VaeBatch:
         pool, options = self.context.pool, self.options
         length, size = pool.frames.shape[1:3]
         whole = step % options.long_every == options.long_every - 1
@@ -120,15 +126,12 @@ class VaeStage(Stage):
         landmarks = landmarks - corner[:, None, None] * MASK_SCALE
         weight = weight + options.detail_weight * landmark_proximity(landmarks, crop)
         noise = data.randn(generator, count, (window - 1) // 4 + 1, crop // 8, crop // 8, 16)
-        batch = {"frames": frames, "weight": weight, "noise": noise}
         if self.objective.tower is None:
-            return batch
+            return VaeBatch(frames, weight, noise)
         frame_index = data.randint(generator, window, count)
         shown = landmarks[torch.arange(count, device=frame_index.device), frame_index]
-        return batch | {
-            "frame_index": frame_index,
-            "crop_grid": data.crop_grid(shown, CROP, data.jitter(generator, count)),
-        }
+        crop_grid = data.crop_grid(shown, CROP, data.jitter(generator, count))
+        return VaeBatch(frames, weight, noise, frame_index, crop_grid)
 
     def _corner(self, landmarks: Tensor, room: int, crop: int, generator: torch.Generator) -> Tensor:
         """Where crops begin: (B, 2), in units of `MASK_SCALE`, most with the face in the middle."""

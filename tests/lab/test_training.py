@@ -23,6 +23,7 @@ from fantasyid_lab.people.clip import still
 from fantasyid_lab.people.person import TRAIN, person
 from fantasyid_lab.training import __main__ as command
 from fantasyid_lab.training import diffusion, face_truth, loop, options, rank_sync, settings, vae
+from fantasyid_lab.training.base import BaseBatch
 from fantasyid_lab.training.pool import Pool
 from fantasyid_lab.training.run import STAGES, Run
 from fantasyid_lab.training.stage import Context
@@ -48,7 +49,7 @@ def test_the_tower_is_asked_where_the_face_abstractor_reads(context: Callable[..
 
 def test_every_part_of_the_encoder_learns_who_it_is(context: Callable[..., Context]):
     stage = STAGES["face"](context("face"))
-    stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"].backward()
+    stage.objective(stage.batch(0, stage.context.generator(0)))["loss"].backward()
     encoder = stage.context.model.encoder
     for part in (encoder.tower.blocks[0], encoder.abstractor, encoder.spiral_net, encoder.reducer):
         silent = [name for name, p in part.named_parameters() if p.grad is None or not p.grad.any()]
@@ -74,7 +75,7 @@ def test_the_loss_of_a_fixed_batch_falls(name: str, context: Callable[..., Conte
     losses = []
     for _ in range(8):
         optimizer.zero_grad()
-        loss = stage.objective(**batch)["loss"]
+        loss = stage.objective(batch)["loss"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -129,7 +130,7 @@ def test_on_a_frozen_dit_identity_trains_nothing_but_its_own_modules(context: Ca
 )
 def test_what_an_ablation_leaves_out_gets_no_gradient(option: dict, still: str, context: Callable[..., Context]):
     stage = STAGES["identity"](context("identity", options=option))
-    stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"].backward()
+    stage.objective(stage.batch(0, stage.context.generator(0)))["loss"].backward()
     gradients = [p.grad for n, p in stage.objective.named_parameters() if n.startswith(still)]
     assert gradients
     assert all(g is None for g in gradients)
@@ -147,7 +148,7 @@ def test_what_an_ablation_leaves_out_gets_no_gradient(option: dict, still: str, 
 )
 def test_other_ablations_train(option: dict, context: Callable[..., Context]):
     stage = STAGES["identity"](context("identity", options=option))
-    loss = stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"]
+    loss = stage.objective(stage.batch(0, stage.context.generator(0)))["loss"]
     loss.backward()
     assert loss.isfinite()
     assert stage.objective.transformer.layer_attention[0].to_out.weight.grad.abs().sum() > 0
@@ -155,7 +156,7 @@ def test_other_ablations_train(option: dict, context: Callable[..., Context]):
 
 def test_unfreezing_reaches_the_parameters_it_names(context: Callable[..., Context]):
     stage = STAGES["identity"](context("identity", options={"unfreeze": ["transformer_blocks.0.norm1"]}))
-    stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"].backward()
+    stage.objective(stage.batch(0, stage.context.generator(0)))["loss"].backward()
     dit = stage.objective.transformer
     assert dit.transformer_blocks[0].norm1.linear.weight.grad is not None
     assert dit.transformer_blocks[1].norm1.linear.weight.grad is None
@@ -401,8 +402,8 @@ def test_a_share_of_the_steps_trains_on_photos(name: str, context: Callable[...,
     stage = STAGES[name](context(name, options=changes))
     for step, frames, count in ((0, 3, 4), (1, 1, 8)):
         batch = stage.batch(step, stage.context.generator(step))
-        assert batch["latents"].shape[:2] == (count, frames)
-        losses = stage.objective(**batch)
+        assert batch.latents.shape[:2] == (count, frames)
+        losses = stage.objective(batch)
         losses["loss"].backward()
         assert torch.isfinite(losses["loss"])
 
@@ -410,7 +411,7 @@ def test_a_share_of_the_steps_trains_on_photos(name: str, context: Callable[...,
 @pytest.mark.parametrize("trained", [True, False])
 def test_the_text_encoder_is_trained_with_the_dit_or_left_as_it_is(trained: bool, context: Callable[..., Context]):
     stage = STAGES["base"](context("base", options={"train_text": trained}))
-    stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"].backward()
+    stage.objective(stage.batch(0, stage.context.generator(0)))["loss"].backward()
     learns = {name.split(".")[0] for name, p in stage.objective.named_parameters() if p.grad is not None}
     assert ("text" in learns) == trained
     assert "transformer" in learns
@@ -419,7 +420,7 @@ def test_the_text_encoder_is_trained_with_the_dit_or_left_as_it_is(trained: bool
 @pytest.mark.parametrize("dropped", [0.0, 1.0])
 def test_a_frozen_text_encoder_has_read_the_captions_before(dropped: float, context: Callable[..., Context]):
     stage = STAGES["base"](context("base", options={"train_text": False, "text_dropout": dropped}))
-    text = stage.batch(0, stage.context.generator(0))["text"]
+    text = stage.batch(0, stage.context.generator(0)).text
     ids = stage.empty_ids if dropped else stage.context.pool.caption.long()
     with torch.no_grad():
         known = stage.context.model.text(input_ids=ids).last_hidden_state
@@ -462,7 +463,7 @@ def test_a_look_that_takes_longer_than_the_time_between_looks_leaves_room_for_st
     clock, looks, draw = [0.0], [], stage.batch
     monkeypatch.setattr(rank_sync, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
-    def batch(step: int, generator: torch.Generator) -> dict:
+    def batch(step: int, generator: torch.Generator) -> BaseBatch:
         clock[0] += 1
         return draw(step, generator)
 

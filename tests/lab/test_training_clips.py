@@ -151,22 +151,23 @@ def test_batches_have_the_documented_shapes_and_follow_the_generator(clips: Path
     read = source(clips, model, text_dropout=0.5)
     first, again, other = (read.batch(0, 4, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     fresh = source(clips, model, text_dropout=0.5).batch(0, 4, torch.Generator().manual_seed(0))
-    for name, x in first.items():
-        assert torch.equal(x, again[name])
-        torch.testing.assert_close(x, fresh[name])
-    assert not torch.equal(first["latents"], other["latents"])
+    for part, its, fresh_part in ((first, again, fresh), (first.reference, again.reference, fresh.reference)):
+        for name, x in part.tensors.items():
+            assert torch.equal(x, its.tensors[name])
+            torch.testing.assert_close(x, fresh_part.tensors[name])
+    assert not torch.equal(first.latents, other.latents)
     vertices = len(model.face.template)
-    assert {name: tuple(x.shape) for name, x in first.items()} == {
+    assert {name: tuple(x.shape) for name, x in (first.tensors | first.reference.tensors).items()} == {
         "latents": (4, 3, 16, 8, 12),
         "face_mask": (4, 3, 8, 12),
         "text": (4, 226, model.text.config.d_model),
         "crops": (4, 512, 512, 3),
         "vertices": (4, vertices, 3),
     }
-    assert 0.02 < first["face_mask"].mean() < 0.7
+    assert 0.02 < first.face_mask.mean() < 0.7
     validation = read.validation()
-    assert validation["truth"].shape == (2, 1, 64, 96, 3)
-    assert validation["empty_text"].shape == (1, 226, model.text.config.d_model)
+    assert validation.truth.shape == (2, 1, 64, 96, 3)
+    assert validation.empty_text.shape == (1, 226, model.text.config.d_model)
 
 
 def test_what_cannot_be_used_leaves_the_draw(clips: Path, model: nano.Nano, monkeypatch: pytest.MonkeyPatch):
@@ -317,7 +318,7 @@ def test_in_bfloat16_what_is_trained_stays_in_float32(release: Path, clips: Path
     assert kinds == {True: torch.float32, False: torch.bfloat16}
     assert next(held.text.parameters()).dtype == torch.bfloat16
     with stage.context.autocast():
-        loss = stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"]
+        loss = stage.objective(stage.batch(0, stage.context.generator(0)))["loss"]
     loss.backward()
     trained = [p for p in stage.objective.parameters() if p.requires_grad]
     assert loss.isfinite()

@@ -1,6 +1,7 @@
 """Stage identity: what is kept of reference photos, samples without an identity."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from fantasyid_lab.people.person import TRAIN
 from fantasyid_lab.training import data, loop
 from fantasyid_lab.training.captions import Captions
 from fantasyid_lab.training.identity import IdentityStage
+from fantasyid_lab.training.identity_batch import Clips, IdentityBatch, Reference, ReferenceCrops
 from fantasyid_lab.training.pool import Pool
 from fantasyid_lab.training.references import REFRESH_EVERY
 from fantasyid_lab.training.stage import Context
@@ -32,16 +34,14 @@ def make_stage(context: Callable[..., Context]) -> Callable[..., IdentityStage]:
 def fixed_loss(stage: IdentityStage) -> float:
     """Of a batch that is always the same."""
     with torch.no_grad():
-        return stage.objective(**stage.batch(0, stage.context.generator(0)))["loss"].item()
+        return stage.objective(stage.batch(0, stage.context.generator(0)))["loss"].item()
 
 
-def velocity(stage: IdentityStage, batch: dict) -> torch.Tensor:
+def velocity(stage: IdentityStage, batch: IdentityBatch) -> torch.Tensor:
     """(B, t, 16, h, w)"""
-    objective = stage.objective
-    tokens = objective.encode_tokens(batch["hidden_states"], batch["vertices"])
-    latents, image, text, timestep = (batch[name] for name in ("latents", "image", "text", "timestep"))
     with torch.no_grad():
-        return objective.velocity(latents, image, text, timestep, tokens, batch.get("present"))
+        tokens = stage.objective.identity_tokens(batch.reference)
+        return stage.objective.velocity(batch.latents, batch.image, batch.text, batch.timestep, tokens, batch.present)
 
 
 def test_what_is_kept_of_photos_is_what_is_seen_in_them(make_stage: Callable[..., IdentityStage], monkeypatch):
@@ -55,9 +55,9 @@ def test_what_is_kept_of_photos_is_what_is_seen_in_them(make_stage: Callable[...
         encoded = stage.source.encode_pictures(
             pool.stills[people, photos], pool.still_landmarks[people, photos], generator
         )
-    assert cached.keys() == {"hidden_states", "vertices", "first_frame"}
-    for name, x in encoded.items():
-        torch.testing.assert_close(cached[name], x, atol=1e-5, rtol=1e-4)
+    assert cached.tensors.keys() == {"hidden_states", "vertices", "first_frame"}
+    for name, x in encoded.tensors.items():
+        torch.testing.assert_close(cached.tensors[name], x, atol=1e-5, rtol=1e-4)
 
 
 def test_the_first_frame_is_the_one_that_the_sampler_makes_of_the_crop(make_stage: Callable[..., IdentityStage]):
@@ -67,37 +67,32 @@ def test_the_first_frame_is_the_one_that_the_sampler_makes_of_the_crop(make_stag
     blobs = torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     crops = torch.nn.functional.interpolate(blobs, (512, 512), mode="bilinear").movedim(1, -1)
     with torch.no_grad():
-        batch = stage._condition(
-            {
-                "latents": torch.zeros(4, 3, 16, 4, 4),
-                "crops": crops,
-                "vertices": stage.context.model.face.template.expand(4, -1, -1),
-            }
-        )
+        latents, vertices = torch.zeros(4, 3, 16, 4, 4), stage.context.model.face.template.expand(4, -1, -1)
+        clips = Clips(latents, latents[:, :, 0], torch.zeros(4, 1, 1), ReferenceCrops(crops, vertices))
+        _, image = stage.condition(clips)
         frames = torch.cat([squeeze_to_frame(crop, 32, 32) for crop in crops]).movedim(-1, 1)[:, :, None]
         first = vae.encode(frames * 2 - 1).mean * vae.config.scaling_factor
-    assert not batch["image"][:, 1:].any()
-    error, to_another = ((batch["image"][:, 0] - x).norm() for x in (first[:, :, 0], first[:, :, 0].roll(1, 0)))
+    assert not image[:, 1:].any()
+    error, to_another = ((image[:, 0] - x).norm() for x in (first[:, :, 0], first[:, :, 0].roll(1, 0)))
     assert error < 0.1 * to_another  # another filter squeezes it
 
 
 def test_a_sample_without_its_identity_depends_on_nobody(make_stage: Callable[..., IdentityStage]):
     stage = make_stage(first_frame=True, identity_dropout=0.5)
-    batch = stage.batch(0, stage.context.generator(0)) | {"present": torch.tensor([0.0, 1, 0, 1])}
-    other = batch | {
-        name: batch[name] + torch.randn_like(batch[name]) for name in ("hidden_states", "vertices", "image")
-    }
+    batch = replace(stage.batch(0, stage.context.generator(0)), present=torch.tensor([0.0, 1, 0, 1]))
+    reference, image = batch.reference.map(lambda x: x + torch.randn_like(x)), torch.randn_like(batch.image)
+    other = replace(batch, reference=reference, image=batch.image + image)
     same = (velocity(stage, batch) == velocity(stage, other)).flatten(1).all(1)
     assert same.tolist() == [True, False, True, False]
-    everybody = velocity(stage, {name: x for name, x in batch.items() if name != "present"})
+    everybody = velocity(stage, replace(batch, present=None))
     assert torch.equal(everybody[1::2], velocity(stage, batch)[1::2])
 
 
 def test_that_share_of_samples_has_no_identity(make_stage: Callable[..., IdentityStage]):
     stage = make_stage(identity_dropout=0.25)
-    present = torch.cat([stage.batch(i, stage.context.generator(i))["present"] for i in range(25)])
+    present = torch.cat([stage.batch(i, stage.context.generator(i)).present for i in range(25)])
     assert 0.6 < present.mean() < 0.9
-    assert "present" not in make_stage().batch(0, stage.context.generator(0))
+    assert make_stage().batch(0, stage.context.generator(0)).present is None
 
 
 def test_photos_are_looked_at_anew_in_few_of_the_batches(make_stage: Callable[..., IdentityStage]):
@@ -105,12 +100,12 @@ def test_photos_are_looked_at_anew_in_few_of_the_batches(make_stage: Callable[..
     references, people = source.references, torch.tensor([1, 2])
     encoded, batch_sizes = source.encode_pictures, []
 
-    def see(*arguments) -> dict[str, torch.Tensor]:
+    def see(*arguments) -> Reference:
         batch_sizes.append(len(arguments[0]))
         return encoded(*arguments)
 
     source.encode_pictures = see
-    batches = [references.of(people, people - 1)["hidden_states"] for _ in range(REFRESH_EVERY + 1)]
+    batches = [references.of(people, people - 1).hidden_states for _ in range(REFRESH_EVERY + 1)]
     first_sight, renewals = batch_sizes[:-2], batch_sizes[-2:]
     assert sum(first_sight) == source.context.pool.people * source.context.pool.settings.stills
     assert renewals == [2, 2]
@@ -121,14 +116,12 @@ def test_photos_are_looked_at_anew_in_few_of_the_batches(make_stage: Callable[..
 def test_the_depth_of_a_face_survives_bfloat16(make_stage: Callable[..., IdentityStage]):
     """Depths differ by millimetres; what they do to the tokens is the same in half the bytes."""
     stage = make_stage()
-    batch = stage.batch(0, stage.context.generator(0))
-    deeper = batch["vertices"] * torch.tensor([1.0, 1.0, 1.05])
+    reference = stage.batch(0, stage.context.generator(0)).reference
+    deeper = replace(reference, vertices=reference.vertices * torch.tensor([1.0, 1.0, 1.05]))
     moved = []
     for enabled in (False, True):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            tokens = [
-                stage.objective.encode_tokens(batch["hidden_states"], x).float() for x in (batch["vertices"], deeper)
-            ]
+            tokens = [stage.objective.identity_tokens(x).float() for x in (reference, deeper)]
         moved.append((tokens[1] - tokens[0]).flatten())
     assert moved[0].any()
     assert torch.cosine_similarity(*moved, dim=0) > 0.9
@@ -180,13 +173,15 @@ def test_compiled_injection_layers_compute_the_same_and_share_their_graphs(
 
     stage = make_stage(identity_dropout=0.5)
     batch = stage.batch(0, stage.context.generator(0))
-    batch |= {name: batch[name][:, :frames] for name in ("latents", "face_mask", "image", "noise")}
+    batch = replace(
+        batch, **{name: getattr(batch, name)[:, :frames] for name in ("latents", "face_mask", "image", "noise")}
+    )
     layers = stage.context.model.transformer.layer_attention
     assert set(layers) <= set(stage.compile())
 
     def results() -> list[torch.Tensor]:
         stage.objective.zero_grad()
-        loss = stage.objective(**batch)["loss"]
+        loss = stage.objective(batch)["loss"]
         loss.backward()
         return [loss.detach(), *(p.grad.clone() for p in layers.parameters())]
 
@@ -255,12 +250,13 @@ def test_where_the_encoder_is_not_trained_its_tokens_are_kept(make_stage: Callab
         make_stage(encoder_lr_mult=0.1, mesh_lr_mult=0.0),
     )
     batches = [stage.batch(0, stage.context.generator(0)) for stage in (still, learning)]
-    assert "hidden_states" not in batches[0]
-    assert "tokens" not in batches[1]
+    kept, encoded = (batch.reference for batch in batches)
+    assert kept.tensors.keys() == {"tokens"}
+    assert encoded.tensors.keys() == {"hidden_states", "vertices"}
     with torch.no_grad():
-        tokens = learning.objective.encode_tokens(batches[1]["hidden_states"], batches[1]["vertices"])
-        torch.testing.assert_close(batches[0]["tokens"], tokens, atol=1e-5, rtol=1e-4)
-        losses = [stage.objective(**batch)["loss"] for stage, batch in zip((still, learning), batches, strict=True)]
+        tokens = learning.objective.identity_tokens(encoded)
+        torch.testing.assert_close(kept.tokens, tokens, atol=1e-5, rtol=1e-4)
+        losses = [stage.objective(batch)["loss"] for stage, batch in zip((still, learning), batches, strict=True)]
     torch.testing.assert_close(*losses)
 
 
@@ -268,11 +264,11 @@ def test_balanced_times_change_what_is_trained_not_what_is_measured(make_stage: 
     plain, balanced = (make_stage(loss_weighting=power, face_weight=1.0) for power in (0.0, 0.5))
     assert plain.validate() == balanced.validate()
     batch = balanced.batch(0, balanced.context.generator(0))
-    counts = balanced.objective.loss_weights[batch["timestep"]]
-    samples = [{name: x[[i]] for name, x in batch.items()} for i in range(len(counts))]
+    counts = balanced.objective.loss_weights[batch.timestep]
+    samples = [batch.map(lambda x, i=i: x[[i]]) for i in range(len(counts))]
     with torch.no_grad():
-        alone = torch.stack([plain.objective(**sample)["loss"] for sample in samples])
-        torch.testing.assert_close(balanced.objective(**batch)["loss"], (counts * alone).mean())
+        alone = torch.stack([plain.objective(sample)["loss"] for sample in samples])
+        torch.testing.assert_close(balanced.objective(batch)["loss"], (counts * alone).mean())
     assert counts.std() > 0
 
 

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from fantasyid_core.errors import TrainingError
 from fantasyid_lab.training import loop, rank_sync
 from fantasyid_lab.training.run import STAGES
+from fantasyid_lab.training.stage import Batch
 from tools.environment import ROOT
 
 
@@ -46,7 +47,7 @@ def test_two_processes_train_as_one_run(tmp_path: Path):
 def test_where_others_wait_a_smaller_batch_is_asked_for(monkeypatch: pytest.MonkeyPatch, context: Callable):
     stage = STAGES["base"](context("base", batch=4))
 
-    def full(**batch: torch.Tensor) -> None:
+    def full(batch: Batch) -> None:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(stage.objective, "forward", full)
