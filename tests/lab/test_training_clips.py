@@ -1,5 +1,6 @@
 """The identity stage on a folder of real clips, as it trains the 5B: its files' names, its layout, small widths."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -27,7 +28,7 @@ from fantasyid_lab.training import __main__ as command
 from fantasyid_lab.training import settings
 from fantasyid_lab.training.clip_folder import FolderSource
 from fantasyid_lab.training.identity import IdentityStage
-from fantasyid_lab.training.prepared_clip import PreparedClip, choose_window
+from fantasyid_lab.training.prepared_clip import PreparedClip, choose_window, prepare_clip
 from fantasyid_lab.training.stage import Context
 from fantasyid_lab.training.vocabulary import tokenizer
 from tools.environment import ROOT
@@ -110,8 +111,27 @@ def source(folder: Path, model: nano.Nano, **options) -> FolderSource:
     return FolderSource(context, replace(stage_settings.options, data=str(folder), **options))
 
 
+@pytest.fixture(scope="module")
+def read(clips: Path, model: nano.Nano) -> FolderSource:
+    """The clips as a source. What is prepared of them stays in it: preparing a clip takes seconds."""
+    read = source(clips, model, text_dropout=0.5)
+    assert [path.stem for path in read.clips] == ["0", "1", "1b nobody"]
+    assert read.clips[1] not in read._prepared  # clips are read when they are needed
+    return read
+
+
+def copied(clips: Path, folder: Path, *names: str) -> Path:
+    """A folder with only these of the clips."""
+    folder.mkdir()
+    for name in names:
+        for suffix in (".mp4", ".txt"):
+            shutil.copy(clips / f"{name}{suffix}", folder)
+    return folder
+
+
 def test_the_command_trains_the_identity_modules_on_clips(release: Path, clips: Path, tmp_path: Path):
-    changes = {"steps": 3, "warmup": 1, "learning_rate": 1e-2, "log_every": 1, "options.data": str(clips)}
+    two = copied(clips, tmp_path / "two", "0", "1")
+    changes = {"steps": 3, "warmup": 1, "learning_rate": 1e-2, "log_every": 1, "options.data": str(two)}
     set_options = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     arguments = ["identity", "--config", str(CONFIG), "--out", str(tmp_path), "--start-from", str(release)]
     assert command.main([*arguments, *set_options]) == 0
@@ -134,23 +154,22 @@ def test_the_command_trains_the_identity_modules_on_clips(release: Path, clips: 
     assert {name.split(".")[0] for name in changed} == set(checkpoint.IDENTITY_PARTS)
 
 
-def test_references_come_from_outside_the_window(clips: Path, model: nano.Nano):
-    read = source(clips, model)
-    assert [path.stem for path in read.clips] == ["0", "1", "1b nobody"]
-    assert read.clips[1] not in read._prepared  # clips are read when they are needed
+def test_references_come_from_outside_the_window(read: FolderSource, model: nano.Nano):
     for path in read.clips[:2]:
         prepared_clip = read._clip(path)
         assert len(prepared_clip.window) == model.transformer.config.sample_frames
         assert prepared_clip.frames
         assert not set(prepared_clip.frames) & set(range(prepared_clip.window[0], prepared_clip.window[-1] + 1))
-    inside = source(clips, model, multi_view=False)._clip(read.clips[0])
+    one_view = replace(read.options, multi_view=False)
+    inside = prepare_clip(read.clips[0], read.context, one_view, read._embed_text, read.dtype)
     assert set(inside.frames) <= set(inside.window)
 
 
-def test_batches_have_the_documented_shapes_and_follow_the_generator(clips: Path, model: nano.Nano):
-    read = source(clips, model, text_dropout=0.5)
+def test_batches_have_the_documented_shapes_and_follow_the_generator(read: FolderSource, model: nano.Nano):
     first, again, other = (read.batch(0, 4, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    fresh = source(clips, model, text_dropout=0.5).batch(0, 4, torch.Generator().manual_seed(0))
+    unread = copy.copy(read)
+    unread._prepared = {}
+    fresh = unread.batch(0, 4, torch.Generator().manual_seed(0))
     for part, its, fresh_part in ((first, again, fresh), (first.reference, again.reference, fresh.reference)):
         for name, x in part.tensors.items():
             assert torch.equal(x, its.tensors[name])
@@ -170,9 +189,8 @@ def test_batches_have_the_documented_shapes_and_follow_the_generator(clips: Path
     assert validation.empty_text.shape == (1, 226, model.text.config.d_model)
 
 
-def test_what_cannot_be_used_leaves_the_draw(clips: Path, model: nano.Nano, monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_be_used_leaves_the_draw(read: FolderSource, monkeypatch: pytest.MonkeyPatch):
     """Of three clips that are drawn from, the last shows nobody: the other two share the draws evenly."""
-    read = source(clips, model)
     monkeypatch.setattr(read, "_collate", lambda clips, views, text: clips)
     drawn = read.batch(0, 2000, torch.Generator().manual_seed(0))
     shares = [sum(clip is read._clip(path) for clip in drawn) / len(drawn) for path in read.clips]
@@ -180,12 +198,14 @@ def test_what_cannot_be_used_leaves_the_draw(clips: Path, model: nano.Nano, monk
     assert shares[:2] == pytest.approx([0.5, 0.5], abs=0.05)  # 0.67 and 0.33 where a neighbour stands in
 
 
-def test_what_macos_leaves_beside_clips_changes_nothing(clips: Path, model: nano.Nano, tmp_path: Path):
+def test_what_macos_leaves_beside_clips_changes_nothing(
+    clips: Path, read: FolderSource, model: nano.Nano, tmp_path: Path
+):
     for file in clips.iterdir():
         shutil.copy(file, tmp_path / (file.stem + file.suffix.upper()))
         (tmp_path / f"._{file.stem}{file.suffix.upper()}").write_bytes(b"\0\5\x16\7")
-    found, plain = source(tmp_path, model), source(clips, model)
-    assert [path.stem for path in found.clips] == [path.stem for path in plain.clips]
+    found = source(tmp_path, model)
+    assert [path.stem for path in found.clips] == [path.stem for path in read.clips]
     assert not found._reasons
     assert len(found.held_out) == 2
 
@@ -310,7 +330,7 @@ def test_clips_alone_are_not_enough(clips: Path, tmp_path: Path, capsys: pytest.
 
 def test_in_bfloat16_what_is_trained_stays_in_float32(release: Path, clips: Path, tmp_path: Path):
     held = nano.read(release, torch.bfloat16)
-    stage_settings = settings.read(CONFIG, [f"options.data={clips}"])
+    stage_settings = settings.read(CONFIG, [f"options.data={copied(clips, tmp_path / 'one', '0')}"])
     stage = IdentityStage(
         Context(stage_settings, held, None, None, out=tmp_path, device=torch.device("cpu"), bf16=True)
     )
