@@ -1,10 +1,11 @@
 """Layer-aware injection: every DiT block's own cross-attention to the ID descriptor (paper, section 3.3).
 
 The descriptor is a constant of the video, so the keys and values of all layers are computed once per sampling run.
+Where the face acts, each latent frame has vertex tokens of its own beside the face tokens, which all frames share.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +18,10 @@ from ..operations import TORCH, Operations
 from .attention import Attend, scaled_dot_product
 from .kernels import Norm, WeightsOf, layer_norm, own_weights
 from .region import EVERYWHERE, Region, TokenGrid, token_weights
+
+KeysValues = tuple[Tensor, Tensor]
+"""Of an identity, each (B or 1, heads, N, head_dim), or (B or 1, T, heads, N, head_dim) where each of T latent frames
+has its own."""
 
 
 class LayerAttention(nn.Module):
@@ -39,30 +44,39 @@ class LayerAttention(nn.Module):
         self.to_kv = operations.Linear(token_dim, 2 * inner_dim, bias=False)
         self.to_out = operations.Linear(inner_dim, dim, bias=False)
 
-    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Identity tokens (B, N, K) → keys and values, each (B, heads, N, head_dim)."""
+    def keys_values(self, tokens: Tensor) -> KeysValues:
+        """Identity tokens (B, N, K), or (B, T, N, K) of T latent frames, → their keys and values."""
+        if tokens.ndim == 4:
+            k, v = (x.unflatten(0, tokens.shape[:2]) for x in self.keys_values(tokens.flatten(0, 1)))
+            return k, v
         k, v = self.to_kv(self.norm1(tokens)).unflatten(2, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         return k.contiguous(), v.contiguous()
 
     def forward(
         self,
         hidden_states: Tensor,
-        identity: tuple[Tensor, Tensor] | Tensor,
+        identity: KeysValues | Tensor,
         attend: Attend = scaled_dot_product,
         weights_of: WeightsOf = own_weights,
     ) -> Tensor:
         """Visual tokens (B, L, dim) → what the identity adds to them, (B, L, dim).
 
         Args:
-            identity: its keys and values, or its tokens (B, N, K) where these are not used twice.
+            identity: its keys and values, or its tokens as `keys_values` takes them where these are not used twice.
+                With those of T latent frames the visual tokens are T equal parts, and each sees its own.
             attend: the attention to compute with.
             weights_of: weight and bias of a layer norm, where a caller holds them elsewhere or patches them.
         """
         keys_values = self.keys_values(identity) if isinstance(identity, Tensor) else identity
         normed = layer_norm(hidden_states, Norm(*weights_of(self.norm2, hidden_states), self.norm2.eps))
-        q = self.to_q(normed).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
-        k, v = (x.expand(len(q), -1, -1, -1) for x in keys_values)
-        return self.to_out(attend(q, k, v))
+        queries = self.to_q(normed).unflatten(2, (-1, self.head_dim))
+        k, v = keys_values
+        if k.ndim == 5:  # frames are samples of one attention
+            queries = queries.unflatten(1, (k.shape[1], -1)).flatten(0, 1)
+            k, v = (x.expand(len(hidden_states), -1, -1, -1, -1).flatten(0, 1) for x in keys_values)
+        q = queries.transpose(1, 2)
+        k, v = (x.expand(len(q), -1, -1, -1) for x in (k, v))
+        return self.to_out(attend(q, k, v).reshape(*hidden_states.shape[:2], -1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +91,8 @@ class Injection:
         guide_identity: whether the unconditional branch goes without it, so that guidance leads to the person as to the
             prompt; in the release both branches have it.
         region: where in the picture and when in the video it acts.
+        frame_tokens: (T, M, K) in the place of the last M of `tokens`, of each latent frame of the video its own; the
+            last one's hold in a video of more than T. None: `tokens` in all frames.
 
     Raises:
         IdentityError: the part of the run is none.
@@ -89,6 +105,7 @@ class Injection:
     layer_weights: tuple[float, ...] = ()
     guide_identity: bool = False
     region: Region = EVERYWHERE
+    frame_tokens: Tensor | None = None
 
     def __post_init__(self):
         if not 0 <= self.start <= self.end <= 1:
@@ -97,6 +114,11 @@ class Injection:
                 "never act. start_percent and end_percent must lie in 0 … 1, start_percent not after end_percent; "
                 "set 0 and 1 for the whole run. Strength 0 switches the identity off."
             )
+
+    @property
+    def constant_tokens(self) -> Tensor:
+        """(N or N − M, K) those that all frames share."""
+        return self.tokens if self.frame_tokens is None else self.tokens[: -self.frame_tokens.shape[1]]
 
     def is_active(self, progress: float) -> bool:
         """Whether `progress` lies in its part of the run."""
@@ -129,7 +151,7 @@ class InjectionRun:
     def __init__(self, injections: Sequence[Injection], keep: bool = True):
         self.injections = tuple(injections)
         self._keep = keep
-        self._keys_values: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._keys_values: dict[tuple, KeysValues] = {}
         self._token_weights: dict[tuple, list[Tensor | None]] = {}
 
     @property
@@ -152,7 +174,8 @@ class InjectionRun:
         """Visual tokens (B, L, dim) after one block → the same with every identity added by injection layer `layer`.
 
         Args:
-            grid: where these tokens are; without it every identity acts everywhere.
+            grid: where these tokens are; without it every identity acts everywhere, and they are those of as many
+                latent frames as there are `frame_tokens`.
             unconditional: for each of the equal parts that the batch is made of, whether it is an unconditional branch;
                 empty: none is.
             attend, weights_of: see `LayerAttention.forward`.
@@ -163,7 +186,7 @@ class InjectionRun:
             weight = injection.weight(layer, progress)
             if weight == 0.0:
                 continue
-            identity = self._keys_values_of(i, attention, hidden_states)
+            identity = self._keys_values_of(i, attention, hidden_states, grid)
             skip_mask = unconditional if injection.guide_identity and any(unconditional) else (False,)
             parts = zip(added.chunk(len(skip_mask)), hidden_states.chunk(len(skip_mask)), skip_mask, strict=True)
             summed = [
@@ -183,14 +206,42 @@ class InjectionRun:
             self._token_weights[key] = [None if weights is None else weights.to(like) for weights in found]
         return self._token_weights[key]
 
-    def _keys_values_of(self, i: int, attention: LayerAttention, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys_values_of(self, i: int, attention: LayerAttention, like: Tensor, grid: TokenGrid | None) -> KeysValues:
+        injection = self.injections[i]
         key = (i, attention, like.device, like.dtype)  # a run may lead through two models
+        constant = self._kept(key, lambda: attention.keys_values(injection.constant_tokens[None].to(like)))
+        if injection.frame_tokens is None:
+            return constant
+        frames = _frames_of(injection.frame_tokens, grid)
+
+        def compute() -> KeysValues:
+            return attention.keys_values(frames[None].to(like))
+
+        # Of all windows of a long video they would fill the memory: 27 MB a latent frame of the release.
+        moving = compute() if grid is not None and grid.window else self._kept((*key, len(frames)), compute)
+        k, v = (_beside(one, own) for one, own in zip(constant, moving, strict=True))
+        return k, v
+
+    def _kept(self, key: tuple, compute: Callable[[], KeysValues]) -> KeysValues:
         if key in self._keys_values:
             return self._keys_values[key]
-        keys_values = attention.keys_values(self.injections[i].tokens[None].to(like))
+        keys_values = compute()
         if self._keep:
             self._keys_values[key] = keys_values
         return keys_values
+
+
+def _frames_of(frame_tokens: Tensor, grid: TokenGrid | None) -> Tensor:
+    """Tokens (T, M, K) of a performance → of the latent frames of a prediction; the last ones hold."""
+    if grid is None or (not grid.window and grid.frames == len(frame_tokens)):
+        return frame_tokens
+    wanted = grid.window or range(grid.frames)
+    return frame_tokens[[min(i, len(frame_tokens) - 1) for i in wanted]]
+
+
+def _beside(constant: Tensor, moving: Tensor) -> Tensor:
+    """(1, heads, N, D) of all frames and (1, T, heads, M, D) of each → (1, T, heads, N + M, D)."""
+    return torch.cat([constant[:, None].expand(-1, moving.shape[1], -1, -1, -1), moving], 3)
 
 
 def _add(hidden_states: Tensor, added: Tensor, weight: float, token_weights: Tensor | None) -> Tensor:
@@ -235,7 +286,7 @@ class SampleInjector:
     Without gradients keys and values are computed once per layer: make a new one where the layers have changed.
 
     Args:
-        tokens: (B, N, K).
+        tokens: (B, N, K), or (B, T, N, K) of each latent frame its own.
         strength: (B,) factor on what is added, 0 for none; all are added as they are by default.
         shared_layer: the injection layer to use for all blocks, if there is one.
     """
@@ -243,7 +294,7 @@ class SampleInjector:
     def __init__(self, tokens: Tensor, strength: Tensor | None = None, shared_layer: LayerAttention | None = None):
         self._tokens, self._shared_layer = tokens, shared_layer
         self._strength = None if strength is None else strength[:, None, None]
-        self._keys_values: dict[int, tuple[Tensor, Tensor]] = {}
+        self._keys_values: dict[int, KeysValues] = {}
 
     def add_to(self, hidden_states: Tensor, layer: int, attention: LayerAttention, progress: float) -> Tensor:
         """See `Injector`."""
@@ -251,7 +302,7 @@ class SampleInjector:
         added = attention(hidden_states, self._identity(layer, attention, hidden_states))
         return hidden_states + (added if self._strength is None else self._strength.to(added) * added)
 
-    def _identity(self, layer: int, attention: LayerAttention, like: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+    def _identity(self, layer: int, attention: LayerAttention, like: Tensor) -> KeysValues | Tensor:
         tokens = self._tokens.to(like)
         if torch.is_grad_enabled():
             return tokens
@@ -277,6 +328,17 @@ def check(injection: Injection, layers: nn.ModuleList) -> None:
         raise IdentityError(
             f"The identity has tokens of width {injection.tokens.shape[-1]}, but this model expects {width}: it was "
             "made with another model's identity encoder. Run Feature Fusion again with the encoder of this model."
+        )
+    frame_tokens = injection.frame_tokens
+    if frame_tokens is not None and not (
+        frame_tokens.ndim == 3
+        and frame_tokens.shape[-1] == width
+        and len(frame_tokens)
+        and 0 < frame_tokens.shape[1] <= len(injection.tokens)
+    ):
+        raise IdentityError(
+            f"The identity's tokens of single frames have shape {tuple(frame_tokens.shape)}; expected (frames, at most "
+            f"{len(injection.tokens)}, {width}). Run Feature Fusion again with the encoder of this model."
         )
     if injection.layer_weights and len(injection.layer_weights) != len(layers):
         raise IdentityError(

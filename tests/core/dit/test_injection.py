@@ -11,10 +11,12 @@ from fantasyid_core.dit.injection import (
     Injection,
     InjectionRun,
     LayerAttention,
+    SampleInjector,
     check,
     parse_curve,
     stretch,
 )
+from fantasyid_core.dit.region import Region, TokenGrid
 from fantasyid_core.errors import IdentityError
 
 DIM, TOKEN_DIM, INNER, HEAD = 24, 20, 32, 8
@@ -127,6 +129,89 @@ def test_the_injection_computes_with_the_attention_and_norms_of_the_call(layer, 
     assert (flat.add_to(hidden, 0, layer, 0.0) - plain).abs().max() > 0
 
 
+@pytest.fixture
+def video() -> torch.Tensor:
+    """Visual tokens of two samples of three latent frames of four tokens."""
+    return torch.randn(2, 12, DIM, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def frame_tokens() -> torch.Tensor:
+    """Two vertex tokens of each of three latent frames."""
+    return torch.randn(3, 2, TOKEN_DIM, generator=torch.Generator().manual_seed(4))
+
+
+GRID = TokenGrid(3, 2, 2)
+
+
+def frame_by_frame(layer: LayerAttention, video: torch.Tensor, tokens: torch.Tensor, frames) -> torch.Tensor:
+    """The plain twin: each latent frame (B, 4, DIM) alone, with the face tokens and its own vertex tokens."""
+    every = [torch.cat([tokens[:3], own]) for own in frames]
+    parts = zip(video.split(4, 1), every, strict=True)
+    return torch.cat([written_out(layer, part, own[None].expand(2, -1, -1)) for part, own in parts], 1)
+
+
+def test_each_latent_frame_sees_the_face_tokens_and_its_own_vertex_tokens(layer, video, tokens, frame_tokens):
+    run = InjectionRun([Injection(tokens, 0.5, frame_tokens=frame_tokens)])
+    expected = frame_by_frame(layer, video, tokens, frame_tokens)
+    torch.testing.assert_close(run.add_to(video, 0, layer, 0.0, grid=GRID) - video, 0.5 * expected)
+    torch.testing.assert_close(run.add_to(video, 0, layer, 0.0), run.add_to(video, 0, layer, 0.0, grid=GRID))
+    in_training = torch.cat([tokens[None, :3].expand(3, -1, -1), frame_tokens], 1).expand(2, -1, -1, -1)
+    for with_gradients in (True, False):
+        with torch.set_grad_enabled(with_gradients):
+            added = SampleInjector(in_training).add_to(video, 0, layer, 0.0) - video
+        torch.testing.assert_close(added, expected)
+
+
+def test_a_face_that_rests_in_all_frames_is_the_constant_one(layer, video, tokens):
+    still = Injection(tokens, frame_tokens=tokens[3:].expand(3, -1, -1))
+    constant = InjectionRun([Injection(tokens)]).add_to(video, 0, layer, 0.0)
+    torch.testing.assert_close(InjectionRun([still]).add_to(video, 0, layer, 0.0), constant, rtol=0, atol=1e-6)
+    as_released = video + layer(video, layer.keys_values(tokens[None]))
+    assert torch.equal(constant, as_released)
+
+
+def test_frames_of_a_window_and_after_the_performance_see_theirs(layer, video, tokens, frame_tokens):
+    run = InjectionRun([Injection(tokens, frame_tokens=frame_tokens)])
+
+    def added(grid: TokenGrid) -> torch.Tensor:
+        return run.add_to(video, 0, layer, 0.0, grid=grid) - video
+
+    def expected(*numbers: int) -> torch.Tensor:
+        return frame_by_frame(layer, video, tokens, frame_tokens[list(numbers)])
+
+    torch.testing.assert_close(added(TokenGrid(5, 2, 2, (0, 1, 4))), expected(0, 1, 2))
+    torch.testing.assert_close(added(TokenGrid(5, 2, 2, (0, 3, 4))), expected(0, 2, 2))
+    short = run.add_to(video[:, :8], 0, layer, 0.0, grid=TokenGrid(2, 2, 2)) - video[:, :8]
+    torch.testing.assert_close(short, expected(0, 1, 2)[:, :8])
+
+
+def test_an_acting_identity_takes_regions_guidance_and_others_beside_it(layer, video, tokens, frame_tokens):
+    mask = torch.zeros(1, 2, 2)
+    mask[0, 0, 0] = 1
+    acting = Injection(tokens, guide_identity=True, region=Region(mask), frame_tokens=frame_tokens)
+    both = InjectionRun([acting, Injection(tokens.flip(0))])
+    made = both.add_to(video, 0, layer, 0.0, grid=GRID, unconditional=(True, False))
+    other = InjectionRun([Injection(tokens.flip(0))]).add_to(video, 0, layer, 0.0)
+    own = frame_by_frame(layer, video, tokens, frame_tokens) * mask.flatten().repeat(3)[:, None]
+    torch.testing.assert_close(made, torch.stack([other[0], (other + own)[1]]))
+
+
+def test_keys_and_values_of_frames_are_computed_once_a_run_and_anew_in_windows(
+    layer, video, tokens, frame_tokens, monkeypatch
+):
+    calls = []
+    original = layer.keys_values
+    monkeypatch.setattr(layer, "keys_values", lambda t: calls.append(tuple(t.shape[:-1])) or original(t))
+    run = InjectionRun([Injection(tokens, frame_tokens=frame_tokens)])
+    for _ in range(3):
+        run.add_to(video, 0, layer, 0.0, grid=GRID)
+    assert calls == [(1, 3), (1, 3, 2), (3, 2)]  # a call for frames flattens them and calls again
+    for _ in range(2):
+        run.add_to(video, 0, layer, 0.0, grid=TokenGrid(5, 2, 2, (0, 1, 2)))
+    assert len(calls) == 7
+
+
 def test_misfits_are_refused(layer, tokens):
     layers = nn.ModuleList([layer])
     check(Injection(tokens), layers)
@@ -134,6 +219,8 @@ def test_misfits_are_refused(layer, tokens):
         check(Injection(tokens), nn.ModuleList())
     with pytest.raises(IdentityError, match="width 19"):
         check(Injection(tokens[:, :19]), layers)
+    with pytest.raises(IdentityError, match=r"single frames have shape \(3, 6, 20\)"):
+        check(Injection(tokens, frame_tokens=torch.zeros(3, 6, TOKEN_DIM)), layers)
     with pytest.raises(IdentityError, match="2 layer weights"):
         check(Injection(tokens, layer_weights=(1.0, 1.0)), layers)
 
