@@ -2,11 +2,14 @@
 
 from comfy_api.latest import io
 
+from ..fantasyid_core.dit.acting import per_latent_frame
+from ..fantasyid_core.dit.config import FPS
 from ..fantasyid_core.fusion.identity import COMBINE, load_identity, save_identity
+from ..fantasyid_core.reconstruction.animation import Animation as MovingMesh
 from ..fantasyid_core.reconstruction.mesh_space import into_space
 from .host import notes, paths
 from .host.base import FantasyIDNode, listed
-from .host.sockets import Encoder, Identity, Mesh, Views
+from .host.sockets import Animation, Encoder, Identity, Mesh, Views
 
 CONSENT = "An identity file describes a person's face: keep and share it only with that person's consent."
 
@@ -35,6 +38,12 @@ class FantasyIDFuse(FantasyIDNode):
                     "side, the video picks what suits it; slower. weighted by pose: an average in which frontal "
                     "views with a high score count more. With one view all are the same.",
                 ),
+                Animation.Input(
+                    "animation",
+                    optional=True,
+                    tooltip="What the face shall do, from FantasyID Perform on the same mesh. An experiment: models "
+                    "that were not trained with it may ignore it, and nobody has measured it.",
+                ),
             ],
             outputs=[
                 Identity.Output(
@@ -44,11 +53,17 @@ class FantasyIDFuse(FantasyIDNode):
         )
 
     @classmethod
-    def run(cls, encoder, views, mesh, combine: str) -> io.NodeOutput:
+    def run(cls, encoder, views, mesh, combine: str, animation: MovingMesh | None = None) -> io.NodeOutput:
         mesh, warning = into_space(mesh, encoder.template)
         if warning:
             notes.warn(warning)
-        return io.NodeOutput(encoder.fuse(views, mesh, combine))
+        acting = None
+        if animation is not None:
+            acting = per_latent_frame(animation)
+            seconds = len(animation.weights) / animation.fps
+            untrained = "" if encoder.has_learned_acting else " This model was not trained with it: an experiment."
+            notes.show(f"The face acts for {seconds:.1f} s of a video of {FPS} frames a second.{untrained}")
+        return io.NodeOutput(encoder.fuse(views, mesh, combine, acting))
 
 
 class FantasyIDSaveIdentity(FantasyIDNode):

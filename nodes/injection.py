@@ -163,7 +163,16 @@ class FantasyIDApply(FantasyIDNode):
             fade_seconds,
             overlap,
         )
-        injection = Injection(identity.tokens, strength, start_percent, end_percent, curve, guide_identity, region)
+        injection = Injection(
+            identity.tokens,
+            strength,
+            start_percent,
+            end_percent,
+            curve,
+            guide_identity,
+            region,
+            identity.frame_tokens,
+        )
         return io.NodeOutput(add_injection(model, injection))
 
 

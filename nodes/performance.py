@@ -184,7 +184,7 @@ class FantasyIDPerform(FantasyIDNode):
                 ),
             ],
             outputs=[
-                Animation.Output(display_name="animation", tooltip="The moving mesh, for FantasyID Save Animation."),
+                Animation.Output(display_name="animation", tooltip="The moving mesh, for Save Animation or Fusion."),
                 io.Image.Output(display_name="frames", tooltip="The mesh in every frame, from the front."),
                 io.Float.Output(display_name="fps", tooltip="Frames per second, for Create Video."),
             ],

@@ -134,7 +134,8 @@ class FantasyIDSampler(FantasyIDNode):
         zeros = latent["samples"]
         check_size(model.model_options, zeros, transformer_of(model))
         if not injections_of(model):
-            model = add_injection(model, Injection(identity.tokens, guide_identity=guide_identity))
+            injection = Injection(identity.tokens, guide_identity=guide_identity, frame_tokens=identity.frame_tokens)
+            model = add_injection(model, injection)
         generator = torch.Generator().manual_seed(seed)
         pixels = squeeze_to_frame(identity.image, height, width)
         positive, negative = _with_first_frame(model, vae, pixels, positive, negative, generator)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import IdentityError, SamplingError
+from .acting import per_latent
 from .config import FPS, TIME_SCALE
 
 ADD, SHARE, LAST_WINS = OVERLAPS = ("add", "share", "last wins")
@@ -65,7 +66,7 @@ class Region:
             SamplingError: the mask has another number of frames than the video.
         """
         count = (frames - 1) * TIME_SCALE + 1
-        times = _per_latent(self._at(torch.arange(count) / self.fps))[:, None, None]
+        times = per_latent(self._at(torch.arange(count) / self.fps))[:, None, None]
         if self.mask is None:
             return times.expand(-1, rows, columns)
         if len(self.mask) not in (1, count):
@@ -76,7 +77,7 @@ class Region:
         mask = F.adaptive_avg_pool2d(self.mask.detach().float().cpu().clamp(0, 1)[:, None], (rows, columns))[:, 0]
         if len(mask) == 1:
             return times * mask
-        return _per_latent(self._at(torch.arange(count) / self.fps)[:, None, None] * mask)
+        return per_latent(self._at(torch.arange(count) / self.fps)[:, None, None] * mask)
 
     def _at(self, seconds: Tensor) -> Tensor:
         """Weights at these times."""
@@ -139,11 +140,6 @@ def _combine(drawn: Tensor, overlaps: Sequence[str]) -> Tensor:
     for group in sharing:
         combined[group] /= combined[group].sum(0).clamp(min=1)
     return combined
-
-
-def _per_latent(values: Tensor) -> Tensor:
-    """Values per frame (4 T − 3, …) → per latent frame (T, …)."""
-    return torch.cat([values[:1], values[1:].unflatten(0, (-1, TIME_SCALE)).mean(1)])
 
 
 def _check_mask(mask: Tensor) -> None:

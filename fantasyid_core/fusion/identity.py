@@ -1,10 +1,11 @@
 """Feature fusion: face views and a face mesh → the identity (paper, sections 3.1 and 3.2).
 
-An identity is a constant of the video. It is computed once, kept on its device, and can be saved.
+An identity is a constant of the video or, where its face acts, has vertex tokens of its own in each latent frame. It is
+computed once, kept on its device, and can be saved.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import IdentityError
 from ..io.layout import save_tensors
 from ..operations import TORCH, Operations
+from ..reconstruction.animation import Animation
 from ..reconstruction.face_mesh import FaceMesh
 from ..views.collection import FaceViews
 from .checkpoint import Published
@@ -32,6 +34,7 @@ FIRST, MEAN, BEST, CONCATENATED, BY_POSE = COMBINE = (
 # Degrees from the camera at which a view counts 0.6 times a frontal one in "weighted by pose".
 _POSE_WIDTH = 30.0
 BRANCHES = ("2d", "3d")
+_CHUNK = 16  # meshes encoded at a time, which bounds the memory
 FORMAT = "fantasyid-identity-1"
 
 
@@ -44,15 +47,18 @@ class Identity:
         vertex_tokens: (79, K) float32, its 3-D part; (79 · views, K) likewise. A model that was trained on one part
             alone has none, (0, K), of the other.
         image: (512, 512, 3) float32 in 0…1, the aligned reference crop.
+        frame_tokens: (T, 79, K) float32, or (T, 79 · views, K), in the place of `vertex_tokens` in each latent frame of
+            a video; None: the face does as the prompt says.
     """
 
     face_tokens: Tensor
     vertex_tokens: Tensor
     image: Tensor
+    frame_tokens: Tensor | None = None
 
     @property
     def tokens(self) -> Tensor:
-        """(N, K) what the injection layers attend to: face tokens, then vertex tokens."""
+        """(N, K) what the injection layers attend to: face tokens, then vertex tokens, those of the mesh at rest."""
         return torch.cat([self.face_tokens, self.vertex_tokens])
 
 
@@ -124,6 +130,7 @@ def fuse(
     mesh: FaceMesh,
     combine: str = "first view",
     device: torch.device | str = "cpu",
+    acting: Animation | None = None,
 ) -> Identity:
     """Compute the identity of the person in `views` with the face shape of `mesh`, in float32 on `device`.
 
@@ -133,10 +140,17 @@ def fuse(
             "mean of views": their average. "weighted by pose": the average, in which a view counts by its score and by
             how far it looks at the camera. "concatenate tokens": those of all views, each with its own vertex tokens,
             side by side; the video's tokens attend to what suits them.
+        acting: the same face in every latent frame of the video, see `dit.acting.per_latent_frame`.
 
     Raises:
-        MeshError: the mesh has another topology than the encoder was trained on.
+        MeshError: the mesh, or the one that acts, has another topology than the encoder was trained on.
+        IdentityError: a face acts whose mesh the model does not look at, or values are not finite.
     """
+    if acting is not None and "3d" not in encoder.branches:
+        raise IdentityError(
+            "This model was trained without the face's shape, so a mesh that moves cannot direct it. Disconnect "
+            "'animation'."
+        )
     weights = view_weights(views, combine).to(device)
     indices = weights.nonzero()[:, 0]
     vertices = mesh.vertices[None].to(device, torch.float32)
@@ -145,7 +159,9 @@ def fuse(
     if combine != CONCATENATED:
         face_tokens = (weights[indices, None, None] * face_tokens).sum(0, keepdim=True)
     vertex_tokens = torch.cat([encoder.vertex_tokens(vertices, tokens) for tokens in face_tokens.split(1)])
-    if not (face_tokens.isfinite().all() and vertex_tokens.isfinite().all()):
+    frame_tokens = None if acting is None else _frame_tokens(encoder, acting, face_tokens)
+    every = (face_tokens, vertex_tokens, *(() if frame_tokens is None else (frame_tokens,)))
+    if not all(tokens.isfinite().all() for tokens in every):
         raise IdentityError(
             "The identity came out with values that are not finite. The weights or the mesh are damaged; "
             "load the model again, and check the mesh in its preview."
@@ -154,7 +170,17 @@ def fuse(
         tokens.flatten(0, 1) if branch in encoder.branches else tokens.flatten(0, 1)[:0]
         for branch, tokens in zip(BRANCHES, (face_tokens, vertex_tokens), strict=True)
     )
-    return Identity(face_part, vertex_part, views.crops[0].float())
+    return Identity(face_part, vertex_part, views.crops[0].float(), frame_tokens)
+
+
+def _frame_tokens(encoder: IdentityEncoder, acting: Animation, face_tokens: Tensor) -> Tensor:
+    """(T, 79 · views, K) of the frames of a mesh, with the face tokens (views, 36, K) on their device."""
+    chunks = []
+    for first in range(0, len(acting.weights), _CHUNK):
+        vertices = acting.vertices(first, first + _CHUNK).to(face_tokens)
+        views = [encoder.vertex_tokens(vertices, own.expand(len(vertices), -1, -1)) for own in face_tokens.split(1)]
+        chunks.append(torch.cat(views, 1))
+    return torch.cat(chunks)
 
 
 def view_weights(views: FaceViews, combine: str) -> Tensor:
@@ -183,7 +209,7 @@ def view_weights(views: FaceViews, combine: str) -> Tensor:
 
 def save_identity(identity: Identity, path: Path) -> None:
     """Write an identity to a `.safetensors` file. Raises SaveError when the disk refuses it."""
-    tensors = {name: getattr(identity, name).float().cpu().contiguous() for name in Identity.__dataclass_fields__}
+    tensors = {name: value.float().cpu().contiguous() for name, value in vars(identity).items() if value is not None}
     save_tensors(tensors, path, {"format": FORMAT})
 
 
@@ -204,7 +230,9 @@ def load_identity(path: Path) -> Identity:
                     f"{path.name} is not a FantasyID identity file (its format is not {FORMAT}). "
                     "Choose a file that FantasyID Save Identity wrote."
                 )
-            identity = Identity(**{name: file.get_tensor(name).float() for name in Identity.__dataclass_fields__})
+            there = set(file.keys())
+            names = [field.name for field in fields(Identity) if field.default is MISSING or field.name in there]
+            identity = Identity(**{name: file.get_tensor(name).float() for name in names})
     except SafetensorError as error:
         raise IdentityError(
             f"{path.name} is damaged or no safetensors file ({error}). Save the identity again."
@@ -215,12 +243,15 @@ def load_identity(path: Path) -> Identity:
 
 def _check(identity: Identity, name: str) -> None:
     face, vertex, image = identity.face_tokens, identity.vertex_tokens, identity.image
+    moving = vertex[None] if identity.frame_tokens is None else identity.frame_tokens
     fits = (
         face.ndim == vertex.ndim == 2 and face.shape[1] == vertex.shape[1] and image.ndim == 3 and image.shape[2] == 3
     ) and min(face.numel() + vertex.numel(), image.numel()) > 0
-    finite = all(x.isfinite().all() for x in (face, vertex, image))
+    fits = fits and moving.shape[1:] == vertex.shape and len(moving) > 0
+    finite = all(x.isfinite().all() for x in (face, vertex, image, moving))
     if not (fits and finite):
         raise IdentityError(
             f"{name} does not hold a usable identity: face tokens {tuple(face.shape)}, vertex tokens "
-            f"{tuple(vertex.shape)}, image {tuple(image.shape)}, finite: {finite}. Save it again from Feature Fusion."
+            f"{tuple(vertex.shape)}, of frames {tuple(moving.shape)}, image {tuple(image.shape)}, finite: {finite}. "
+            "Save it again from Feature Fusion."
         )

@@ -1,11 +1,13 @@
 """A mesh that moves: its neutral shape, the ways in which it moves, and how far along each it is in every frame."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..detection import head_pose
+from ..errors import MeshError
 from ..geometry import check_mesh
 from .render import shade_moving
 
@@ -43,6 +45,24 @@ class Animation:
         """(n, V, 3) metres, of the frames from `first` to before `last` (None: all that follow)."""
         moved = self.neutral + torch.einsum("vxm,tm->tvx", self.ways, self.weights[first:last])
         return (moved - self.root) @ self.rotation[first:last].mT + self.root
+
+    def resampled(self, fps: float) -> "Animation":
+        """The same at another rate, straight lines between frames; ends with the last frame that is not after its own.
+
+        Raises:
+            MeshError: that is no rate.
+        """
+        if not 0 < fps < float("inf"):
+            raise MeshError(f"An animation needs a rate above 0 frames per second; got {fps}.")
+        last = len(self.weights) - 1
+        places = torch.arange(math.floor(last / self.fps * fps + 1e-6) + 1, device=self.weights.device) * self.fps / fps
+        before = places.floor().long().clamp(max=last)
+        after, share = (before + 1).clamp(max=last), (places - before)[:, None]
+
+        def between(values: Tensor) -> Tensor:
+            return torch.lerp(values[before], values[after], share)
+
+        return replace(self, weights=between(self.weights), pose=between(self.pose), fps=fps)
 
 
 def shade(animation: Animation, size: int = 512) -> Tensor:

@@ -14,6 +14,7 @@ from ...fantasyid_core.fusion.identity import Identity, IdentityEncoder, build_e
 from ...fantasyid_core.fusion.image_tower import ImageTower
 from ...fantasyid_core.fusion.mesh_hierarchy import load as load_topology
 from ...fantasyid_core.io.layout import TOPOLOGIES, TOWERS
+from ...fantasyid_core.reconstruction.animation import Animation
 from ...fantasyid_core.reconstruction.face_mesh import FaceMesh
 from ...fantasyid_core.views.collection import FaceViews
 from .compat import make_patcher, read_weights
@@ -30,11 +31,18 @@ class NativeEncoder:
         # ComfyUI asks every node's output for its `patcher`: None until there is one, so that asking reads no file.
         self.patcher: comfy.model_patcher.ModelPatcher | None = None
 
-    def fuse(self, views: FaceViews, mesh: FaceMesh, combine: str) -> Identity:
-        """Load onto the host's device, as its memory allows, and compute the identity there."""
+    def fuse(self, views: FaceViews, mesh: FaceMesh, combine: str, acting: Animation | None = None) -> Identity:
+        """Load onto the host's device, as its memory allows, and compute the identity there; arguments as `fuse` of the
+        core takes them.
+        """
         patcher = self.loaded()
         comfy.model_management.load_models_gpu([patcher])
-        return fuse(patcher.model, views, mesh, combine, patcher.load_device)
+        return fuse(patcher.model, views, mesh, combine, patcher.load_device, acting)
+
+    @property
+    def has_learned_acting(self) -> bool:
+        """Whether the model was trained with meshes that move."""
+        return bool(self._config.get("trained_with_acting", False))
 
     @property
     def template(self) -> Tensor:

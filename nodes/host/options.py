@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...fantasyid_core.dit import fp8
-from ...fantasyid_core.dit.config import TIME_SCALE
+from ...fantasyid_core.dit.config import FPS, TIME_SCALE
 from ...fantasyid_core.dit.injection import Injection
 from ...fantasyid_core.dit.injection import check as check_injection
 from ...fantasyid_core.dit.step_cache import CacheSettings
@@ -176,6 +176,19 @@ def _check_regions(injections: Sequence[Injection], size: Sequence[int], patch_s
             )
 
 
+def _check_acting(injections: Sequence[Injection], frames: int) -> None:
+    """Say before the wait where a face acts for another time than a video of so many latent frames takes."""
+    seconds = ((frames - 1) * TIME_SCALE + 1) / FPS
+    for injection in injections:
+        acts = 0 if injection.frame_tokens is None else len(injection.frame_tokens)
+        if acts and acts != frames:
+            after = "its last moment holds from then on" if acts < frames else "the rest is left out"
+            notes.warn(
+                f"A face acts for {((acts - 1) * TIME_SCALE + 1) / FPS:.1f} s, but the video takes {seconds:.1f} s: "
+                f"{after}."
+            )
+
+
 def around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
     """Around each sampling run: what is constant over it is computed once and forgotten afterwards."""
     guider, noise = executor.class_obj, args[0]
@@ -186,6 +199,7 @@ def around_run(executor, *args: Any, **kwargs: Any) -> Tensor:
         notes.warn(other_size(transformer, size))
     ours = Options.of(options)
     _check_regions(ours.injections, noise.shape[2:], transformer.config.patch_size)
+    _check_acting(ours.injections, noise.shape[2])
     mark(guider, ours.injections)
     constant = "registered_hooks" not in guider.model_options  # hooks swap weights in the middle of a run
     negative = negative_model(guider)

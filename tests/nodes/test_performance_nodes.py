@@ -5,6 +5,7 @@ import struct
 
 import pytest
 
+from fantasyid_core.fusion.identity import load_identity
 from tools.comfy_host import ComfyServer, Graph
 from tools.complaints import check
 from tools.graphs import node
@@ -59,6 +60,24 @@ def test_a_video_becomes_a_moving_mesh_and_files(comfy: ComfyServer, photo: str)
     done = comfy.run(again)
     assert done.status == "success", done.error
     assert len(done.outputs["frames"]["images"]) == FRAMES - 1
+
+    again["model"] = node("FantasyIDLoadModel", model_name=NANO, weight_dtype="default")
+    again["views"] = node("FantasyIDViews", face=["face", 0], max_views=1)
+    again["fuse"] = node(
+        "FantasyIDFuse",
+        encoder=["model", 2],
+        views=["views", 0],
+        mesh=["mesh", 0],
+        combine="first view",
+        animation=["perform", 0],
+    )
+    again["who"] = node("FantasyIDSaveIdentity", identity=["fuse", 0], filename_prefix="fantasyid/acts")
+    done = comfy.run(again)
+    assert done.status == "success", done.error
+    assert comfy.notes["fuse"].startswith("The face acts for 0.2 s of a video of 8 frames a second. This model was not")
+    (name,) = done.outputs["who"]["text"]
+    identity = load_identity(comfy.base / "output" / name.removesuffix(" [output]"))
+    assert identity.frame_tokens.shape == (2, *identity.vertex_tokens.shape)
 
 
 def test_landmarks_of_comfyui_s_own_node_are_taken(comfy: ComfyServer, photo: str):

@@ -27,6 +27,7 @@ from fantasyid_core.fusion.identity import (
 from fantasyid_core.fusion.image_tower import ImageTower
 from fantasyid_core.fusion.mesh_hierarchy import load as load_topology
 from fantasyid_core.io.weights import read, read_config
+from fantasyid_core.reconstruction.animation import Animation
 from fantasyid_core.reconstruction.face_mesh import FaceMesh
 from fantasyid_core.views.collection import FaceViews
 
@@ -138,6 +139,37 @@ def test_concatenated_identities_are_saved_and_loaded(encoder, mesh, views, tmp_
     save_identity(identity, tmp_path / "me.safetensors")
     loaded = load_identity(tmp_path / "me.safetensors")
     assert torch.equal(loaded.tokens, identity.tokens)
+
+
+def test_an_acting_face_has_vertex_tokens_of_every_mesh_and_keeps_them_in_its_file(encoder, mesh, views, tmp_path):
+    rest = mesh.vertices
+    acting = Animation(
+        rest, None, rest[..., None], torch.tensor([[0.0], [0.1]]), torch.zeros(2, 3), torch.zeros(3), fps=2.0
+    )
+    two = part(views, 0, 2)
+    identity = fuse(encoder, two, mesh, CONCATENATED, acting=acting)
+    constant = fuse(encoder, two, mesh, CONCATENATED)
+    larger = fuse(encoder, two, FaceMesh(1.1 * rest), CONCATENATED)
+    assert torch.equal(identity.tokens, constant.tokens)
+    expected = torch.stack([constant.vertex_tokens, larger.vertex_tokens])
+    torch.testing.assert_close(identity.frame_tokens, expected, rtol=0, atol=1e-5)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+    save_identity(identity, tmp_path / "acts.safetensors")
+    assert torch.equal(load_identity(tmp_path / "acts.safetensors").frame_tokens, identity.frame_tokens)
+    save_identity(constant, tmp_path / "rests.safetensors")
+    assert load_identity(tmp_path / "rests.safetensors").frame_tokens is None
+    save_identity(dataclasses.replace(identity, frame_tokens=torch.zeros(2, 3, 5)), tmp_path / "torn.safetensors")
+    with pytest.raises(IdentityError, match=r"of frames \(2, 3, 5\)"):
+        load_identity(tmp_path / "torn.safetensors")
+
+
+def test_a_model_that_sees_no_shape_cannot_be_directed(encoder, mesh, views):
+    flat = IdentityEncoder(encoder.tower, encoder.abstractor, encoder.spiral_net, encoder.reducer, ["2d"])
+    still = Animation(
+        mesh.vertices, None, torch.zeros(0, 3, 0), torch.zeros(1, 0), torch.zeros(1, 3), torch.zeros(3), 8.0
+    )
+    with pytest.raises(IdentityError, match="Disconnect 'animation'"):
+        fuse(flat, views, mesh, acting=still)
 
 
 def test_an_unknown_way_to_combine_names_those_that_there_are(encoder, mesh, views):

@@ -127,6 +127,23 @@ def test_identity_is_computed_once_for_all_windows(cut, monkeypatch):
     assert len(calls) == 2, "once a layer"
 
 
+def test_each_window_sees_the_part_of_the_performance_that_it_is_of(standin, cut, caplog):
+    moving = TOKENS[8:] + 0.5 * torch.randn(LONG, 12, 64, generator=torch.Generator().manual_seed(1))
+    constant = sample(cut)
+
+    def acted(frame_tokens: Tensor) -> Tensor:
+        injection = Injection(TOKENS, frame_tokens=frame_tokens)
+        return sample(set_windows(add_injection(load(standin), injection), Windows(KNOWN, 1)))
+
+    assert difference(acted(TOKENS[None, 8:]), constant) < 1e-5
+    assert "A face acts for 0.1 s, but the video takes 10.1 s: its last moment holds from then on." in caplog.text
+    begins = TOKENS[8:].repeat(LONG, 1, 1)
+    begins[-3:] = moving[-3:]
+    changed = (acted(begins) - constant).abs().amax((0, 1, 3, 4))
+    assert not changed[:KNOWN].any()
+    assert changed[-3:].all()
+
+
 def test_every_sampler_runs_in_windows(cut):
     for sampler in (ReleaseSampler("dpm", 2, torch.Generator()), "dpm_2", "euler"):
         assert sample(cut, sampler=sampler).isfinite().all(), sampler
