@@ -14,7 +14,8 @@ from fantasyid_core.dit import byte_tokens
 from ..people.clip import CLIP_ZOOM, Clip, clip, still
 from ..people.colours import COLOURS
 from ..people.person import Person, person
-from ..people.render import PARTS, render
+from ..people.render import GAMMA, PARTS, render
+from ..people.variety import varied
 from .data import randint
 from .settings import PoolSettings
 
@@ -40,6 +41,7 @@ class Pool:
         shirt, background: (N,) int64 into `COLOURS`; owner: (N,) int64, whose clip it is.
         caption: (N + P · S, 226) int16, of the clips, then of the photos, person by person.
         stills: (P, S, still_size, still_size, 3) uint8; still_landmarks, still_pose, still_expression: of each.
+        still_hair: (P, S, 4): colour in sRGB and whether it is long, each about standard normal.
         shape: (P, 100) shape codes; appearance: (P, L) paint, sex, age …, each about standard normal.
         latents: (N, t, 16, h, w) bfloat16 (float32 off a GPU) after `encode_with`; latent_face_mask: (N, t, h, w) 0…1.
         picture_latents (P, S, 16, h, w), latent_picture_mask (P, S, h, w): likewise of the photos, framed as clips are;
@@ -68,7 +70,7 @@ class Pool:
         self.caption = zeros(n + p * s.stills, byte_tokens.TOKENS, dtype=torch.int16)
         self.stills = zeros(p, s.stills, s.still_size, s.still_size, 3, dtype=torch.uint8)
         self.still_landmarks, self.still_pose = zeros(p, s.stills, 68, 2), zeros(p, s.stills, 3)
-        self.still_expression = zeros(p, s.stills, 50)
+        self.still_expression, self.still_hair = zeros(p, s.stills, 50), zeros(p, s.stills, 4)
         self.picture_mask = zeros(p, s.stills, mask, mask, dtype=torch.uint8)
         self.picture_landmarks = zeros(p, s.stills, 68, 2)
         self.shape, self.appearance = zeros(p, 100), zeros(p, len(appearance(person(split[0]))))
@@ -178,13 +180,15 @@ class Pool:
 
     def _put_people(self, members: Sequence[Person], slot: int) -> None:
         s, rows = self.settings, self._people_of(slot)
-        photo_clips = [still(p, k) for p in members for k in range(s.stills)]
+        photo_clips = [varied(still(p, k), s.variety) for p in members for k in range(s.stills)]
         photos = render(photo_clips, s.still_size, self.device)
         shape = (len(members), s.stills)
         self.stills[rows] = _bytes(photos.frames[:, 0]).unflatten(0, shape)
         self.still_landmarks[rows] = photos.landmarks[:, 0].unflatten(0, shape)
         self.still_pose[rows] = photos.pose[:, 0].unflatten(0, shape)
         self.still_expression[rows] = photos.expression[:, 0].unflatten(0, shape)
+        hair = torch.from_numpy(np.stack([_hair_label(c) for c in photo_clips])).to(self.device)
+        self.still_hair[rows] = hair.unflatten(0, shape)
         self.shape[rows] = torch.stack([p.shape_code for p in members]).to(self.device)
         mean, scale = _appearance_scale()
         appearances = np.stack([(appearance(p) - mean) / scale for p in members]).astype(np.float32)
@@ -290,6 +294,20 @@ def appearance(member: Person) -> np.ndarray:
     """(L,) what a person looks like beside the shape of the head: paint, sex, age, ethnicity, build. Not the hair."""
     attributes = [float(member.sex == "male"), member.age, *member.ethnicity, member.weight, member.muscle]
     return np.concatenate([member.paint.vector, np.array(attributes)])
+
+
+_HAIR_MEAN, _HAIR_SCALE = (0.36, 0.28, 0.22, 0.3), (0.22, 0.20, 0.18, 0.45)
+
+
+def _hair_label(photo: Clip) -> np.ndarray:
+    """(4,) as `Pool.still_hair`."""
+    hair = photo.scene.hair
+    return ((np.append(hair.colour ** (1 / GAMMA), hair.long) - _HAIR_MEAN) / _HAIR_SCALE).astype(np.float32)
+
+
+def hair_colour(label: Tensor) -> Tensor:
+    """Labels (…, 4) as `Pool.still_hair` → sRGB 0…1 (…, 3)."""
+    return label[..., :3] * label.new_tensor(_HAIR_SCALE[:3]) + label.new_tensor(_HAIR_MEAN[:3])
 
 
 _SCALE: list[tuple[np.ndarray, np.ndarray]] = []

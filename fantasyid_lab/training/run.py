@@ -117,7 +117,8 @@ class Run:
         sizes, seed = settings.pool, settings.seed + 17 * self.accelerator.process_index
         if self._pools is None or not (self._pools[0].seed == seed and self._pools[0].settings.same_people(sizes)):
             self._pools = None  # before the next ones take memory
-            few = replace(sizes, capacity=sizes.validation, with_video=sizes.people if sizes.with_video else 0)
+            with_video = sizes.people if sizes.with_video else 0
+            few = replace(sizes, capacity=sizes.validation, with_video=with_video, variety=0.0)
             self._pools = (
                 Pool(sizes, TRAIN, seed, self.device),
                 Pool(few, VALIDATION, 0, self.device),

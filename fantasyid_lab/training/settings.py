@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -44,6 +44,7 @@ class PoolSettings:
         refresh_every: steps between two renderings.
         share: of the time that rendering may take.
         frames, size: of a clip; still_size: of a photo, px.
+        variety: share of photos with fuller or flatter hair, busy walls, lamps from anywhere, each (`people.variety`).
         validation: people, all of them filmed, who are never trained on.
     """
 
@@ -57,6 +58,7 @@ class PoolSettings:
     frames: int = 25
     size: int = 160
     still_size: int = 224
+    variety: float = 0.0
     validation: int = 104
 
     def same_people(self, other: "PoolSettings") -> bool:
@@ -177,6 +179,8 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
             count = "" if variadic else f"{len(inner)} "
             raise TrainingError(f"{where} must be a list of {count}values, each {NAMES[inner[0]]}; got {value!r}.")
         return tuple(_typed(x, inner[0], where) for x in value)
+    if is_dataclass(kind) and not isinstance(value, kind):
+        return parse(kind, value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind in NAMES and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
