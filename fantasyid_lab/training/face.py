@@ -18,9 +18,12 @@ from fantasyid_core.reconstruction import deca
 from fantasyid_core.reconstruction.flame import Flame
 
 from .. import nano
+from ..people.camera import apply, face_crop
 from . import data, pictures
 from .face_truth import Camera, axis_angle, mean_squared_mm, variance_explained, vertex_gram
 from .options import FaceOptions
+from .pool import hair_colour
+from .randomise import Randomisation, randomise
 from .stage import Batch, Context, Stage, evaluating, parameters_of, trainable
 
 CAMERA_SPREAD = (2.0, 0.02, 0.02)  # of scale and shift, about a standard deviation
@@ -35,7 +38,7 @@ class FaceBatch(Batch):
 
     Attributes:
         crops: (2 P, S, S, 3) 0…1, the two of a person one after the other.
-        shape (P, 100), appearance (P, L): true of the people.
+        shape: (P, 100), true of the people; appearance: (2 P, L), what each crop shows of it, hair too.
         photos: (B, 3, 224, 224) 0…1; crop: (B,), the numbers of the crops that were cut from them.
         expression (B, 50), pose (B, 6), camera (B, 3): DECA's codes of the photos.
     """
@@ -94,7 +97,7 @@ class FaceObjective(nn.Module):
         return self.reducer(self.spiral_net(self.face.decode(shape), face_tokens))
 
     def forward(self, batch: FaceBatch) -> dict[str, Tensor]:
-        shape, appearance = (x.repeat_interleave(2, 0) for x in (batch.shape, batch.appearance))
+        shape, appearance = batch.shape.repeat_interleave(2, 0), batch.appearance
         code = deca.split(self.regressor(batch.photos.contiguous(memory_format=torch.channels_last)).float())
         tokens, crop = self.tokens(batch.crops), batch.crop
         predictions = {name: self.probes[name](x) for name, x in tokens.items()}
@@ -142,7 +145,8 @@ class FaceStage(Stage):
         tower = encoder.tower
         for unused in (*tower.blocks[tower.taps[-1] :], *_after_blocks(tower)):
             unused.requires_grad_(False)
-        appearance_size = context.validation.appearance.shape[1]
+        self.randomise = options.randomise
+        appearance_size = context.validation.appearance.shape[1] + context.validation.still_hair.shape[2]
         # Channels first, its batch norms took a third of the GPU's time.
         regressor = trainable(model.regressor).to(memory_format=torch.channels_last)
         face = model.face.to(context.device)
@@ -167,13 +171,16 @@ class FaceStage(Stage):
         second = (first + 1 + data.randint(generator, stills - 1, len(people))) % stills
         rows, which = people.repeat_interleave(2), torch.stack([first, second], 1).flatten()
         pictures, landmarks = pool.stills[rows, which], pool.still_landmarks[rows, which]
-        crops = reference_crops(pictures, landmarks, generator)
+        hair = pool.still_hair[rows, which]
+        appearance = torch.cat([pool.appearance[rows], hair], 1)
+        crops = reference_crops(pictures, landmarks, generator, self.randomise, hair_colour(hair))
 
         count = max(1, int(self.photos * len(rows)))
         chosen = slice(None, None, max(1, len(rows) // count))
         crop = torch.arange(len(rows), device=rows.device)[chosen]
         rows, which = rows[chosen], which[chosen]
         photos, framed_landmarks = data.reframe(pictures[chosen], landmarks[chosen], generator, deca.SIZE)
+        photos = randomise(photos, framed_landmarks, generator, self.randomise, hair_colour(hair[chosen]))
         photos = degrade(photos.movedim(-1, 1), generator)
         shape, expression = pool.shape[rows], pool.still_expression[rows, which]
         pose = pool.still_pose[rows, which]
@@ -184,7 +191,7 @@ class FaceStage(Stage):
             photos=photos,
             crop=crop,
             shape=pool.shape[people],
-            appearance=pool.appearance[people],
+            appearance=appearance,
             expression=expression,
             pose=torch.cat([axis_angle(pose), no_jaw], 1),
             camera=camera,
@@ -192,12 +199,13 @@ class FaceStage(Stage):
 
     def validate(self) -> dict[str, float]:
         """Of patches, face tokens and vertex tokens: top-1 retrieval of a person's other photo, variance explained (R²)
-        of shape and appearance, and the share of the normalised tokens' variance between people. And the regressor's
-        shape error.
+        of shape and appearance, and the share of the normalised tokens' variance between people; variance explained by
+        the face tokens of randomised photos. And the regressor's shape error.
         """
         pool, objective, metrics = self.context.validation, self.objective, {}
         people = min(100, pool.people)
-        shape, appearance, gram = pool.shape[:people], pool.appearance[:people], objective.shape_gram
+        shape, gram = pool.shape[:people], objective.shape_gram
+        appearance = torch.cat([pool.appearance[:people], pool.still_hair[:people, 0]], 1)
         with evaluating(objective), self.context.autocast():
             codes = [deca.split(objective.regressor(as_photos(pool.stills[:people, k])).float()).shape for k in (0, 1)]
             inputs = [self._probe_inputs(code, k) for k, code in enumerate(codes)]
@@ -211,14 +219,24 @@ class FaceStage(Stage):
                     )
                     metrics[f"{name}_top1_of_{people}"] = is_nearest.float().mean().item()
                 metrics[f"{name}_shape"] = variance_explained(predicted_shape, shape, gram)
-                metrics[f"{name}_look"] = (
-                    1 - (predicted_appearance - appearance).square().mean() / appearance.var(0, correction=0).mean()
-                ).item()
+                metrics[f"{name}_look"] = _explained(predicted_appearance, appearance)
                 normalised = F.layer_norm(tokens.float(), tokens.shape[-1:])
                 metrics[f"{name}_between"] = (normalised.var(0).sum() / normalised.square().mean(0).sum()).item()
+            if not self.randomise.is_off:
+                tokens = objective.tokens(self._randomised_crops(people))["face"]
+                predicted_shape, predicted_appearance, _ = objective.probes["face"](tokens)
+                metrics["randomised_face_shape"] = variance_explained(predicted_shape, shape, gram)
+                metrics["randomised_face_look"] = _explained(predicted_appearance, appearance)
         errors = [mean_squared_mm(code - shape, gram).sqrt().item() for code in codes]
         of_mean = mean_squared_mm(shape.mean(0) - shape, gram).sqrt().item()
         return {"shape_mm": sum(errors) / 2, "shape_mm_of_the_mean_person": of_mean} | metrics
+
+    def _randomised_crops(self, people: int) -> Tensor:
+        """The first photos of so many people never trained on, as the tower is trained to see them."""
+        pool, generator = self.context.validation, self.context.generator(0)
+        pictures, landmarks = pool.stills[:people, 0], pool.still_landmarks[:people, 0]
+        hair = hair_colour(pool.still_hair[:people, 0])
+        return reference_crops(pictures, landmarks, generator, self.randomise, hair)
 
     def _probe_inputs(self, shape: Tensor, k: int) -> dict[str, Tensor]:
         """Patches, face and vertex tokens of the k-th photos of as many people as there are shape codes (B, 100)."""
@@ -242,13 +260,32 @@ class FaceStage(Stage):
         nano.write(self.context.model, self.context.model_folder, ["face_encoder", "face_model", "transformer"])
 
 
+def _explained(predicted: Tensor, true: Tensor) -> float:
+    """Variance explained (R²) by predictions (N, L): 1 all, 0 as the mean."""
+    return (1 - (predicted - true).square().mean() / true.var(0, correction=0).mean()).item()
+
+
 def _after_blocks(tower: nn.Module) -> list[nn.Module]:
     return [module for module in (tower.norm, tower.head) if module is not None]
 
 
-def reference_crops(pictures: Tensor, landmarks: Tensor, generator: torch.Generator) -> Tensor:
-    """Reference crops (B, CROP, CROP, 3) of pictures (B, H, W, 3) uint8, placed and damaged as real ones are."""
-    crops = data.align(pictures, landmarks, CROP, data.jitter(generator, len(pictures)))
+def reference_crops(
+    pictures: Tensor,
+    landmarks: Tensor,
+    generator: torch.Generator,
+    amount: Randomisation | None = None,
+    hair: Tensor | None = None,
+) -> Tensor:
+    """Reference crops (B, CROP, CROP, 3) of pictures (B, H, W, 3) uint8, placed, worn and damaged as real ones are.
+
+    Args:
+        amount: of `randomise`, which is left out by default; hair: (B, 3) 0…1, colour of what falls into the face.
+    """
+    shifts = data.jitter(generator, len(pictures))
+    crops = data.align(pictures, landmarks, CROP, shifts)
+    if amount is not None and not amount.is_off:
+        seen = apply(face_crop(landmarks[:, :5], shifts, CROP), landmarks[:, :5])
+        crops = randomise(crops, seen, generator, amount, hair)
     return degrade(crops.clamp(0, 1).movedim(-1, 1), generator).movedim(1, -1)
 
 

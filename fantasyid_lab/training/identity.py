@@ -153,7 +153,9 @@ class PoolSource:
     def encode_pictures(self, pictures: Tensor, landmarks: Tensor, generator: torch.Generator) -> Reference:
         """Pictures (B, H, W, 3) uint8 and landmarks (B, 68, 2) px → what is kept of them."""
         cache_dtype = torch.bfloat16 if pictures.is_cuda else torch.float32
-        crops = ReferenceCrops(reference_crops(pictures, landmarks, generator), self.vertices(pictures))
+        crops = ReferenceCrops(
+            reference_crops(pictures, landmarks, generator, self.options.randomise), self.vertices(pictures)
+        )
         encoded = self._encode_reference(crops)
         # Vertices stay in float32: millimetres count.
         reference = replace(encoded.map(lambda x: x.to(cache_dtype)), vertices=encoded.vertices)

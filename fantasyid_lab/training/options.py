@@ -1,9 +1,11 @@
 """What each stage takes under `[options]`: a frozen dataclass a stage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fantasyid_core.dit import byte_tokens
 from fantasyid_core.meters import attribute_regressor
+
+from .randomise import Randomisation
 
 
 @dataclass(frozen=True)
@@ -13,10 +15,12 @@ class FaceOptions:
     Attributes:
         temperature: of InfoNCE.
         regressor_photos: share of the batch's photos that the regressor sees.
+        randomise: what is done to crops and photos.
     """
 
     temperature: float = 0.07
     regressor_photos: float = 1.0
+    randomise: Randomisation = field(default_factory=Randomisation)
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ class IdentityOptions:
         text_dropout, face_weight: as in `BaseOptions`.
         pictures, pictures_batch: as in `BaseOptions`, for the pool; pictures_text: of these steps' captions, how many
             tokens are read (226 for all): a picture has 100 tokens of its own, and photos' captions are short.
+        randomise: what is done to the reference crops, as in `FaceOptions`.
         checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
     """
 
@@ -138,6 +143,7 @@ class IdentityOptions:
     pictures: float = 0.0
     pictures_batch: int = 3
     pictures_text: int = byte_tokens.TOKENS
+    randomise: Randomisation = field(default_factory=Randomisation)
     checkpointing: bool = False
 
 
