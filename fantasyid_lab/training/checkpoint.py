@@ -13,10 +13,11 @@ from torch import nn
 
 from fantasyid_core.errors import SaveError
 
+from . import portable
 from .ema import Ema
+from .portable import EMA, PROGRESS
 
 log = logging.getLogger(__name__)
-PROGRESS, EMA = "progress.json", "ema.safetensors"
 
 
 class Checkpoint:
@@ -64,16 +65,26 @@ class Checkpoint:
         self.accelerator.wait_for_everyone()
 
     def load(self) -> dict | None:
-        """Put the saved state back; its progress, or `None` where there is none."""
+        """Put the saved state back, else a portable one (`portable`); its progress, or `None` where there is none."""
         old = self.folder.with_name(self.folder.name + ".old")
         if not self.folder.exists() and old.exists():  # killed between two renamings
             old.rename(self.folder)
         if not (self.folder / PROGRESS).is_file():
-            return None
+            return self._load_portable()
         progress = json.loads((self.folder / PROGRESS).read_text())
         self.accelerator.load_state(str(self.folder))
         self.ema.restore(load_file(self.folder / EMA, str(self.accelerator.device)), progress["ema_updates"])
         log.info("Goes on from step %d.", progress["step"])
+        return progress
+
+    def _load_portable(self) -> dict | None:
+        found = portable.unpack(self.folder.parent.parent / "portable", self.folder.name)
+        if found is None:
+            return None
+        progress, averages = found
+        self.ema.restore(averages, progress["ema_updates"])
+        self.ema.adopt()
+        log.info("Goes on from the averaged weights of step %d, with new optimisers.", progress["step"])
         return progress
 
     def _save_trained(self, models: list[nn.Module], weights: list[dict], folder: str) -> None:

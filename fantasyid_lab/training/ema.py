@@ -37,6 +37,10 @@ class Ema:
         finally:
             self._put(own)
 
+    def adopt(self) -> None:
+        """Make the averaged weights the module's own."""
+        self._put(self.shadow)
+
     def state(self) -> dict[str, Tensor]:
         """For a checkpoint."""
         return dict(self.shadow)

@@ -48,7 +48,8 @@ class _Loop:
     """One stage's training.
 
     Attributes:
-        step: that comes next; progress: how far all ranks are, as last agreed.
+        step: that comes next; optimizer_since: the step that the optimisers' state begins with.
+        progress: how far all ranks are, as last agreed.
     """
 
     def __init__(self, stage: Stage, accelerator: Accelerator, resume: bool):
@@ -60,7 +61,9 @@ class _Loop:
             context.out / "checkpoints" / settings.stage, accelerator, stage.objective, self.ema
         )
         state = (self.checkpoint.load() if resume else None) or {"step": 0, "elapsed": 0.0, "chunks": 0}
+        self.optimizer_since: int = state.get("optimizer_since", 0)
         if self.pool is not None:
+            self.pool.skip(state.get("skipped", 0))
             self.pool.restore(max(state["chunks"], self.pool.count))
             self.pool.prefill(settings.pool.prefill)
         self.writer = _Writer(context.out, settings.stage, accelerator.is_main_process)
@@ -76,7 +79,8 @@ class _Loop:
         with _stop_requests() as stop:
             while (done := _done(self.step, self.progress.elapsed, self.stage.settings)) < 1:
                 self._refresh_pool()
-                lr = self.stage.settings.learning_rate * _lr_mult(self.step, done, self.stage.settings.warmup)
+                warm = self.step - self.optimizer_since
+                lr = self.stage.settings.learning_rate * _lr_mult(warm, done, self.stage.settings.warmup)
                 losses = self._take_step(lr)
                 if losses is None:
                     continue
@@ -139,8 +143,9 @@ class _Loop:
             self.validated = self.progress.elapsed
 
     def _save(self) -> None:
-        chunks = self.pool.count if self.pool is not None else 0
-        self.checkpoint.save({"step": self.step, "elapsed": self.progress.elapsed, "chunks": chunks})
+        chunks, skipped = (self.pool.count, self.pool.skipped) if self.pool is not None else (0, 0)
+        state = {"step": self.step, "elapsed": self.progress.elapsed, "chunks": chunks, "skipped": skipped}
+        self.checkpoint.save(state | {"optimizer_since": self.optimizer_since})
 
     def _validate(self) -> dict[str, float]:
         with self.ema.applied(), torch.no_grad(), _eager():
@@ -174,6 +179,7 @@ def _done(step: int, elapsed: float, settings) -> float:
 
 
 def _lr_mult(step: int, done: float, warmup: int) -> float:
+    """`step`: since the optimisers began."""
     return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 

@@ -51,7 +51,7 @@ class Pool:
     def __init__(self, settings: PoolSettings, split: range, seed: int, device: torch.device):
         self.settings, self.seed, self.device = settings, seed, device
         self.split, self.start = split, (seed * 100_003) % len(split)
-        self.count = 0  # chunks rendered so far
+        self.count, self.skipped = 0, 0  # chunks rendered so far, and left out before the first
         self.seconds = 0.0  # that rendering took
         s, n_people = settings, settings.people
         self.chunk_clips = s.with_video * CLIPS_PER_FOUR // 4
@@ -106,6 +106,11 @@ class Pool:
         while self.count < count:
             self.add()
 
+    def skip(self, chunks: int) -> None:
+        """Leave the first chunks out of a pool that is still empty: another machine has drawn them."""
+        if not self.count:
+            self.skipped = chunks
+
     def refresh(self) -> None:
         """Render a chunk between two steps; what it takes is added to `seconds`."""
         if self.device.type == "cuda":
@@ -120,7 +125,7 @@ class Pool:
     def add(self) -> None:
         """Render the next chunk of people into the place of the oldest."""
         s, n = self.settings, self.settings.people
-        seeds = [self.split[(self.start + self.count * n + i) % len(self.split)] for i in range(n)]
+        seeds = [self.split[(self.start + (self.skipped + self.count) * n + i) % len(self.split)] for i in range(n)]
         members = [person(seed) for seed in seeds]
         slot = self.count % self.slots
         self._put_people(members, slot)
