@@ -34,7 +34,12 @@ class VaeOptions:
         face_weight: of pixels of the face against others.
         detail_weight: what pixels near eyes, brows, nose and mouth count on top.
         gradient_weight, kl_weight: of the loss's other terms.
-        likeness_weight: of what the image tower sees otherwise in the face, in one frame of each sample.
+        likeness_weight: of what the image tower sees otherwise in the face, in one frame of each sample; tower: file of
+            its weights, "" for the run's own, which is untrained before stage `face`.
+        turning_share: share of the windows that are the fastest turning of `CANDIDATES` ones, the others are any.
+        turning_weight: what pixels of the face count on top in frames that turn by `FAST_TURN` degrees or more.
+        temporal_weight: of the differences between neighbouring frames.
+        edge_weight: of how strong edges are, on average over 4 × 4 px: blur costs there that hardly shows in the rest.
         encoder: false: the decoder alone is trained, so that a DiT that knows the latents stays of use.
     """
 
@@ -47,6 +52,11 @@ class VaeOptions:
     gradient_weight: float = 1.0
     kl_weight: float = 1e-4
     likeness_weight: float = 0.0
+    tower: str = ""
+    turning_share: float = 0.0
+    turning_weight: float = 0.0
+    temporal_weight: float = 0.0
+    edge_weight: float = 0.0
     encoder: bool = True
 
 

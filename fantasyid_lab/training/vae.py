@@ -1,10 +1,14 @@
 """Stage vae: frames → latents → frames."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fantasyid_core.fusion.image_tower import ImageTower
+from fantasyid_core.io.weights import read as read_weights
 
 from .. import nano
 from . import data, fast_vae, pictures
@@ -16,7 +20,9 @@ from .whitening import fold, whitening
 
 RANDOM_CROP_SHARE = 0.2  # share of crops that may lie anywhere
 LANDMARK_RADIUS = 3.5  # px, how far a landmark makes pixels count
-JAW_LANDMARKS = 17  # landmarks of the jaw, which come first
+JAW = slice(5, 22)  # landmarks that nothing fine lies near
+CANDIDATES = 4  # windows of which the fastest turning one is taken
+FAST_TURN = 6.0  # degrees a frame
 ENCODED_FRAMES = 400  # together: one part starts some 330 kernels, however few the frames
 
 
@@ -62,7 +68,8 @@ class VaeBatch(Batch):
 
 
 class Reconstruction(nn.Module):
-    """L1 of pixels and of their gradients, perceptual distance of faces (tower), KL of the latents.
+    """L1 of pixels, of their gradients, of differences between frames and of the strength of edges; perceptual distance
+    of faces (tower); KL of the latents.
 
     Args:
         tower: the image tower, frozen; `None` without a perceptual loss.
@@ -82,8 +89,15 @@ class Reconstruction(nn.Module):
         l1 = (error.abs() * weight).mean()
         gradient = sum((error.diff(dim=d).abs() * weight.narrow(d, 1, weight.shape[d] - 1)).mean() for d in (2, 3))
         kl = 0.5 * (mean.square() + std.square() - 1 - 2 * std.clamp(min=1e-12).log()).mean()
-        loss = l1 + self.options.gradient_weight * gradient + self.options.kl_weight * kl
+        options = self.options
+        loss = l1 + options.gradient_weight * gradient + options.kl_weight * kl
         terms = {"l1": l1, "gradient": gradient, "kl": kl}
+        if options.temporal_weight:
+            temporal = (error.diff(dim=1).abs() * weight[:, 1:]).mean()
+            loss, terms = loss + options.temporal_weight * temporal, terms | {"temporal": temporal}
+        if options.edge_weight:
+            edges = edge_distance(reconstructed.float(), pixels, weight)
+            loss, terms = loss + options.edge_weight * edges, terms | {"edges": edges}
         if self.tower is not None:
             shown = torch.arange(len(pixels), device=pixels.device), batch.frame_index
             perceptual = self._perceptual_distance(reconstructed[shown], batch.frames[shown], batch.crop_grid)
@@ -105,9 +119,14 @@ class VaeStage(Stage):
     def __init__(self, context: Context):
         super().__init__(context)
         self.options: VaeOptions = self.settings.options
-        tower = context.model.encoder.tower.eval().requires_grad_(False) if self.options.likeness_weight else None
+        tower = self._tower().eval().requires_grad_(False) if self.options.likeness_weight else None
         self.objective = Reconstruction(trainable(context.model.vae), tower, self.options)
         context.model.vae.encoder.requires_grad_(self.options.encoder)
+
+    def _tower(self) -> nn.Module:
+        if not self.options.tower:
+            return self.context.model.encoder.tower
+        return ImageTower.from_state_dict(read_weights(Path(self.options.tower))).to(self.context.device)
 
     def batch(self, step: int, generator: torch.Generator) -> VaeBatch:
         pool, options = self.context.pool, self.options
@@ -116,13 +135,14 @@ class VaeStage(Stage):
         window = length if whole else min(options.window, length)
         crop = size if whole else min(options.crop, size)
         count = max(1, int(self.settings.batch * options.long_share)) if whole else self.settings.batch
-        rows = data.randint(generator, pool.clips, count)
-        times = data.randint(generator, length - window + 1, count, 1) + torch.arange(window, device=rows.device)
+        rows, times = self._windows(count, window, generator)
         landmarks = pool.landmarks[rows[:, None], times]  # (B, T, 68, 2)
         corner = self._corner(landmarks, size - crop, crop, generator)  # (B, 2) in pixels of the masks: x, y
         frames = _crop_video(pool.frames, rows, times, corner * MASK_SCALE, crop)
         face_mask = _crop_video(pool.face_mask, rows, times, corner, crop // MASK_SCALE)
-        weight = 1 + (options.face_weight - 1) * face_mask.float() / 255
+        turning = (turn_speed(pool.pose[rows[:, None], times]) / FAST_TURN).clamp(max=1)[..., None, None]
+        face = options.face_weight - 1 + options.turning_weight * turning
+        weight = 1 + face * face_mask.float() / 255
         landmarks = landmarks - corner[:, None, None] * MASK_SCALE
         weight = weight + options.detail_weight * landmark_proximity(landmarks, crop)
         noise = data.randn(generator, count, (window - 1) // 4 + 1, crop // 8, crop // 8, 16)
@@ -132,6 +152,21 @@ class VaeStage(Stage):
         shown = landmarks[torch.arange(count, device=frame_index.device), frame_index]
         crop_grid = data.crop_grid(shown, CROP, data.jitter(generator, count))
         return VaeBatch(frames, weight, noise, frame_index, crop_grid)
+
+    def _windows(self, count: int, window: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Clips (B,) and the frames of each that are looked at (B, window)."""
+        pool, share = self.context.pool, self.options.turning_share
+        length = pool.frames.shape[1]
+        candidates = CANDIDATES if share else 1
+        rows = data.randint(generator, pool.clips, candidates, count)
+        first = data.randint(generator, length - window + 1, candidates, count)
+        times = first[..., None] + torch.arange(window, device=rows.device)
+        if not share:
+            return rows[0], times[0]
+        speed = turn_speed(pool.pose[rows[..., None], times]).mean(-1)
+        speed[1:, data.rand(generator, count) >= share] = -1.0
+        chosen, column = speed.argmax(0), torch.arange(count, device=rows.device)
+        return rows[chosen, column], times[chosen, column]
 
     def _corner(self, landmarks: Tensor, room: int, crop: int, generator: torch.Generator) -> Tensor:
         """Where crops begin: (B, 2), in units of `MASK_SCALE`, most with the face in the middle."""
@@ -199,12 +234,30 @@ def encode_pools(context: Context) -> None:
             pool.encode_with(encoder_of(context), key)
 
 
+def turn_speed(pose: Tensor) -> Tensor:
+    """Poses (…, T, 3) in degrees → by how much yaw and pitch change about each frame, degrees a frame (…, T)."""
+    between = pose[..., :2].diff(dim=-2).norm(dim=-1)
+    return torch.maximum(F.pad(between, (1, 0)), F.pad(between, (0, 1)))
+
+
+def edge_distance(made: Tensor, true: Tensor, weight: Tensor) -> Tensor:
+    """Weighted L1 of the mean strength of edges in 4 × 4 px of videos (B, T, H, W, 3); weights (B, T, H, W, 1)."""
+
+    def strength(x: Tensor) -> Tensor:
+        x = x.flatten(0, 1).mean(-1)
+        down, across = x.diff(dim=1)[:, :, :-1], x.diff(dim=2)[:, :-1]
+        return F.avg_pool2d((down.square() + across.square() + 1e-6).sqrt()[:, None], 4, ceil_mode=True)
+
+    weight = F.avg_pool2d(weight.flatten(0, 1)[..., 0][:, None, :-1, :-1], 4, ceil_mode=True)
+    return ((strength(made) - strength(true)).abs() * weight).mean()
+
+
 def landmark_proximity(landmarks: Tensor, size: int) -> Tensor:
     """Landmarks (B, T, 68, 2) px of pictures of `size` → how near pixels are to eyes, brows, nose and mouth, 0…1, for
     every `MASK_SCALE`-th pixel: (B, T, size / 4, size / 4).
     """
     grid = (torch.arange(size // MASK_SCALE, device=landmarks.device) + 0.5) * MASK_SCALE - 0.5
-    inner = landmarks[..., JAW_LANDMARKS:, :] if landmarks.shape[-2] > JAW_LANDMARKS else landmarks
+    inner = torch.cat([landmarks[..., : JAW.start, :], landmarks[..., JAW.stop :, :]], -2)
     across, down = ((grid - inner[..., i, None]).square() for i in (0, 1))  # (B, T, 51, size / 4)
     sigma = LANDMARK_RADIUS + MASK_SCALE / 2
     return (-(across[..., None, :] + down[..., :, None]) / (2 * sigma * sigma)).exp().amax(2)

@@ -1,6 +1,9 @@
 """The autoencoder as it is trained equals diffusers' own; what its batches weigh."""
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ pytest.importorskip("diffusers")
 from fantasyid_lab import nano
 from fantasyid_lab.training import fast_vae
 from fantasyid_lab.training import vae as stage
+from fantasyid_lab.training.run import STAGES
+from fantasyid_lab.training.stage import Context
 from fantasyid_lab.training.whitening import fold, whitening
 
 
@@ -56,14 +61,45 @@ def test_its_gradients_are_those_of_diffusers_modules(vae: torch.nn.Module, refe
 
 
 def test_pixels_count_by_their_distance_to_eyes_brows_nose_and_mouth():
-    landmarks = torch.full((1, 1, 68, 2), 200.0)  # outside, but for one of the outline and one of an eye
-    landmarks[0, 0, 3] = torch.tensor([9.5, 9.5])
+    landmarks = torch.full((1, 1, 68, 2), 200.0)  # outside, but for one of the jaw and one of an eye
+    landmarks[0, 0, 21] = torch.tensor([9.5, 9.5])
     landmarks[0, 0, 40] = torch.tensor([21.5, 13.5])
     weight = stage.landmark_proximity(landmarks, 32)[0, 0]
     assert weight.shape == (8, 8)
     assert weight[3, 5] == weight.max() == pytest.approx(1.0)
     assert weight[2, 2] < 0.1
     assert weight[7, 0] < 1e-3
+
+
+def test_windows_in_which_a_head_turns_come_more_often(context: Callable[..., Context]):
+    """Of four windows the fastest turning one is taken, so one clip of four that turns is in 1 − ¾⁴ of the windows."""
+    stage_context = context("vae", options={"turning_share": 1.0})
+    pool, turned = stage_context.pool, torch.zeros_like(stage_context.pool.pose[: stage_context.pool.clips])
+    every_fourth = torch.arange(len(turned)) % 4 == 0
+    turned[every_fourth, :, 0] = torch.arange(pool.pose.shape[1]) * 5.0
+    trained = STAGES["vae"](replace(stage_context, pool=SimpleNamespace(**vars(pool) | {"pose": turned, "clips": 4})))
+    rows, times = trained._windows(2000, 5, torch.Generator().manual_seed(0))
+    assert (rows == 0).float().mean().item() == pytest.approx(1 - 0.75**4, abs=0.03)
+    assert (times.diff(dim=1) == 1).all()
+    assert times.max() < pool.pose.shape[1]
+
+
+def test_speed_of_a_turn_is_in_degrees_a_frame():
+    pose = torch.zeros(1, 5, 3)
+    pose[0, 3:, 0] = 8.0
+    pose[..., 2] = torch.rand(5) * 90  # a head that leans is not blurred more
+    assert stage.turn_speed(pose).tolist() == [[0.0, 0.0, 8.0, 8.0, 0.0]]
+
+
+def test_blur_costs_by_the_strength_of_edges():
+    true = (torch.rand(1, 2, 17, 17, 3, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    weight = torch.ones(1, 2, 17, 17, 1)
+    blurred = torch.nn.functional.avg_pool2d(true[0].movedim(-1, 1), 3, 1, 1).movedim(1, -1)[None]
+    distances = [stage.edge_distance(true.lerp(blurred, amount), true, weight).item() for amount in (0.0, 0.3, 0.6)]
+    assert distances[0] == 0
+    assert distances[0] < distances[1] < distances[2]
+    shifted = true.roll(4, 3)  # the same strength elsewhere costs little
+    assert stage.edge_distance(shifted[..., 4:, :], true[..., 4:, :], weight[..., 4:, :]) < distances[2]
 
 
 @torch.no_grad()
