@@ -13,6 +13,9 @@ from .acting import per_latent
 from .config import FPS, TIME_SCALE
 
 ADD, SHARE, LAST_WINS = OVERLAPS = ("add", "share", "last wins")
+Box = tuple[float, float, float, float]
+"""Left, top, width and height in shares of the picture."""
+_ROUNDING = 1e-3  # by which a box may leave the picture: widgets show hundredths
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +30,10 @@ class Region:
         overlap: how it goes with the identities before it where both act. ADD: both in full; SHARE: weights of all that
             share are divided by their sum where that is above 1; LAST_WINS: it displaces them.
         fps: frames per second of the video.
+        box: inside of the picture; with a mask, both limit it. None: the whole picture.
 
     Raises:
-        IdentityError: the mask or the times are none.
+        IdentityError: the mask, the box or the times are none.
     """
 
     mask: Tensor | None = None
@@ -38,6 +42,7 @@ class Region:
     fade: float = 0.0
     overlap: str = ADD
     fps: float = FPS
+    box: Box | None = None
 
     def __post_init__(self):
         if self.overlap not in OVERLAPS:
@@ -50,11 +55,13 @@ class Region:
             )
         if self.mask is not None:
             _check_mask(self.mask)
+        if self.box is not None:
+            _check_box(self.box)
 
     @property
     def is_everywhere(self) -> bool:
-        """Whether neither mask nor times limit it."""
-        return self.mask is None and self.from_second == 0 and self.to_second == math.inf
+        """Whether neither mask nor box nor times limit it."""
+        return self.mask is None and self.box is None and self.from_second == 0 and self.to_second == math.inf
 
     def weights(self, frames: int, rows: int, columns: int) -> Tensor:
         """Weights of the visual tokens (T, rows, columns) of a video of T = `frames` latent frames, float32 0…1.
@@ -67,6 +74,8 @@ class Region:
         """
         count = (frames - 1) * TIME_SCALE + 1
         times = per_latent(self._at(torch.arange(count) / self.fps))[:, None, None]
+        if self.box is not None:
+            times = times * _coverage(self.box, rows, columns)
         if self.mask is None:
             return times.expand(-1, rows, columns)
         if len(self.mask) not in (1, count):
@@ -77,7 +86,8 @@ class Region:
         mask = F.adaptive_avg_pool2d(self.mask.detach().float().cpu().clamp(0, 1)[:, None], (rows, columns))[:, 0]
         if len(mask) == 1:
             return times * mask
-        return per_latent(self._at(torch.arange(count) / self.fps)[:, None, None] * mask)
+        masked = per_latent(self._at(torch.arange(count) / self.fps)[:, None, None] * mask)
+        return masked if self.box is None else masked * _coverage(self.box, rows, columns)
 
     def _at(self, seconds: Tensor) -> Tensor:
         """Weights at these times."""
@@ -140,6 +150,30 @@ def _combine(drawn: Tensor, overlaps: Sequence[str]) -> Tensor:
     for group in sharing:
         combined[group] /= combined[group].sum(0).clamp(min=1)
     return combined
+
+
+def _coverage(box: Box, rows: int, columns: int) -> Tensor:
+    """(rows, columns) 0…1, how much of each cell of the picture a box covers."""
+    left, top, width, height = box
+
+    def along(count: int, begin: float, length: float) -> Tensor:
+        edges = torch.arange(count + 1, dtype=torch.float32)
+        return (edges[1:].clamp(max=(begin + length) * count) - edges[:-1].clamp(min=begin * count)).clamp(0, 1)
+
+    return along(rows, top, height)[:, None] * along(columns, left, width)
+
+
+def _check_box(box: Box) -> None:
+    left, top, width, height = box
+    if not (width > 0 and height > 0):
+        raise IdentityError(
+            f"The person's box is empty: width {width:g}, height {height:g}. Set both above 0; 1 is the whole picture."
+        )
+    if not (left >= 0 and top >= 0 and left + width <= 1 + _ROUNDING and top + height <= 1 + _ROUNDING):
+        raise IdentityError(
+            f"The person's box leaves the picture: from {left:g} to {left + width:g} across and from {top:g} to "
+            f"{top + height:g} down, of 0 to 1. Move it, or make it smaller."
+        )
 
 
 def _check_mask(mask: Tensor) -> None:

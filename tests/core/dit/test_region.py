@@ -46,6 +46,18 @@ def test_outside_of_half_a_mask_nothing_is_added_and_inside_all(add):
     assert torch.equal(half[..., :3, :], whole[..., :3, :])
 
 
+def test_a_box_counts_by_how_much_of_a_token_it_covers():
+    weights = Region(box=(0.25, 0.5, 0.5, 0.5)).weights(1, ROWS, COLUMNS)[0]
+    assert not weights[:2].any()
+    torch.testing.assert_close(weights[2], torch.tensor([0.0, 0.5, 1.0, 1.0, 0.5, 0.0]))
+
+
+def test_a_box_of_the_whole_picture_is_no_box_and_with_a_mask_both_limit(add):
+    assert torch.equal(add(Region(box=(0.0, 0.0, 1.0, 1.0))), add(Region()))
+    both = Region(LEFT, box=(0.0, 0.5, 1.0, 0.5)).weights(1, ROWS, COLUMNS)[0]
+    assert torch.equal(both, torch.zeros(ROWS, COLUMNS).index_fill(0, torch.tensor([2, 3]), 1) * (torch.arange(6) < 3))
+
+
 def test_soft_edges_are_averaged_over_the_area_of_a_token():
     ramp = torch.linspace(0, 1, 96).expand(1, 64, 96)
     weights = Region(ramp).weights(1, ROWS, COLUMNS)
@@ -121,6 +133,9 @@ def test_a_mask_of_another_length_names_both(add):
         ({"from_second": 2.0, "to_second": 1.0}, "from second 2 to second 1"),
         ({"from_second": -1.0}, "from second -1"),
         ({"fade": math.nan}, "fade of nan s"),
+        ({"box": (0.0, 0.0, 0.0, 1.0)}, "box is empty: width 0, height 1"),
+        ({"box": (0.5, 0.0, 0.6, 1.0)}, "box leaves the picture: from 0.5 to 1.1 across"),
+        ({"box": (0.0, math.nan, 1.0, 1.0)}, "box leaves the picture"),
         ({"overlap": "mix"}, f"no overlap 'mix'; choose one of: {ADD}"),
     ],
 )
