@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..dit.injection import LayerAttention, SampleInjector
+from ..dit.injection import Injector, LayerAttention, SampleInjector
 from ..dit.kernels import Rotary
 from ..dit.step_cache import StepCache
 from ..video.autoencoder import Autoencoder
@@ -84,6 +84,7 @@ def sample(
     schedule: Mapping = RELEASE_SCHEDULE,
     image_rotary_emb: Rotary | None = None,
     shared_layer: LayerAttention | None = None,
+    injector: Injector | None = None,
     run_block: "RunBlock | None" = None,
     cache: StepCache | None = None,
     start: Tensor | None = None,
@@ -96,6 +97,7 @@ def sample(
         scheduler, steps, generator, schedule: as `denoise` takes them.
         image_rotary_emb: by default that of the latents' size.
         shared_layer: the injection layer to use for all blocks, if there is one.
+        injector: injects in place of the conditions' tokens, into the batch that `Conditions.branches` makes.
         run_block, cache: as the transformer takes them.
         start, denoising_strength: latents (B, T, C, h, w) to draw again, and how much of them, as `denoise` takes them.
 
@@ -106,7 +108,8 @@ def sample(
         noise.shape[1], noise.shape[-2], noise.shape[-1], noise.device
     )
     batch = conditions.branches(guidance)
-    injector = None if batch.tokens is None else SampleInjector(batch.tokens, batch.strength, shared_layer)
+    if injector is None and batch.tokens is not None:
+        injector = SampleInjector(batch.tokens, batch.strength, shared_layer)
 
     def velocity(latents: Tensor, timestep: int) -> Tensor:
         noisy = torch.cat([latents, latents]) if guidance.is_on else latents

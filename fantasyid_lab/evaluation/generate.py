@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fantasyid_core.detection.faces import DetectedFace, detect
 from fantasyid_core.dit import byte_tokens
+from fantasyid_core.dit.injection import BatchInjector, Injection, InjectionRun
+from fantasyid_core.dit.region import TokenGrid
 from fantasyid_core.dit.step_cache import StepCache
 from fantasyid_core.errors import FaceNotFoundError
 from fantasyid_core.fusion.identity import MEAN, Identity, fuse
@@ -31,12 +33,15 @@ class Request:
         identity: who.
         seed: of the first noise.
         strength: factor on what the injection adds; 0 leaves the identity out, of the image latents too.
+        injections: identities by place, time or part of the run, injected in place of `identity`, whose reference crop
+            stays the first frame. Such a video is sampled alone; `guide_identity` is that of the sampling.
     """
 
     prompt: str
     identity: Identity
     seed: int
     strength: float = 1.0
+    injections: tuple[Injection, ...] = ()
 
 
 def reference(photo: Tensor, device: torch.device | str | None = None) -> DetectedFace:
@@ -117,6 +122,7 @@ class Generator:
             (B, T, 16, h, w) on the CPU.
         """
         latents = []
+        batch = 1 if any(request.injections for request in requests) else batch
         for begin in range(0, len(requests), batch):
             some = requests[begin : begin + batch]
             own = None if start is None else start[begin : begin + batch]
@@ -161,11 +167,12 @@ class Generator:
         draws = [torch.Generator().manual_seed(r.seed) for r in requests]
         first = self._first_frames(requests, draws, shape, size)
         noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws])
+        injections = requests[0].injections
         conditions = Conditions(
             text=self.text([r.prompt for r in requests]).to(self.dtype),
             negative_text=self.text([""]).to(self.dtype),
             image=first,
-            tokens=torch.stack([r.identity.tokens for r in requests]).to(self.device),
+            tokens=None if injections else torch.stack([r.identity.tokens for r in requests]).to(self.device),
             strength=torch.tensor([r.strength for r in requests], device=self.device),
         )
         return sample(
@@ -176,11 +183,19 @@ class Generator:
             scheduler=scheduler,
             steps=steps,
             generator=torch.Generator(self.device).manual_seed(requests[0].seed),
+            injector=self._injector(injections, shape, Guidance(guidance, guide_identity)) if injections else None,
             cache=StepCache(mode.cache) if mode.cache else None,
             run_block=partial(run_as_is, fp8=True) if mode.fp8 else None,
             start=None if start is None else start.to(self.device, torch.float32),
             denoising_strength=denoising_strength,
         )
+
+    def _injector(self, injections: Sequence[Injection], shape: tuple[int, ...], guidance: Guidance) -> BatchInjector:
+        """Injects them into both branches of one video's latents of `shape` (T, 16, h, w)."""
+        patch = self.model.transformer.config.patch_size
+        run = InjectionRun([replace(one, guide_identity=guidance.guide_identity) for one in injections])
+        grid = TokenGrid(shape[0], shape[2] // patch, shape[3] // patch)
+        return BatchInjector(run, grid, (True, False) if guidance.is_on else ())
 
     def text(self, prompts: Sequence[str]) -> Tensor:
         """Prompts → embeddings (B, 226, D), padding included, as CogVideoX reads them."""

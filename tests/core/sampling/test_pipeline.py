@@ -50,6 +50,12 @@ def test_guidance_leads_from_the_negative_text_to_the_text(conditions: Condition
     torch.testing.assert_close(with_guidance, tripled)
 
 
+def test_an_injector_stands_for_the_tokens(conditions: Conditions):
+    transformer, injector = Transformer(), object()
+    sample(transformer, torch.randn(SIZE), conditions, Guidance(6.0), scheduler="ddim", steps=1, injector=injector)
+    assert transformer.calls[0]["injector"] is injector
+
+
 def test_without_guidance_there_is_one_branch(conditions: Conditions):
     call = call_of(conditions, Guidance(1.0))
     assert torch.equal(call["text"], conditions.text)
