@@ -77,14 +77,10 @@ def denoise(
     Raises:
         SamplingError: fewer than one step, more than there are timesteps, or a strength that is none.
     """
-    if not 0 < denoising_strength <= 1:
-        raise SamplingError(
-            f"The denoising strength must lie above 0 and not above 1; got {denoising_strength}. Set it so."
-        )
     solver: Any = make_scheduler(scheduler, schedule)  # the two step with arguments of their own
     solver.set_timesteps(_checked(steps))
     times = solver.timesteps.tolist()
-    times = times[len(times) - max(1, round(denoising_strength * len(times))) :]
+    times = times[len(times) - last_steps(len(times), denoising_strength) :]
     if start is None:
         latents = latents * solver.init_noise_sigma
     else:
@@ -101,6 +97,19 @@ def denoise(
         if callback is not None:
             callback(i, latents, clean)
     return latents
+
+
+def last_steps(steps: int, denoising_strength: float) -> int:
+    """How many of a run's steps, the last ones, denoise by this strength.
+
+    Raises:
+        SamplingError: the strength does not lie above 0 and not above 1.
+    """
+    if not 0 < denoising_strength <= 1:
+        raise SamplingError(
+            f"The denoising strength must lie above 0 and not above 1; got {denoising_strength}. Set it so."
+        )
+    return max(1, round(denoising_strength * steps))
 
 
 def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:

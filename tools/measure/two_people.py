@@ -198,7 +198,7 @@ def table(rows: Rows) -> str:
     """Rows as Markdown."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, ["---"] * len(names)]
-    lines += [[f"{x:.3f}" if isinstance(x := row.get(name, ""), float) else x for name in names] for row in rows]
+    lines += [[f"{x:.3f}" if isinstance(x := row.get(name, ""), float) else str(x) for name in names] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
