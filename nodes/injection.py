@@ -7,8 +7,11 @@ from comfy_api.latest import io
 
 from ..fantasyid_core.dit.injection import Injection, parse_curve
 from ..fantasyid_core.dit.region import ADD, OVERLAPS, Region
+from ..fantasyid_core.sampling.presets import AS_SET, CHOICES, describe, preset_of
+from .host import notes
 from .host.base import FantasyIDNode, advanced, listed
 from .host.sockets import Identity
+from .video import unused
 
 
 def guide_identity_input() -> io.Boolean.Input:
@@ -21,6 +24,21 @@ def guide_identity_input() -> io.Boolean.Input:
             "On: the negative prompt's branch goes without the identity, so that guidance leads to the person as it "
             "leads to the prompt: best with FantasyID-nano. Off: both have it, as the published model was released."
         ),
+    )
+
+
+def preset_input(what: str) -> io.Combo.Input:
+    """The widget that sets others for one purpose.
+
+    Args:
+        what: which of the node's widgets it sets.
+    """
+    return io.Combo.Input(
+        "preset",
+        options=list(CHOICES),
+        default=AS_SET,
+        optional=True,
+        tooltip=f"For one purpose sets {what}; under the node it says what it set. as set here: what the widgets say.",
     )
 
 
@@ -133,6 +151,7 @@ class FantasyIDApply(FantasyIDNode):
                         "part. last wins: this one displaces those before.",
                     )
                 ),
+                preset_input("strength, start_percent, end_percent and guide_identity"),
             ],
             outputs=[io.Model.Output(tooltip="The same MODEL, following the identity.")],
         )
@@ -152,8 +171,17 @@ class FantasyIDApply(FantasyIDNode):
         to_second: float = 0.0,
         fade_seconds: float = 0.25,
         overlap: str = ADD,
+        preset: str = AS_SET,
     ) -> io.NodeOutput:
         from .host.options import add_injection, transformer_of
+
+        if own := preset_of(preset):
+            widgets = {"strength": strength, "start_percent": start_percent, "end_percent": end_percent}
+            widgets["guide_identity"] = guide_identity
+            strength, start_percent, end_percent = own.strength, own.start, own.end
+            guide_identity = own.guide_identity
+            used = dict(zip(widgets, (strength, start_percent, end_percent, guide_identity), strict=True))
+            notes.show(f"{preset}: {describe(own)}.{unused(widgets, used, 'preset')}")
 
         curve = parse_curve(layer_weights, len(transformer_of(model).layer_attention))
         region = Region(

@@ -1,6 +1,7 @@
 """The released recipe in one node, and its timesteps for the host's custom samplers."""
 
 import math
+from typing import Any
 
 import comfy.model_management
 import comfy.samplers
@@ -12,13 +13,14 @@ from comfy_api.latest import io
 from ..fantasyid_core.dit.injection import Injection
 from ..fantasyid_core.errors import SamplingError
 from ..fantasyid_core.optional_import import require_diffusers
-from ..fantasyid_core.sampling.schedule import GUIDANCE, SCHEDULERS, STEPS, TRAIN_STEPS, timesteps
+from ..fantasyid_core.sampling.presets import Preset, describe, preset_of
+from ..fantasyid_core.sampling.schedule import GUIDANCE, SCHEDULERS, STEPS, TRAIN_STEPS, last_steps, timesteps
 from ..fantasyid_core.video.latents import squeeze_to_frame
 from .host import notes
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Identity
-from .injection import guide_identity_input
-from .video import AS_SET, by_model, empty_latent, own_size, settings_input, size_inputs, unused
+from .injection import guide_identity_input, preset_input
+from .video import AS_SET, by_model, empty_latent, latents_to_redraw, own_size, settings_input, size_inputs, unused
 
 
 class FantasyIDSampler(FantasyIDNode):
@@ -91,6 +93,23 @@ class FantasyIDSampler(FantasyIDNode):
                 ),
                 guide_identity_input(),
                 settings_input("size, steps, guidance, scheduler and guide_identity"),
+                io.Latent.Input(
+                    "latents",
+                    optional=True,
+                    tooltip="A video to draw again, from VAE Encode, of the size and length that are set here: such as "
+                    "the clip of FantasyID Face Track. Without it the video begins with noise alone.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="How much of the latents is drawn again: that share of the steps, the last, is done. 0.4 "
+                    "gives a face another identity and keeps how it moves; 1 keeps nothing.",
+                ),
+                preset_input("guidance and guide_identity, and without Apply FantasyID how the identity acts"),
             ],
             outputs=[io.Latent.Output(tooltip="The video's latents, for VAE Decode.")],
         )
@@ -113,6 +132,9 @@ class FantasyIDSampler(FantasyIDNode):
         noise=None,
         guide_identity: bool = False,
         settings: str = AS_SET,
+        latents: dict | None = None,
+        denoise: float = 1.0,
+        preset: str = AS_SET,
     ) -> io.NodeOutput:
         require_diffusers("The FantasyID Sampler")
         from .host.options import add_injection, check_size, defaults_of, injections_of, transformer_of
@@ -128,13 +150,28 @@ class FantasyIDSampler(FantasyIDNode):
                 f"{width} × {height} pixels, {frames} frames, {steps} steps of {scheduler}, guidance {guidance:g}."
                 f"{ignored}"
             )
+        guidance, acts = _by_preset(preset, model, guidance, guide_identity)
         if not math.isfinite(guidance):
             raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released. Set it to that.")
         latent = empty_latent(frames, height, width)
         zeros = latent["samples"]
         check_size(model.model_options, zeros, transformer_of(model))
+        if latents is None and denoise != 1:
+            raise SamplingError(
+                f"denoise {denoise:g} needs latents to draw again: connect 'latents', or set denoise to 1."
+            )
+        start = None if latents is None else latents_to_redraw(latents, zeros)
+        if denoise == 0:
+            return io.NodeOutput({"samples": start})
         if not injections_of(model):
-            injection = Injection(identity.tokens, guide_identity=guide_identity, frame_tokens=identity.frame_tokens)
+            injection = Injection(
+                identity.tokens,
+                acts.strength,
+                acts.start,
+                acts.end,
+                guide_identity=acts.guide_identity,
+                frame_tokens=identity.frame_tokens,
+            )
             model = add_injection(model, injection)
         generator = torch.Generator().manual_seed(seed)
         pixels = squeeze_to_frame(identity.image, height, width)
@@ -146,15 +183,38 @@ class FantasyIDSampler(FantasyIDNode):
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(guidance)
+        done = last_steps(steps, denoise)
         samples = guider.sample(
             first_noise,
-            zeros,
-            ReleaseSampler(scheduler, steps, generator),
-            trailing_sigmas(model, steps),
-            callback=latent_preview.prepare_callback(model, steps),
+            zeros if start is None else start,
+            ReleaseSampler(scheduler, steps, generator, None if start is None else denoise),
+            trailing_sigmas(model, steps)[-done - 1 :],
+            callback=latent_preview.prepare_callback(model, done),
             seed=seed,
         )
         return io.NodeOutput({"samples": samples.to(comfy.model_management.intermediate_device())})
+
+
+def _by_preset(name: str, model, guidance: float, guide_identity: bool) -> tuple[float, Preset]:
+    """Guidance, and how an identity acts that the MODEL does not bring; said under the node where a preset sets them.
+
+    Raises:
+        SamplingError: there is no such preset.
+    """
+    from .host.options import defaults_of, injections_of
+
+    preset = preset_of(name)
+    if preset is None:
+        return guidance, Preset(guide_identity=guide_identity)
+    widgets: dict[str, Any] = {"guidance": guidance}
+    guidance = defaults_of(model).guidance * preset.guidance
+    used: dict[str, Any] = {"guidance": guidance}
+    said = "how the identity acts was set before, by Apply FantasyID"
+    if not injections_of(model):
+        said = describe(preset)
+        widgets["guide_identity"], used["guide_identity"] = guide_identity, preset.guide_identity
+    notes.show(f"{name}: guidance {guidance:g}; {said}.{unused(widgets, used, 'preset')}")
+    return guidance, preset
 
 
 def _with_first_frame(model, vae, pixels: torch.Tensor, positive, negative, generator: torch.Generator) -> tuple:

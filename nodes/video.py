@@ -9,13 +9,15 @@ import torch
 from comfy_api.latest import io
 
 from ..fantasyid_core.errors import SamplingError
+from ..fantasyid_core.sampling.presets import AS_SET
 from ..fantasyid_core.video.latents import FRAMES, HEIGHT, LATENT_CHANNELS, WIDTH, latent_size, squeeze_to_frame
 from .host import notes
 from .host.base import FantasyIDNode, listed
 from .host.sockets import Identity
 
 MAX_SIDE = 2048
-AS_SET, BY_MODEL = SETTINGS = ("as set here", "default for this model")
+BY_MODEL = "default for this model"
+SETTINGS = (AS_SET, BY_MODEL)
 
 
 def picture_inputs() -> list[io.Input]:
@@ -82,10 +84,10 @@ def by_model(settings: str) -> bool:
     return settings == BY_MODEL
 
 
-def unused(widgets: Mapping[str, Any], used: Mapping[str, Any]) -> str:
-    """A sentence on the widgets whose values are not those that are used in their place; empty where there are none."""
+def unused(widgets: Mapping[str, Any], used: Mapping[str, Any], by: str = "settings") -> str:
+    """A sentence on the widgets whose values are not those that the widget `by` puts in their place; empty without."""
     names = [f"{name} {value}" for name, value in widgets.items() if value != used[name]]
-    return f" Not used: {', '.join(names)}; to use them set 'settings' to '{AS_SET}'." if names else ""
+    return f" Not used: {', '.join(names)}; to use them set '{by}' to '{AS_SET}'." if names else ""
 
 
 def own_size(model, frames: int) -> tuple[int, int, int]:
@@ -100,6 +102,37 @@ def own_size(model, frames: int) -> tuple[int, int, int]:
         raise SamplingError(f"'{BY_MODEL}' needs the model: connect 'model', or choose '{AS_SET}'.")
     own = defaults_of(model)
     return own.width, own.height, frames if is_windowed(model) else own.frames
+
+
+def latents_to_redraw(latents: Mapping[str, Any], zeros: torch.Tensor) -> torch.Tensor:
+    """Samples (1, 16, T, h, w) of a `LATENT` that is drawn again as the video of `zeros`.
+
+    Raises:
+        SamplingError: they are of another size, or some are no numbers.
+    """
+    samples = latents["samples"]
+    if samples.shape != zeros.shape:
+        wanted = _in_pixels(zeros.shape)
+        raise SamplingError(
+            f"The latents to draw again are {_in_pixels(samples.shape)}, but the video is {wanted}. Set width, height "
+            "and frames to those of the latents, or encode one video of that size with VAE Encode."
+        )
+    if not bool(samples.isfinite().all()):
+        raise SamplingError(
+            "The latents to draw again have values that are no numbers (NaN). Check the node that they come from, and "
+            "encode the video again."
+        )
+    return samples.to(zeros)
+
+
+def _in_pixels(shape: torch.Size) -> str:
+    """The video of latents (B, 16, T, h, w) in words, or what they are in its place."""
+    if len(shape) != 5 or shape[1] != LATENT_CHANNELS:
+        return f"of shape {tuple(shape)}, as no video of this model's VAE has"
+    videos, _, frames, height, width = shape
+    length = "1 frame" if frames == 1 else f"{4 * frames - 3} frames"
+    size = f"{8 * width} × {8 * height} pixels and {length}"
+    return size if videos == 1 else f"{videos} videos of {size}"
 
 
 def empty_latent(frames: int, height: int, width: int) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...fantasyid_core.sampling.schedule import denoise, to_variance_exploding, velocity_of
+from ...fantasyid_core.sampling.schedule import denoise, last_steps, to_variance_exploding, velocity_of
 
 
 class ReleaseSampler(comfy.samplers.Sampler):
@@ -17,10 +17,13 @@ class ReleaseSampler(comfy.samplers.Sampler):
         scheduler: "dpm" or "ddim".
         steps: denoising steps.
         generator: CPU generator that the DPM scheduler draws from.
+        denoising_strength: which part of the run is done, the last, from the latents that the host gives, noised; None
+            does all of it from the noise alone.
     """
 
-    def __init__(self, scheduler: str, steps: int, generator: torch.Generator):
+    def __init__(self, scheduler: str, steps: int, generator: torch.Generator, denoising_strength: float | None = None):
         self.scheduler, self.steps, self.generator = scheduler, steps, generator
+        self.denoising_strength = denoising_strength
 
     def sample(
         self,
@@ -34,6 +37,10 @@ class ReleaseSampler(comfy.samplers.Sampler):
         disable_pbar: bool = False,
     ) -> Tensor:
         """Noise (B, C, T, H, W) → clean latents of the same shape, scaled as the model sees them."""
+        start, strength = None, 1.0
+        if self.denoising_strength is not None and latent_image is not None:
+            start, strength = latent_image.transpose(1, 2), self.denoising_strength
+        steps = last_steps(self.steps, strength)
         known = model_wrap.inner_model.model_sampling.sigmas
 
         def velocity(latents: Tensor, timestep: int) -> Tensor:
@@ -44,7 +51,7 @@ class ReleaseSampler(comfy.samplers.Sampler):
 
         def report(step: int, latents: Tensor, clean: Tensor) -> None:
             if callback is not None:
-                callback(step, clean.transpose(1, 2), latents.transpose(1, 2), self.steps)
+                callback(step, clean.transpose(1, 2), latents.transpose(1, 2), steps)
 
         # the release's layout is (B, T, C, H, W): what its scheduler draws depends on it
         latents = denoise(
@@ -54,5 +61,7 @@ class ReleaseSampler(comfy.samplers.Sampler):
             steps=self.steps,
             generator=self.generator,
             callback=report,
+            start=start,
+            denoising_strength=strength,
         )
         return latents.transpose(1, 2)
