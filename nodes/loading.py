@@ -97,7 +97,7 @@ def _transformer(model: Path) -> Path:
     """The folder of a model's transformer, or the file that is one."""
     weights = paths.transformer_folder(model) if model.is_dir() else model
     if weights is None:
-        raise WeightsMissingError(f"{model} has no transformer/ folder. {paths.SOURCE}")
+        raise WeightsMissingError(f"{paths.DOWNLOAD}: {model} has no transformer/ folder. {paths.BY_HAND}")
     return weights
 
 
@@ -106,7 +106,7 @@ def _vae_path(models: list[Path], name: str) -> Path:
         path = folder_paths.get_full_path("vae", name)
         if path is None:
             raise WeightsMissingError(
-                f"The VAE '{name}' is not in models/vae: copy it there, or choose '{FROM_FOLDER}'."
+                f"Choose '{FROM_FOLDER}' as vae_name, or copy the VAE '{name}' into models/vae: it is not there."
             )
         return Path(path)
     from .host.vae import holds_vae
@@ -117,8 +117,8 @@ def _vae_path(models: list[Path], name: str) -> Path:
         if model.is_file() and holds_vae(model):
             return model
     raise WeightsMissingError(
-        f"'{models[0].name}' comes without a VAE: expected {models[0] / 'vae'}. Choose CogVideoX's VAE as vae_name "
-        "(a file in models/vae), the folder that the model was made from as parts_from, or the published folder."
+        "Choose CogVideoX's VAE as vae_name (a file in models/vae), the folder that the model was made from as "
+        f"parts_from, or the published folder: '{models[0].name}' comes without a VAE. Expected {models[0] / 'vae'}."
     )
 
 

@@ -64,7 +64,8 @@ def load(path: str | Path, levels: int = RELEASE_LEVELS) -> Topology:
     path = Path(path)
     if not path.is_file():
         raise WeightsMissingError(
-            f"The mesh hierarchy {path} is not there. transform.pkl comes with the code of FantasyID; copy it there."
+            f"Copy transform.pkl into the folder of {path}: the mesh hierarchy is not there. transform.pkl comes with "
+            "the code of FantasyID."
         )
     return _read_safetensors(path) if has_suffix(path, SAFETENSORS) else _read_pickle(path, levels)
 

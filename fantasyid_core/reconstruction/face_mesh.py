@@ -30,7 +30,7 @@ DECA_SOURCE = (
 )
 INSTEAD = (
     "Or choose the method 'dense fit' with FantasyID-nano, whose face model comes with the pack, or 'landmark fit', "
-    "which needs the face model alone; without both load the face's vertices from a .ply or .obj file."
+    "which needs the face model alone; without both load the face's vertices from a .ply or .obj file"
 )
 
 
@@ -241,12 +241,15 @@ def find_face_model(*folders: Path) -> Path:
 
 
 def _find(folders: tuple[Path, ...], *wanted: tuple[tuple[str, ...], str]) -> list[Path]:
-    found, problems = [], []
+    found, missing, problems = [], [], []
     for names, source in wanted:
         paths = (folder / name for folder in folders for name in names)
-        path = next((path for path in paths if path.is_file()), None)
-        places = " or ".join(str(folder / names[0]) for folder in folders)
-        (problems if path is None else found).append(path or f"{places} is not there. {source}")
-    if problems:
-        raise WeightsMissingError(" ".join([*problems, INSTEAD]))
+        if path := next((path for path in paths if path.is_file()), None):
+            found.append(path)
+            continue
+        missing.append(names[0])
+        problems.append(f"{' or '.join(str(folder / names[0]) for folder in folders)} is not there. {source}")
+    if missing:
+        cure = f"Copy {' and '.join(missing)} into the model's face_model folder. {INSTEAD}."
+        raise WeightsMissingError(" ".join([cure, *problems]))
     return found

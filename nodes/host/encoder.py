@@ -19,7 +19,7 @@ from ...fantasyid_core.reconstruction.face_mesh import FaceMesh
 from ...fantasyid_core.views.collection import FaceViews
 from .compat import make_patcher, read_weights
 from .operators import Operators
-from .paths import SOURCE
+from .paths import BY_HAND, DOWNLOAD
 
 
 class NativeEncoder:
@@ -64,16 +64,17 @@ class NativeEncoder:
         published = split_published(read_weights(self._weights))
         if not published.has_encoder:
             raise WeightsMissingError(
+                "Choose the folder that the model was made from as parts_from of FantasyID Load Model: "
                 f"{self._weights} has no identity encoder, the tensors face_abstractor.*, vertex_spiral_net.* and "
-                "vertex_reducer.*: it is a plain CogVideoX, or ComfyUI saved it from a MODEL, which has none. Choose "
-                f"the folder that it was made from as parts_from of FantasyID Load Model. {SOURCE}"
+                "vertex_reducer.*. It is a plain CogVideoX, or ComfyUI saved it from a MODEL, which has none. "
+                f"Or: {DOWNLOAD}. {BY_HAND}"
             )
-        tower = find_first(self._face_encoder, TOWERS, "the image tower (face_encoder/)", SOURCE)
+        tower = find_first(self._face_encoder, TOWERS, f"{DOWNLOAD}: the image tower (face_encoder/)", BY_HAND)
         topology = find_first(
             self._face_model,
             TOPOLOGIES,
-            "the mesh hierarchy that the spiral network was trained on (face_model/)",
-            "transform.pkl comes with the code of FantasyID (assets/) and of CVTHead; copy it there.",
+            "Copy transform.pkl into the model's face_model folder: the mesh hierarchy of the spiral network",
+            "transform.pkl comes with the code of FantasyID (assets/) and of CVTHead.",
         )
         logging.info("FantasyID: %s", published.report)
         return build_encoder(
@@ -85,11 +86,19 @@ class NativeEncoder:
         )
 
 
-def find_first(folders: list[Path], names: tuple[str, ...], what: str, cure: str) -> Path:
-    """The first of `names` in the first of `folders` that has one. Raises WeightsMissingError."""
+def find_first(folders: list[Path], names: tuple[str, ...], cure: str, source: str) -> Path:
+    """The first of `names` in the first of `folders` that has one.
+
+    Args:
+        cure: what to do where there is none, and what that is.
+        source: where it comes from.
+
+    Raises:
+        WeightsMissingError: there is none.
+    """
     for folder in folders:
         for name in names:
             if (folder / name).is_file():
                 return folder / name
     expected = " or ".join(str(folder / name) for folder in folders for name in names)
-    raise WeightsMissingError(f"Missing: {what}. Copy it to {expected}. {cure}")
+    raise WeightsMissingError(f"{cure} is missing. Expected {expected}. {source}")

@@ -16,14 +16,9 @@ NOTHING = "nothing is there yet"
 PACK = Path(__file__).resolve().parents[2]
 BUNDLED = PACK / "models"  # what the pack ships: `NANO`
 NANO = "FantasyID-nano"
-SOURCE = (
-    "Get the model with the node 'FantasyID Download Model'; where it is in the workflow already, bypassed, select it, "
-    "press Ctrl+B, tick 'confirm' and run. Or by hand from Hugging Face (acvlab/FantasyID) or ModelScope "
-    "(amap_cvlab/FantasyID)."
-)
-REINSTALL = (
-    f"It comes with the pack and is no download: reinstall the pack, or run in {PACK}: git checkout -- models/{NANO}"
-)
+# The cure comes first: under a node there is room for a few lines.
+DOWNLOAD = "Run 'FantasyID Download Model' first (if it is bypassed: select it, Ctrl+B; tick 'confirm')"
+BY_HAND = "By hand: from Hugging Face (acvlab/FantasyID) or ModelScope (amap_cvlab/FantasyID)."
 IDENTITY_SUFFIXES = (".safetensors",)
 MESH_SUFFIXES = (".ply", ".obj")
 OUTPUT_MARK = " [output]"  # the host's own, at the end of a name
@@ -77,10 +72,16 @@ def resolve(name: str) -> Path:
             return root / name
     if name == NANO and (missing := missing_parts(BUNDLED / NANO)):
         what = f"is not complete. Missing: {'; '.join(missing)}" if (BUNDLED / NANO).is_dir() else "is not there"
-        raise WeightsMissingError(f"The model '{NANO}' {what}. {REINSTALL}")
+        raise WeightsMissingError(
+            f"Reinstall the pack: its model '{NANO}' {what}. It is no download; where the pack is a git checkout, run "
+            f"in {PACK}: git checkout -- models/{NANO}"
+        )
     if (BUNDLED / name).exists():
         return BUNDLED / name
-    raise WeightsMissingError(f"The model '{name}' is not there: expected {places}. {SOURCE}")
+    raise WeightsMissingError(
+        f"{DOWNLOAD}, or choose another model_name in every node: the model '{name}' is not there. Expected {places}. "
+        f"{BY_HAND}"
+    )
 
 
 def offered(names: list[str]) -> list[str]:

@@ -92,7 +92,8 @@ def load_text_encoder(folder: Path, dynamic: bool = True) -> comfy.sd.CLIP:
     part = folder / "text_encoder"
     if not part.is_dir():
         raise WeightsMissingError(
-            f"{part} is not there: copy or download it, or load T5-XXL with CLIPLoader set to type '{t5_clip_type()}'."
+            f"Copy or download the text encoder, or load T5-XXL with CLIPLoader set to type '{t5_clip_type()}': {part} "
+            "is not there."
         )
     config, tensors = _host_config(weights.read_config(part), part), read_weights(part)
     dtype = tensors["shared.weight"].dtype if "shared.weight" in tensors else None

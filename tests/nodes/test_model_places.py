@@ -52,4 +52,5 @@ def test_a_single_file_equals_the_folder_it_came_from(elsewhere: ComfyServer, po
 def test_a_single_file_without_a_vae_says_which_to_choose(elsewhere: ComfyServer, portrait: Path):
     graph = named(released(elsewhere.upload_image(portrait)), "one.safetensors")
     run = elsewhere.run(latents_of(graph))
-    assert run.error.message.startswith("FantasyID Load Model: 'one.safetensors' comes without a VAE")
+    assert run.error.message.startswith("FantasyID Load Model: Choose CogVideoX's VAE as vae_name")
+    assert "'one.safetensors' comes without a VAE" in run.error.message
