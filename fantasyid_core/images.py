@@ -147,10 +147,15 @@ def resize(photo: Tensor, height: int, width: int) -> Tensor:
     return (resized if photo.ndim == 4 else resized[0]).movedim(-3, -1)
 
 
+def as_bytes(image: Tensor) -> Tensor:
+    """(…) float 0…1 → (…) uint8 0…255 on the CPU, rounded."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
 def to_pil(photo: Tensor):
     """(H, W, 3) float 0…1 → 8-bit PIL image, to draw on."""
     Image = require("PIL.Image", "Drawing a preview", "pillow")
-    return Image.fromarray((photo.detach() * 255).round().to(torch.uint8).cpu().numpy())
+    return Image.fromarray(as_bytes(photo.detach()).numpy())
 
 
 def from_pil(picture) -> Tensor:

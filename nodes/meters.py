@@ -8,8 +8,10 @@ from comfy_api.latest import io
 from ..fantasyid_core.detection.faces import DetectedFace
 from ..fantasyid_core.dit.config import FPS
 from ..fantasyid_core.errors import FaceNotFoundError, ImageError
+from ..fantasyid_core.images import as_bytes
 from ..fantasyid_core.meters import embedding as embeddings
-from ..fantasyid_core.meters import landmark_motion, meters
+from ..fantasyid_core.meters import facesim_networks, landmark_motion, meters
+from ..fantasyid_core.meters.facesim import PROTOCOLS, FaceVectors, Picture, measure_facesim
 from ..fantasyid_core.reconstruction.face_mesh import find_face_model
 from .host import notes, paths
 from .host.base import FantasyIDNode, listed
@@ -17,6 +19,7 @@ from .host.resident import attribute_network, face_model, on_device
 from .host.sockets import Face
 
 NANO = "FantasyID-nano"  # the attribute regressor was trained beside it, and its face model knows the landmarks
+EVERY_FRAME = "every frame"
 LANDMARKS, REGRESSOR = READERS = ("dense landmarks", "attribute regressor")
 
 
@@ -72,6 +75,15 @@ class FantasyIDLikenessMeter(FantasyIDNode):
                     tooltip="Where the person is, if there are several in the video: of each frame the largest face "
                     "whose middle lies in the mask is taken. One mask, or one per frame.",
                 ),
+                io.Combo.Input(
+                    "protocol",
+                    options=[EVERY_FRAME, *(protocol.title for protocol in PROTOCOLS.values())],
+                    default=EVERY_FRAME,
+                    optional=True,
+                    tooltip="To stand beside published tables: FaceSim-Arc and FaceSim-Cur as ConsisID or OpenS2V-Eval "
+                    "measure them, with InsightFace's buffalo_l and CurricularFace in models/insightface; without "
+                    "these files dlib measures, which the report says. 'gallery' and 'mask' are then not used.",
+                ),
             ],
             outputs=[
                 io.Float.Output(
@@ -97,6 +109,7 @@ class FantasyIDLikenessMeter(FantasyIDNode):
         gallery: torch.Tensor | None = None,
         fps: float = FPS,
         mask: torch.Tensor | None = None,
+        protocol: str = EVERY_FRAME,
     ) -> io.NodeOutput:
         if face is not None:
             reference, reference_landmarks = face.image, face.landmarks
@@ -104,6 +117,8 @@ class FantasyIDLikenessMeter(FantasyIDNode):
             reference, reference_landmarks = reference[0], None
         else:
             raise FaceNotFoundError("There is nothing to compare with: connect 'face' or 'reference'.")
+        if protocol != EVERY_FRAME:
+            return cls._measure_facesim(frames, reference, protocol)
         network = embeddings.load(embedding, paths.embedding_folders())
         bar = comfy.utils.ProgressBar(len(frames))
         device = comfy.model_management.get_torch_device()
@@ -120,6 +135,23 @@ class FantasyIDLikenessMeter(FantasyIDNode):
         )
         notes.show(result.report.partition("\n")[0])
         return io.NodeOutput(result.mean, result.between_frames, result.plot[None], result.report)
+
+    @classmethod
+    def _measure_facesim(cls, frames: torch.Tensor, reference: torch.Tensor, title: str) -> io.NodeOutput:
+        protocol = next(protocol for protocol in PROTOCOLS.values() if protocol.title == title)
+        readers = facesim_networks.load(paths.embedding_folders(), comfy.model_management.get_torch_device())
+        bar = comfy.utils.ProgressBar(protocol.frames + 1)
+
+        def read_face(picture: Picture) -> FaceVectors | None:
+            bar.update(1)
+            return readers.read_face(picture)
+
+        measured = (as_bytes(frames[number]) for number in protocol.frames_of(len(frames)))
+        result = measure_facesim(protocol, as_bytes(reference), measured, read_face)
+        report = " ".join(part for part in (result.report, readers.remark) if part)
+        notes.show(report)
+        first = next(iter(result.similarity.values()))
+        return io.NodeOutput(first, result.between_frames, result.plot[None], report)
 
 
 class FantasyIDMotionMeter(FantasyIDNode):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,12 @@ def test_the_likeness_meter_measures_and_shows(comfy: ComfyServer, video: dict):
     assert run.status == "success", run.error
     assert run.outputs["text"]["text"][0].startswith("Distance to the reference (dlib): mean 0.")
     assert comfy.notes["meter"].startswith("Distance to the reference (dlib): mean 0.")
+    graph["meter"]["inputs"]["protocol"] = "ConsisID"
+    run = comfy.run(graph)
+    assert run.status == "success", run.error
+    report = run.outputs["text"]["text"][0]
+    assert re.match(r"dlib 0\.\d{4}, as ConsisID measures: 16 frames", report)
+    assert "buffalo_l (det_10g.onnx and w600k_r50.onnx) is not there" in report
 
 
 def test_the_likeness_meter_says_what_is_missing(comfy: ComfyServer, video: dict):
