@@ -85,7 +85,7 @@ def _foreign_zip(path: Path) -> tuple[str, str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError):  # cut short: PyTorch's reader says so
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # damaged: PyTorch's reader says so
         return None
     if "constants.pkl" in names:
         return "a TorchScript program", AGAIN

@@ -140,7 +140,7 @@ def _as_shown(frame: "VideoFrame", stream_aspect: Fraction | None) -> Tensor:
 def _opened(clip: Path) -> Iterator["VideoStream"]:
     av = require("av", "Training on clips", names=["open", "FFmpegError"])
     try:
-        with av.open(str(clip)) as container:
+        with av.open(str(clip), metadata_errors="replace") as container:  # a title may be in any encoding
             stream = container.streams.best("video")
             if stream is None:
                 raise TrainingError("it holds no video")

@@ -138,6 +138,8 @@ def read(path: Path, changes: Sequence[str] = ()) -> Settings:
         inner = table
         for parent in parents:
             inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise TrainingError(f"'{change}' sets a key of '{parent}', which {path.name} has as {inner!r}.")
         inner[name] = value
     stage = table.get("stage")
     if stage in RENAMED_STAGES:

@@ -334,6 +334,7 @@ def test_the_old_name_of_a_stage_leads_to_the_new_one(tmp_path: Path, capsys: py
         ("base", "options.pictures_batch=2.5", "'pictures_batch' must be a whole number; got 2.5"),
         ("base", "options.face_weight=true", "'face_weight' must be a number; got True"),
         ("base", "options=3", "options.* is not a table of keys: 3"),
+        ("face", "seed.people=3", "'seed.people=3' sets a key of 'seed', which face.toml has as"),
         ("face", "pool.people=many", "'people' must be a whole number; got 'many'"),
         ("face", "betas=[0.9]", "'betas' must be a list of 2 values, each a number"),
     ],

@@ -143,3 +143,12 @@ def test_captions_in_other_encodings_are_refused_with_a_cure(encoding: str, tmp_
     (tmp_path / "a.txt").write_text("Zoë smiles.", encoding)
     with pytest.raises(TrainingError, match=r"a\.txt cannot be read .*save it with the encoding UTF-8"):
         read_caption(tmp_path / "a.mp4")
+
+
+def test_a_title_in_another_encoding_does_not_matter(tmp_path: Path):
+    path = tmp_path / "titled.mp4"
+    write(path, [0.0, 1.0])
+    content = path.read_bytes()
+    assert content.count(b"Lavf") == 1
+    path.write_bytes(content.replace(b"Lavf", b"L\x86vf"))  # the name of the program that wrote it
+    assert measure(path)[0] == 2

@@ -172,6 +172,14 @@ def test_formats_of_others_are_told_by_their_content_with_what_to_do(tmp_path, n
         weights.read(path)
 
 
+def test_a_zip_of_a_version_that_python_does_not_know_is_left_to_pytorch(tmp_path, tensors):
+    torch.save(tensors, tmp_path / "x.bin")
+    content = bytearray((tmp_path / "x.bin").read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 6] = 255  # the version that is needed to take an entry out
+    (tmp_path / "x.bin").write_bytes(content)
+    assert_same(weights.read(tmp_path / "x.bin"), tensors)
+
+
 def test_a_file_s_content_tells_how_it_is_read_not_its_name(tmp_path, tensors):
     for name in ("model.bin", "MODEL.SAFETENSORS"):
         save_file(tensors, tmp_path / name)
