@@ -12,6 +12,7 @@ from . import (
     loading,
     long_video,
     meters,
+    people,
     performance,
     reconstruction,
     repair,
@@ -23,7 +24,7 @@ from . import (
 
 STAGES = (
     *(download, loading, text, example_photo, detection, reconstruction, performance),
-    *(views, fusion, injection),
+    *(views, fusion, injection, people),
     *(acceleration, sampling, video, long_video, repair, meters),
 )
 

@@ -17,6 +17,7 @@ from fantasyid_core.detection.by_hand import face_in_mask
 from fantasyid_core.detection.face_track import FaceTrack, follow
 from fantasyid_core.detection.faces import DetectedFace
 from fantasyid_core.detection.selection import find_face, numbered
+from fantasyid_core.dit.region import Region
 from fantasyid_core.dit.step_cache import CacheSettings
 from fantasyid_core.images import from_pil, load_photo, to_pil
 from fantasyid_core.meters import embedding, landmark_motion, meters
@@ -28,6 +29,7 @@ from fantasyid_core.sampling.schedule import TRAIN_STEPS, timesteps
 from fantasyid_core.sampling.windows import windows
 from fantasyid_core.video.face_clip import FaceClip, cut_out, paste
 from fantasyid_core.video.latents import squeeze_to_frame
+from fantasyid_core.video.plan import arrange, draw_plan
 from fantasyid_core.views.collection import FaceViews, collect
 from fantasyid_core.views.contact_sheet import contact_sheet
 from fantasyid_core.views.novel_views import grid, new_views
@@ -177,6 +179,17 @@ def paste_face(studio: Studio) -> Image.Image:
         stage((wide[MOMENTS[0]], "video"), wide=2),
         stage((drawn[MOMENTS[0]], "clip drawn again")),
         stage((pasted[MOMENTS[0]], "video with it"), wide=2),
+    )
+
+
+def people(studio: Studio) -> Image.Image:
+    pair, boxes = ("Amara", "Ben"), ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0))
+    regions = [Region(box=boxes[0]), Region(from_second=1.0, box=boxes[1])]
+    first = arrange([studio.face(name).crop for name in pair], boxes)
+    return flow(
+        stage(*((studio.photo(name), f"identity_{number}") for number, name in enumerate(pair, 1)), across=1),
+        stage((draw_plan(regions, (1, 2), 360, 240, 3.0), "plan"), wide=2),
+        stage((squeeze_to_frame(first, 160, 240)[0], "identity: the first frame"), wide=2),
     )
 
 
@@ -417,6 +430,7 @@ DRAWN: dict[str, Callable[[Studio], Image.Image]] = {
     "FantasyIDMotionMeter": motion_meter,
     "FantasyIDNewViews": turned,
     "FantasyIDPasteFace": paste_face,
+    "FantasyIDPeople": people,
     "FantasyIDPerform": perform,
     "FantasyIDReconstruct": reconstruct,
     "FantasyIDSampler": sampler,
