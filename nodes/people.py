@@ -190,8 +190,8 @@ def region_of(number: int, people: Mapping[str, Any], fade: float, overlap: str)
         return people.get(f"{name}_{number}", default)
 
     mask = people.get(f"mask_{number}")
-    names = ("x", "y", "width", "height")
-    box = tuple(value(name, default) for name, default in zip(names, BOXES[number - 1], strict=True))
+    left, top, width, height = BOXES[number - 1]
+    box = value("x", left), value("y", top), value("width", width), value("height", height)
     try:
         return Region(
             None if mask is None else mask.reshape(-1, *mask.shape[-2:]),
