@@ -32,7 +32,7 @@ from fantasyid_lab.evaluation.generate import Generator, Request
 from fantasyid_lab.evaluation.processes import shared_out
 from fantasyid_lab.evaluation.truth import vectors
 
-STRENGTHS = (0.4, 0.6, 0.8, 1.0)  # of denoising
+DENOISES = (0.4, 0.6, 0.8, 1.0)  # of denoising
 EVERY = 3  # frames, of those that are kept and measured
 HALF, FADE = cases.FRAMES / FPS / 2, 0.25  # seconds
 LEFT, RIGHT = BOXES = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0))
@@ -55,7 +55,7 @@ def prompt(number: int) -> str:
     return f"A person in a {shirt} shirt in front of a {behind} background {DOES[number % 5]}."
 
 
-def make_time(people: int, count: int, seed: int, device: str, sampling: Mapping) -> Frames:
+def make_time(people: int, count: int, seed: int, device: str, sampling: Mapping, strength: float) -> Frames:
     """Every third frame, uint8: gallery and true clips (N, …), and of the pairs (P, …) what was made."""
     found, chosen, generator, identities = _start(people, seed, device)
     found["true clips"] = _kept(cases.show([case.target for case in chosen], device).frames)
@@ -65,7 +65,7 @@ def make_time(people: int, count: int, seed: int, device: str, sampling: Mapping
         regions = Region(to_second=HALF, fade=FADE), Region(from_second=HALF, fade=FADE)
         first.append(request)
         second.append(replace(request, identity=identities[b]))
-        both.append(replace(request, injections=_injections(identities[a], identities[b], regions)))
+        both.append(replace(request, injections=_injections(identities[a], identities[b], regions, strength)))
     videos = {"first then second": both, "first alone": first, "second alone": second}
     return found | {name: _drawn(generator, name, x, sampling) for name, x in videos.items()}
 
@@ -100,7 +100,7 @@ def read_time(found: Frames, faces: Embedding, device: str) -> Rows:
 
 
 def make_halves(
-    people: int, count: int, seed: int, device: str, sampling: Mapping, strengths: Sequence[float]
+    people: int, count: int, seed: int, device: str, sampling: Mapping, strength: float, denoises: Sequence[float]
 ) -> Frames:
     """Every third frame, uint8: gallery, the canvases, and by denoising strength what became of them."""
     found, chosen, generator, identities = _start(people, seed, device)
@@ -115,19 +115,20 @@ def make_halves(
         crops = arrange([identities[a].image, identities[b].image], BOXES)
         request = Request(prompt(i), replace(identities[a], image=crops), 1000 * seed + i)
         for requests, regions in ((apart, [Region(box=box) for box in BOXES]), (together, [Region(), Region()])):
-            requests.append(replace(request, injections=_injections(identities[a], identities[b], regions)))
+            made = _injections(identities[a], identities[b], regions, strength)
+            requests.append(replace(request, injections=made))
         for side, person in enumerate((a, b)):
             alone[side].append(replace(request, identity=identities[person]))
-    for strength in strengths:
-        again = {**sampling, "denoising_strength": strength}
+    for denoise in denoises:
+        again = {**sampling, "denoising_strength": denoise}
         whole = {**again, "start": start, "size": canvases.shape[2:4]}
-        found[f"apart {strength:g}"] = _drawn(generator, f"apart {strength:g}", apart, whole)
-        found[f"together {strength:g}"] = _drawn(generator, f"together {strength:g}", together, whole)
+        found[f"apart {denoise:g}"] = _drawn(generator, f"apart {denoise:g}", apart, whole)
+        found[f"together {denoise:g}"] = _drawn(generator, f"together {denoise:g}", together, whole)
         halves = [
-            _drawn(generator, f"alone {strength:g}", own, {**again, "start": x})
+            _drawn(generator, f"alone {denoise:g}", own, {**again, "start": x})
             for own, x in zip(alone, sides, strict=True)
         ]
-        found[f"alone {strength:g}"] = np.concatenate(halves, 3)
+        found[f"alone {denoise:g}"] = np.concatenate(halves, 3)
     return found
 
 
@@ -165,8 +166,9 @@ def _start(people: int, seed: int, device: str) -> tuple[Frames, list[cases.Case
     return {"gallery": cases.as_bytes(gallery).numpy()}, chosen, generator, identities
 
 
-def _injections(first: Identity, second: Identity, regions: Sequence[Region]) -> tuple[Injection, ...]:
-    return tuple(Injection(one.tokens, region=region) for one, region in zip((first, second), regions, strict=True))
+def _injections(first: Identity, second: Identity, regions: Sequence[Region], strength: float) -> tuple[Injection, ...]:
+    tokens = (first.tokens, second.tokens)
+    return tuple(Injection(x, strength, region=region) for x, region in zip(tokens, regions, strict=True))
 
 
 def _kept(videos: Tensor) -> np.ndarray:
@@ -209,7 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=60, help="of them (60)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, help="of denoising, for halves")
+    parser.add_argument("--strength", type=float, default=1.0, help="of the two identities")
+    parser.add_argument("--denoise", type=float, nargs="+", default=DENOISES, help="of denoising, for halves")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--make", type=Path, metavar="FOLDER", help="draw, and write .npz files there, no more")
     parser.add_argument("--read", type=Path, metavar="FOLDER", help="measure what such a folder holds")
@@ -217,13 +220,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     read: Callable[[Frames, Embedding, str], Rows] = read_time if options.what == "time" else read_halves
     sampling = {"steps": options.steps, "guidance": GUIDANCE, "guide_identity": True}
-    made_of = (options.people, options.pairs, options.seed, options.device, sampling)
+    made_of = (options.people, options.pairs, options.seed, options.device, sampling, options.strength)
     if options.read:
         found = {file.stem: np.load(file)["values"] for file in sorted(options.read.glob("*.npz"))}
         if "gallery" not in found:
             parser.error(f"{options.read} holds no frames: make them with --make {options.read}")
     else:
-        found = make_time(*made_of) if options.what == "time" else make_halves(*made_of, options.strengths)
+        found = make_time(*made_of) if options.what == "time" else make_halves(*made_of, options.denoise)
     if options.make:
         options.make.mkdir(parents=True, exist_ok=True)
         for name, values in found.items():
@@ -234,7 +237,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = read(found, faces, options.device)
     print(table(rows))
     if options.json:
-        settings = {"what": options.what, "people": len(found["gallery"]), "seed": options.seed} | sampling
+        settings = {
+            "what": options.what,
+            "people": len(found["gallery"]),
+            "seed": options.seed,
+            "strength": options.strength,
+        } | sampling
         options.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n", "utf-8")
 
 
