@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from .workflow_parts import (
     BYPASSED,
@@ -295,6 +296,86 @@ def performance() -> Workflow:
     return Workflow("11 Performance on another face", nodes, columns)
 
 
+def without_previews(nodes: dict[str, Node]) -> dict[str, Node]:
+    """The others of these nodes."""
+    return {key: node for key, node in nodes.items() if node.type != "PreviewImage"}
+
+
+def second_identity(person: str) -> dict[str, Node]:
+    """The nodes of `identity`, each with a 2 behind its name."""
+    nodes = without_previews(identity(NANO, person))
+    for node in nodes.values():
+        node.inputs = {
+            name: (f"{source}2" if source in nodes else source, output)
+            for name, (source, output) in node.inputs.items()
+        }
+    return {f"{key}2": node for key, node in nodes.items()}
+
+
+def pair(name: str, text: str, places: str, **widgets: Any) -> Workflow:
+    """Two people in one video; `places` titles what FantasyID People says, `widgets` are its own."""
+    nodes = models(NANO) | prompts(text) | without_previews(identity(NANO, "Amara")) | second_identity("Ben")
+    nodes["photo"].title, nodes["photo2"].title = "Choose the first", "Choose the second"
+    identities: dict[str, Source] = {"identity_1": ("id", "identity"), "identity_2": ("id2", "identity")}
+    nodes["people"] = Node(
+        "FantasyIDPeople", None, {"guide_identity": True, **widgets}, {"model": ("load", "MODEL"), **identities}
+    )
+    nodes["plan"] = preview("The plan", ("people", "plan"))
+    nodes["sample"] = sampler(NANO_SAMPLER, ("people", "MODEL"))
+    nodes["sample"].inputs["identity"] = ("people", "identity")
+    columns = [
+        [MODEL_GROUP, PROMPT_GROUP],
+        [Group("Photos", [["photo", "photo2"]], IDENTITY_COLOR)],
+        [Group("The first", [["face", "mesh", "views", "id"]], IDENTITY_COLOR)],
+        [Group("The second", [["face2", "mesh2", "views2", "id2"]], IDENTITY_COLOR)],
+        [Group(places, [["people"]], IDENTITY_COLOR)],
+        [Group("Video", [["sample", "plan"], OUTPUT], VIDEO_COLOR)],
+    ]
+    return Workflow(name, nodes | video(), columns)
+
+
+def two_people() -> Workflow:
+    """One on the left, one on the right."""
+    return pair("13 Two people", "Two people look at the camera and smile before a grey wall.", "Who is where")
+
+
+def one_then_the_other() -> Workflow:
+    """The first half of the video one person, the second half another."""
+    text = "A person in a white shirt before a blue wall looks at the camera and smiles."
+    half = 1.55  # seconds, of 25 frames at 8 a second
+    times = {"to_second_1": half, "from_second_2": half, "width_1": 1, "x_2": 0, "width_2": 1}
+    return pair("14 One, then the other", text, "Who is there when", **times)
+
+
+def portrait_video() -> Workflow:
+    """A video of the size that the model knows, on a portrait canvas of its own picture, blurred."""
+    text = "A young woman with long black hair in a white shirt before a yellow wall smiles and talks to the camera."
+    wide = {"upscale_method": "bicubic", "width": 160, "height": 288, "crop": "center"}
+    canvas: Source = ("blurred", "IMAGE")
+    nodes = models(NANO) | prompts(text) | without_previews(identity(NANO, "Amara"))
+    nodes |= {"sample": sampler(NANO_SAMPLER)} | video()
+    nodes |= {
+        "canvas": Node("ImageScale", "A portrait canvas of it", wide, {"image": ("decode", "IMAGE")}),
+        "blurred": Node("ImageBlur", None, {"blur_radius": 12, "sigma": 6}, {"image": ("canvas", "IMAGE")}),
+        "joined": Node(
+            "ImageCompositeMasked",
+            "The video on the canvas",
+            {"x": 0, "y": 64},
+            {"destination": canvas, "source": ("decode", "IMAGE")},
+        ),
+    }
+    nodes["frames"].inputs["images"] = ("joined", "IMAGE")
+    nodes["decode"].size = nodes["sample"].size
+    columns = [
+        [MODEL_GROUP],
+        [PHOTO_GROUP, PROMPT_GROUP],
+        [Group("Identity from the photo", [["face", "mesh", "views", "id"]], IDENTITY_COLOR)],
+        [Group("Video", [["sample", "decode"]], VIDEO_COLOR)],
+        [Group("Portrait video", [["canvas", "blurred", "joined"], ["frames", "save"]], "#b06634")],
+    ]
+    return Workflow("15 Portrait video", nodes, columns)
+
+
 def workflows() -> list[Workflow]:
     """All of them, in the order of their numbers."""
     return [
@@ -309,6 +390,9 @@ def workflows() -> list[Workflow]:
         custom_sampler(),
         mesh_file(),
         performance(),
+        two_people(),
+        one_then_the_other(),
+        portrait_video(),
     ]
 
 
