@@ -138,6 +138,14 @@ def pose_of(camera: Tensor) -> Tensor:
     return torch.rad2deg(torch.stack([yaw, pitch, roll], 1))
 
 
+def turn_speed(pose: Tensor) -> Tensor:
+    """Poses (…, T, 3) of yaw, pitch and roll in degrees → by how much yaw and pitch change before or after each frame,
+    whichever is more, degrees a frame (…, T).
+    """
+    between = pose[..., :2].diff(dim=-2).norm(dim=-1)
+    return torch.maximum(torch.nn.functional.pad(between, (1, 0)), torch.nn.functional.pad(between, (0, 1)))
+
+
 def copy_paste_index(output: Tensor, reference: Tensor) -> float:
     """Copy-paste index: how far the outputs' head pose follows the reference's, over N people.
 

@@ -13,7 +13,7 @@ from fantasyid_core.meters.attribute_regressor import AttributeReading, Attribut
 from fantasyid_core.meters.embedding import Embedding
 
 from ..people.caption import stated_labels
-from . import adherence
+from . import adherence, sharpness
 from .adherence import Adherence, VideoAttributes
 from .cases import Case
 from .truth import EMBED_EVERY, Truth, vectors
@@ -79,6 +79,7 @@ def measure(
     return [
         *_identity_rows(faces, truth),
         *_motion_rows(drawn_cases, readings, truth.readings, has_face),
+        _sharpness_row(sharpness.of_readings(outputs.prompted, readings), truth.turning_sharpness, has_face),
         *_prompt_rows(*(_adherence(drawn_cases, x) for x in (prompted, truths))),
     ]
 
@@ -122,7 +123,10 @@ def _identity_rows(faces: Faces, truth: Truth) -> list[Row]:
     controls = len(faces.without)
     if controls < 2:
         return rows
-    first = Truth(*(getattr(truth, name)[:controls] for name in ("reference", "gallery", "stranger", "target")), [])
+    empty = torch.empty(0)
+    first = Truth(
+        *(getattr(truth, name)[:controls] for name in ("reference", "gallery", "stranger", "target")), [], empty
+    )
     return [*rows, *_control_rows(faces, first, stranger_similarity[:controls], true_similarity[:controls])]
 
 
@@ -187,6 +191,12 @@ def _motion_rows(
         Row("head_motion", "head motion, by that of true clips", head, 1.0),
         Row("copy_paste", "copy-paste index: 0 free of the reference's pose, 1 copied", copied, true_copied),
     ]
+
+
+def _sharpness_row(ours: Tensor, true: Tensor, has_face: Tensor) -> Row:
+    """Of videos (N,) that show a face: noise is sharp, too."""
+    value = sharpness.ratio(torch.where(has_face.cpu(), ours, math.nan), true)
+    return _at_least(0.8, "turning_sharpness", "sharpness of the face in turning frames, by true ones", value, 1.0)
 
 
 def _prompt_rows(measured: Adherence, truth: Adherence) -> list[Row]:

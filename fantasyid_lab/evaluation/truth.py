@@ -11,7 +11,7 @@ from fantasyid_core.meters import likeness
 from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor, read_attributes
 from fantasyid_core.meters.embedding import Embedding, embed, locate_small
 
-from . import cases
+from . import cases, sharpness
 from .cases import Case
 
 EMBED_EVERY = 6  # frames of a video that the embedding sees: every sixth, five of 25
@@ -25,6 +25,7 @@ class Truth:
         reference, gallery, stranger: (N, D) unit vectors.
         target: (N, T', D) unit vectors of every sixth frame of the clips that the prompts describe, NaN without a face.
         readings: what the attribute regressor reads in all frames of each.
+        turning_sharpness: (N,) of these clips, as `sharpness.of_readings`.
     """
 
     reference: Tensor
@@ -32,6 +33,7 @@ class Truth:
     stranger: Tensor
     target: Tensor
     readings: Sequence[AttributeReading]
+    turning_sharpness: Tensor
 
 
 def measure_truth(
@@ -56,7 +58,9 @@ def measure_truth(
         target_vectors = vectors(embedding, target[:, ::EMBED_EVERY], device)
         reference, gallery, stranger = (vectors(embedding, frames, device) for frames in others.result())
         gallery, stranger = likeness.average(gallery), likeness.average(stranger)
-        return Truth(reference[:, 0], gallery, stranger, target_vectors, readings.result())
+        read = readings.result()
+        turning_sharpness = sharpness.of_readings(target, read)
+        return Truth(reference[:, 0], gallery, stranger, target_vectors, read, turning_sharpness)
 
 
 def vectors(embedding: Embedding, videos: Tensor, device: torch.device | str = "cpu") -> Tensor:

@@ -19,6 +19,7 @@ from fantasyid_core.reconstruction.flame import Flame
 
 from .. import nano
 from ..people.camera import apply, face_crop
+from ..people.crops import align
 from . import data, pictures
 from .face_truth import Camera, axis_angle, mean_squared_mm, variance_explained, vertex_gram
 from .options import FaceOptions
@@ -243,7 +244,7 @@ class FaceStage(Stage):
         pool = self.context.validation
         pictures, landmarks = pool.stills[: len(shape), k], pool.still_landmarks[: len(shape), k]
         exact = torch.zeros(len(shape), 4, device=shape.device)
-        tokens = self.objective.tokens(data.align(pictures, landmarks, CROP, exact))
+        tokens = self.objective.tokens(align(pictures, landmarks, CROP, exact))
         return tokens | {"mesh": self.objective.vertex_tokens(shape, tokens["face"])}
 
     def sample_grid(self) -> Tensor:
@@ -282,7 +283,7 @@ def reference_crops(
         amount: of `randomise`, which is left out by default; hair: (B, 3) 0…1, colour of what falls into the face.
     """
     shifts = data.jitter(generator, len(pictures))
-    crops = data.align(pictures, landmarks, CROP, shifts)
+    crops = align(pictures, landmarks, CROP, shifts)
     if amount is not None and not amount.is_off:
         seen = apply(face_crop(landmarks[:, :5], shifts, CROP), landmarks[:, :5])
         crops = randomise(crops, seen, generator, amount, hair)

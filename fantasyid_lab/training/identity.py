@@ -16,6 +16,7 @@ from fantasyid_core.sampling.pipeline import Conditions
 from fantasyid_core.video.latents import first_frame_condition
 
 from .. import nano
+from ..people.crops import align
 from . import data, pictures
 from .base import five_frames, generate, losses_at_fixed_timesteps
 from .captions import Captions
@@ -163,7 +164,7 @@ class PoolSource:
             return reference
         size = self.context.pool.latents.shape[-2:]
         # Undamaged, as the video's first frame is at inference.
-        sharp = data.align(pictures, landmarks, 8 * max(size), data.jitter(generator, len(pictures)))
+        sharp = align(pictures, landmarks, 8 * max(size), data.jitter(generator, len(pictures)))
         return replace(reference, first_frame=self._encode_first_frame(sharp, size).to(cache_dtype))
 
     def vertices(self, pictures: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ class PoolSource:
             latents=pool.latents[rows].float(),
             face_mask=pool.latent_face_mask[rows],
             text=self.context.embed_text(pool.caption[rows].long()),
-            reference=ReferenceCrops(data.align(pictures, landmarks, CROP, exact), self.vertices(pictures)),
+            reference=ReferenceCrops(align(pictures, landmarks, CROP, exact), self.vertices(pictures)),
             empty_text=self.empty_text,
             truth=pool.frames[rows].float() / 255,
         )

@@ -28,9 +28,9 @@ from ..evaluation.command import guarded, say
 from ..evaluation.processes import shared_out
 from ..evaluation.truth import EMBED_EVERY, vectors
 from ..people.clip import Clip, still
+from ..people.crops import align
 from ..people.person import TRAIN, Person, person
 from ..people.render import render
-from . import data
 from .face import CROP, as_photos
 from .face_truth import variance_explained, vertex_gram
 from .vae import decode, encode
@@ -78,7 +78,7 @@ def tokens_of(model: nano.Nano, photos: Sequence[Clip], device: torch.device) ->
     for start in range(0, len(photos), BATCH):
         rendered = render(photos[start : start + BATCH], cases.SIZE, device)
         pictures = cases.as_bytes(rendered.frames[:, 0])
-        crops = data.align(pictures, rendered.landmarks[:, 0], CROP, torch.zeros(len(pictures), 4, device=device))
+        crops = align(pictures, rendered.landmarks[:, 0], CROP, torch.zeros(len(pictures), 4, device=device))
         face = encoder.face_tokens(crops)
         shape = deca.split(model.regressor(as_photos(pictures))).shape
         mesh = encoder.vertex_tokens(model.face.decode(shape), face)

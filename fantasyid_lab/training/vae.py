@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from fantasyid_core.fusion.image_tower import ImageTower
 from fantasyid_core.io.weights import read as read_weights
+from fantasyid_core.meters.motion import turn_speed
 
 from .. import nano
+from ..evaluation import sharpness
+from ..people.crops import crop_grid, sample
 from . import data, fast_vae, pictures
 from .face import CROP
 from .options import VaeOptions
@@ -106,9 +109,7 @@ class Reconstruction(nn.Module):
 
     def _perceptual_distance(self, reconstructed: Tensor, true: Tensor, crop_grid: Tensor) -> Tensor:
         """One less the cosine of the tower's hidden states, mean over states and tokens; made in −1…1, true uint8."""
-        crops = data.sample(
-            torch.cat([reconstructed.float() * 127.5 + 127.5, true.float()]), crop_grid.repeat(2, 1, 1, 1)
-        )
+        crops = sample(torch.cat([reconstructed.float() * 127.5 + 127.5, true.float()]), crop_grid.repeat(2, 1, 1, 1))
         hidden, _ = self.tower(self.tower.preprocess(crops))
         return torch.stack([1 - F.cosine_similarity(*x.float().chunk(2), dim=-1).mean() for x in hidden]).mean()
 
@@ -126,7 +127,7 @@ class VaeStage(Stage):
     def _tower(self) -> nn.Module:
         if not self.options.tower:
             return self.context.model.encoder.tower
-        return ImageTower.from_state_dict(read_weights(Path(self.options.tower))).to(self.context.device)
+        return ImageTower.from_state_dict(read_weights(Path(self.options.tower))).float().to(self.context.device)
 
     def batch(self, step: int, generator: torch.Generator) -> VaeBatch:
         pool, options = self.context.pool, self.options
@@ -150,8 +151,8 @@ class VaeStage(Stage):
             return VaeBatch(frames, weight, noise)
         frame_index = data.randint(generator, window, count)
         shown = landmarks[torch.arange(count, device=frame_index.device), frame_index]
-        crop_grid = data.crop_grid(shown, CROP, data.jitter(generator, count))
-        return VaeBatch(frames, weight, noise, frame_index, crop_grid)
+        grid = crop_grid(shown, CROP, data.jitter(generator, count))
+        return VaeBatch(frames, weight, noise, frame_index, grid)
 
     def _windows(self, count: int, window: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Clips (B,) and the frames of each that are looked at (B, window)."""
@@ -185,7 +186,17 @@ class VaeStage(Stage):
         square = (reconstructed - frames.float() / 255).square().mean(-1)  # (B, T, H, W)
         inside = F.interpolate(face_mask.float() / 255, scale_factor=MASK_SCALE)
         in_face = (square * inside).sum() / inside.sum().clamp(min=1)
-        return {"psnr": _decibel(square.mean()), "psnr_face": _decibel(in_face)}
+        made, true = (
+            torch.tensor(
+                [sharpness.turning_sharpness(*clip) for clip in zip(x, pool.landmarks, pool.pose, strict=False)]
+            )
+            for x in (reconstructed, frames)
+        )
+        return {
+            "psnr": _decibel(square.mean()),
+            "psnr_face": _decibel(in_face),
+            "turning_sharpness": sharpness.ratio(made, true),
+        }
 
     def sample_grid(self) -> Tensor:
         pool, vae = self.context.validation, self.context.model.vae
@@ -232,12 +243,6 @@ def encode_pools(context: Context) -> None:
     for pool in (context.pool, context.validation):
         if isinstance(pool, Pool):
             pool.encode_with(encoder_of(context), key)
-
-
-def turn_speed(pose: Tensor) -> Tensor:
-    """Poses (…, T, 3) in degrees → by how much yaw and pitch change about each frame, degrees a frame (…, T)."""
-    between = pose[..., :2].diff(dim=-2).norm(dim=-1)
-    return torch.maximum(F.pad(between, (1, 0)), F.pad(between, (0, 1)))
 
 
 def edge_distance(made: Tensor, true: Tensor, weight: Tensor) -> Tensor:

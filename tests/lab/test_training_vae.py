@@ -84,13 +84,6 @@ def test_windows_in_which_a_head_turns_come_more_often(context: Callable[..., Co
     assert times.max() < pool.pose.shape[1]
 
 
-def test_speed_of_a_turn_is_in_degrees_a_frame():
-    pose = torch.zeros(1, 5, 3)
-    pose[0, 3:, 0] = 8.0
-    pose[..., 2] = torch.rand(5) * 90  # a head that leans is not blurred more
-    assert stage.turn_speed(pose).tolist() == [[0.0, 0.0, 8.0, 8.0, 0.0]]
-
-
 def test_blur_costs_by_the_strength_of_edges():
     true = (torch.rand(1, 2, 17, 17, 3, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     weight = torch.ones(1, 2, 17, 17, 1)
