@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,3 +22,11 @@ def stack_fields(items: Sequence[Any], device: torch.device | str) -> SimpleName
         elif not isinstance(values[0], str):
             result[field.name] = torch.from_numpy(np.asarray(values, np.float32)).to(device, non_blocking=True)
     return SimpleNamespace(**result)
+
+
+@lru_cache(maxsize=256)
+def constant(values: tuple, device: torch.device) -> torch.Tensor:
+    """Numbers, nested in tuples, as a float32 tensor that is there already: copying them to a GPU anew waits until all
+    that is queued there is done.
+    """
+    return torch.tensor(values, dtype=torch.float32, device=device)

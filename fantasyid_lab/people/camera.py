@@ -5,6 +5,8 @@ from torch import Tensor
 
 from fantasyid_core.detection.alignment import CROP_SIZE, FFHQ_TEMPLATE
 
+from .batching import constant
+
 
 def project(points: Tensor, camera: Tensor, size: int) -> Tensor:
     """Points (n, V, 3), metres, through cameras (n, 5) of `Clip` → (n, V, 3): x, y in px of a square picture (integers
@@ -27,7 +29,7 @@ def face_crop(landmarks: Tensor, shifts: Tensor, size: int) -> Tensor:
         landmarks: (n, 5, 2) px of the picture, as `DetectedFace.landmarks`.
         shifts: (n, 4) of the crop against the exact one: x, y in sides of the crop, logarithm of the scale, degrees.
     """
-    target = landmarks.new_tensor(FFHQ_TEMPLATE) * (size / CROP_SIZE)
+    target = constant(FFHQ_TEMPLATE, landmarks.device) * (size / CROP_SIZE)
     source_middle, target_middle, centre = landmarks.mean(1), target.mean(0), (size - 1) / 2
     source, target = landmarks - source_middle[:, None], target - target_middle
     spread = source.square().sum((1, 2)).clamp(min=1e-12)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fantasyid_core.detection.alignment import BORDER_GREY
 
+from .batching import constant
 from .camera import face_crop
 
 
@@ -32,7 +33,7 @@ def crop_grid(landmarks: Tensor, size: int, shifts: Tensor) -> Tensor:
 def sample(pictures: Tensor, grid: Tensor) -> Tensor:
     """Bilinear samples of (B, H, W, 3) in 0…255 at px (B, h, w, 2), grey beyond the border; (B, h, w, 3) float 0…1."""
     height, width = pictures.shape[1:3]
-    grey = torch.tensor(BORDER_GREY, device=pictures.device)
+    grey = constant(BORDER_GREY, pictures.device)
     x = (pictures.float() / 255 - grey).movedim(-1, 1)
-    grid = (2 * grid + 1) / grid.new_tensor([width, height]) - 1
+    grid = (2 * grid + 1) / constant((width, height), grid.device) - 1
     return F.grid_sample(x, grid, mode="bilinear", align_corners=False).movedim(1, -1) + grey

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..people.batching import constant
 from ..people.crops import sample
 
 
@@ -23,7 +24,7 @@ def randint(generator: torch.Generator, high: int, *shape: int) -> Tensor:
 
 def jitter(generator: torch.Generator, count: int, amount: float = 1.0) -> Tensor:
     """(count, 4) shifts as a detector's landmarks make them: 1.2 % of the crop, 4 % of size, 2 degrees."""
-    return amount * randn(generator, count, 4) * torch.tensor([0.012, 0.012, 0.04, 2.0], device=generator.device)
+    return amount * randn(generator, count, 4) * constant((0.012, 0.012, 0.04, 2.0), generator.device)
 
 
 def reframe(pictures: Tensor, landmarks: Tensor, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from fantasyid_core.reconstruction import deca
 from fantasyid_core.reconstruction.flame import Flame
 
 from .. import nano
+from ..people.batching import constant
 from ..people.camera import apply, face_crop
 from ..people.crops import align
 from . import data, pictures
@@ -112,7 +113,7 @@ class FaceObjective(nn.Module):
             "shape": 0.1 * mean_squared_mm(code.shape - shape[crop], self.shape_gram),
             "expression": 0.1 * mean_squared_mm(code.expression - batch.expression, self.expression_gram),
             "pose": 5 * (code.pose - batch.pose).square().sum(1).mean(),
-            "camera": ((code.camera - batch.camera) / code.camera.new_tensor(CAMERA_SPREAD)).square().mean(),
+            "camera": ((code.camera - batch.camera) / constant(CAMERA_SPREAD, code.camera.device)).square().mean(),
             "code": 0.1 * (code.shape - shape[crop]).square().mean(),
             "unused": 0.1 * (code.texture.square().mean() + code.light.square().mean()),
         }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fantasyid_core.dit import byte_tokens
 
+from ..people.batching import constant
 from ..people.clip import CLIP_ZOOM, Clip, clip, still
 from ..people.colours import COLOURS
 from ..people.person import Person, person
@@ -312,7 +313,7 @@ def _hair_label(photo: Clip) -> np.ndarray:
 
 def hair_colour(label: Tensor) -> Tensor:
     """Labels (…, 4) as `Pool.still_hair` → sRGB 0…1 (…, 3)."""
-    return label[..., :3] * label.new_tensor(_HAIR_SCALE[:3]) + label.new_tensor(_HAIR_MEAN[:3])
+    return label[..., :3] * constant(_HAIR_SCALE[:3], label.device) + constant(_HAIR_MEAN[:3], label.device)
 
 
 _SCALE: list[tuple[np.ndarray, np.ndarray]] = []

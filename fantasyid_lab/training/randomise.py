@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..people.batching import constant
 from .data import rand, randint, randn
 
 EYES, MOUTH = slice(0, 2), slice(3, 5)  # landmarks: right and left iris, mouth corners
@@ -30,6 +31,8 @@ _LUMINANCE = (
     (72, 92, 95, 98, 112, 100, 103, 99),
 )  # quantisation of ITU-T T.81's annex K, quality 50; colour is quantised with a constant 99 but for its corner
 _COLOUR_CORNER = ((17, 18, 24, 47), (18, 21, 26, 66), (24, 26, 56, 99), (47, 66, 99, 99))
+_DARK_SKIN, _LIGHT_SKIN = (0.28, 0.18, 0.13), (0.96, 0.80, 0.70)
+_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 _YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
@@ -96,7 +99,7 @@ def jpeg(pictures: Tensor, quality: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) 0…1, H and W multiples of 16, as JPEG of a quality (B,) of 1 to 100 stores them, colour at
     half the size; nothing is rounded beside the coefficients.
     """
-    turn = pictures.new_tensor(_YCBCR)
+    turn, back = (constant(x, pictures.device) for x in (_YCBCR, _RGB))
     tables = _quantisation(str(pictures.device))
     scale = torch.where(quality < 50, 50 / quality, 2 - quality / 50)[:, None, None]
     steps = (tables[None] * scale[..., None]).round().clamp(1, 255) / 255  # (B, 2, 8, 8)
@@ -104,7 +107,7 @@ def jpeg(pictures: Tensor, quality: Tensor) -> Tensor:
     y = _quantise(y - 0.5, steps[:, :1]) + 0.5
     colour = _quantise(F.avg_pool2d(torch.cat([cb, cr], 1), 2), steps[:, 1:])
     colour = F.interpolate(colour, scale_factor=2, mode="bilinear")
-    return torch.einsum("ij,bjhw->bihw", torch.linalg.inv(turn), torch.cat([y, colour], 1)).clamp(0, 1)
+    return torch.einsum("ij,bjhw->bihw", back, torch.cat([y, colour], 1)).clamp(0, 1)
 
 
 def _quantise(x: Tensor, steps: Tensor) -> Tensor:
@@ -275,7 +278,7 @@ def _occluder(face: _Face, generator: torch.Generator, hair: Tensor) -> tuple[Te
     kind = randint(generator, 3, n, 1, 1)
     distance = torch.where(kind == 0, hand, torch.where(kind == 1, torch.minimum(disc, handle), disc))
     skin = torch.lerp(
-        hair.new_tensor([0.28, 0.18, 0.13]), hair.new_tensor([0.96, 0.80, 0.70]), rand(generator, n, 1, 1, 1)
+        constant(_DARK_SKIN, hair.device), constant(_LIGHT_SKIN, hair.device), rand(generator, n, 1, 1, 1)
     )
     object_colour = rand(generator, n, 1, 1, 3) * rand(generator, n, 1, 1, 1)
     colour = torch.where((kind == 0)[..., None], skin, object_colour)
