@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from fantasyid_core.dit import byte_tokens
 from fantasyid_core.dit.injection import LayerAttention, SampleInjector
 from fantasyid_core.dit.transformer import run_as_is
+from fantasyid_core.errors import TrainingError
 from fantasyid_core.fusion.identity import BRANCHES
 from fantasyid_core.sampling.pipeline import Conditions
 from fantasyid_core.video.latents import first_frame_condition
@@ -18,6 +19,7 @@ from fantasyid_core.video.latents import first_frame_condition
 from .. import nano
 from ..people.crops import align
 from . import data, pictures
+from .acting import Performances, as_captured, meshes_per_latent_frame
 from .base import five_frames, generate, losses_at_fixed_timesteps
 from .captions import Captions
 from .diffusion import FIXED_TIMESTEPS, Noising, Rotary, loss_weights, on_pictures, stratified_timesteps, weighted_mse
@@ -67,10 +69,21 @@ class IdentityObjective(nn.Module):
         return torch.cat(parts, 1)
 
     def identity_tokens(self, reference: Reference) -> Tensor:
-        """A reference's identity tokens (B, N, K) as they are, or encoded."""
-        if reference.tokens is not None:
-            return reference.tokens
-        return self.encode_tokens(reference.hidden_states, reference.vertices)
+        """A reference's identity tokens (B, N, K) as they are, or encoded; (B, t, N, K) where some of them act."""
+        tokens = reference.tokens
+        if tokens is None:
+            tokens = self.encode_tokens(reference.hidden_states, reference.vertices)
+        return tokens if reference.meshes is None else self.act(tokens, reference.meshes)
+
+    def act(self, tokens: Tensor, meshes: Tensor) -> Tensor:
+        """Identity tokens (B, N, K) → of each latent frame (B, t, N, K): in the first A samples those of the face and
+        of the meshes (A, t, V, 3), in the others always the same.
+        """
+        acting, frames = meshes.shape[:2]
+        face_tokens = tokens[:acting, : self.abstractor.side**2].repeat_interleave(frames, 0)
+        vertex_tokens = self.reducer(self.spiral_net(meshes.flatten(0, 1).float(), face_tokens)).to(tokens.dtype)
+        moving = torch.cat([face_tokens, vertex_tokens], 1).unflatten(0, (acting, frames))
+        return torch.cat([moving, tokens[acting:, None].expand(-1, frames, -1, -1)])
 
     def velocity(
         self,
@@ -136,7 +149,9 @@ class PoolSource:
         text = torch.where(dropped, self.empty_text, self.captions.of(samples.captions))
         if pictures:
             text = text[:, : self.options.pictures_text]
-        return Clips(samples.latents, samples.face_mask, text, self._draw_reference(samples, generator))
+        reference = self._draw_reference(samples, generator)
+        performances = Performances(samples.expression, samples.pose)
+        return Clips(samples.latents, samples.face_mask, text, reference, performances)
 
     def _draw_reference(self, samples: PoolSamples, generator: torch.Generator) -> Reference:
         """Of each person another photo than the one that is trained on, or with `multi_view` off what that shows."""
@@ -185,6 +200,7 @@ class PoolSource:
             face_mask=pool.latent_face_mask[rows],
             text=self.context.embed_text(pool.caption[rows].long()),
             reference=ReferenceCrops(align(pictures, landmarks, CROP, exact), self.vertices(pictures)),
+            performances=Performances(pool.expression[rows], pool.pose[rows]),
             empty_text=self.empty_text,
             truth=pool.frames[rows].float() / 255,
         )
@@ -202,6 +218,8 @@ class IdentityStage(Stage):
             module.eval().requires_grad_(False)
         model.face = model.face.to(context.device)
         self.objective = IdentityObjective(model, options, context.device)
+        if options.acting_share:
+            _check_acting(options)
         self.encoder_learns = self._unfreeze_encoder()
         self.source = self._make_source()
         self._unfreeze_transformer()
@@ -252,6 +270,15 @@ class IdentityStage(Stage):
             clips = self.source.batch(step, self.settings.batch, generator)
             reference, image = self.condition(clips)
             count, dropout = len(clips.latents), self.options.identity_dropout
+            if acting := round(self.options.acting_share * count):
+                performances = as_captured(
+                    clips.performances.map(lambda x: x[:acting]),
+                    self.context.model.face,
+                    generator,
+                    self.options.acting_noise,
+                    self.options.acting_missing,
+                )
+                reference = self.act(reference, performances)
             return IdentityBatch(
                 latents=clips.latents,
                 face_mask=clips.face_mask,
@@ -262,6 +289,17 @@ class IdentityStage(Stage):
                 timestep=stratified_timesteps(count, generator, self.options.high_noise_fraction),
                 present=(data.rand(generator, count) >= dropout).float() if dropout else None,
             )
+
+    def act(self, reference: Reference, performances: Performances) -> Reference:
+        """The reference of B people, of whom the first A act: their meshes, or the tokens of these where the encoder is
+        not trained.
+        """
+        neutral = reference.vertices[: len(performances.pose)]
+        reference = replace(reference, meshes=meshes_per_latent_frame(self.context.model.face, neutral, performances))
+        if self.encoder_learns:
+            return reference
+        with self.context.autocast():
+            return Reference(tokens=self.objective.identity_tokens(reference))
 
     def condition(self, clips: Clips) -> tuple[Reference, Tensor]:
         """The clips' reference, encoded, and image latents (B, t, 16, h, w)."""
@@ -282,7 +320,8 @@ class IdentityStage(Stage):
             hidden_states = tower.last_hidden_state(tower.preprocess(reference.crops))
             if self.encoder_learns:
                 return Reference(hidden_states=hidden_states, vertices=reference.vertices)
-            return Reference(tokens=self.objective.encode_tokens(hidden_states, reference.vertices))
+            vertices = reference.vertices if self.options.acting_share else None
+            return Reference(self.objective.encode_tokens(hidden_states, reference.vertices), vertices=vertices)
 
     def _encode_first_frame(self, crops: Tensor, size: tuple[int, int]) -> Tensor:
         """Crops (B, S, S, 3) squeezed to one frame with latents of size (h, w) → its latents (B, 16, h, w)."""
@@ -316,12 +355,17 @@ class IdentityStage(Stage):
             f"a_wrong_identity_at_{timestep}": wrong[f"loss_at_{timestep}"] / right[f"loss_at_{timestep}"]
             for timestep in FIXED_TIMESTEPS
         }
-        return right | {"loss_of_a_wrong_identity": wrong["loss"]} | worse
+        acting = {"loss_acting": self._losses_of(0, acts=True)["loss"]} if self.options.acting_share else {}
+        return right | {"loss_of_a_wrong_identity": wrong["loss"]} | worse | acting
 
     @torch.no_grad()
-    def _losses_of(self, shift: int) -> dict[str, float]:
-        """Losses at fixed times with the identity of the validation sample `shift` places on."""
+    def _losses_of(self, shift: int, acts: bool = False) -> dict[str, float]:
+        """Losses at fixed times with the identity of the validation sample `shift` places on, at rest or acting as the
+        clips do.
+        """
         clips, reference, image = self._validation()
+        if acts:
+            reference = self.act(reference, clips.performances)
         reference = reference.map(lambda x: x.roll(shift, 0))
 
         def loss(rows: slice, noise: Tensor, timestep: Tensor) -> Tensor:
@@ -371,7 +415,18 @@ class IdentityStage(Stage):
         model.config.pop("identity_branches", None)  # of the model that it may have gone on from
         if branches != list(BRANCHES):
             model.config["identity_branches"] = branches
+        model.config.pop("trained_with_acting", None)
+        if self.options.acting_share:
+            model.config["trained_with_acting"] = True
         nano.write(model, self.context.model_folder, ["transformer"])
+
+
+def _check_acting(options: IdentityOptions) -> None:
+    if options.data or not (options.branch_2d and options.branch_3d):
+        raise TrainingError(
+            "acting_share needs the pool of synthetic people, whose motion is known, and both branches. Set it to 0, "
+            "or leave data empty and set branch_2d and branch_3d to true."
+        )
 
 
 def _checkpointed(

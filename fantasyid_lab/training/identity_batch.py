@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .acting import Performances
 from .stage import Batch
 
 
@@ -20,14 +21,17 @@ class Reference(Batch):
     """What frozen networks made of such a picture.
 
     Attributes:
-        tokens: (B, N, K) identity tokens; or, where their encoder is trained, what it encodes:
+        tokens: (B, N, K) identity tokens, or (B, t, N, K) of each latent frame; or, where their encoder is trained,
+            what it encodes:
         hidden_states: (B, 1 + P, D), the tower's; vertices: (B, V, 3).
+        meshes: (A, t, V, 3), of the first A of the B, who act: vertices in each latent frame.
         first_frame: (B, 16, h, w) latents, where image latents are made of them.
     """
 
     tokens: Tensor | None = None
     hidden_states: Tensor | None = None
     vertices: Tensor | None = None
+    meshes: Tensor | None = None
     first_frame: Tensor | None = None
 
 
@@ -39,15 +43,17 @@ class Clips(Batch):
         latents: (B, t, 16, h, w); face_mask: (B, t, h, w) 0…1, where the face is in them.
         text: (B, L, D) embeddings of the captions.
         reference: of the same people.
+        performances: what their faces do in the clips, where that is known.
     """
 
     latents: Tensor
     face_mask: Tensor
     text: Tensor
     reference: ReferenceCrops | Reference
+    performances: Performances | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ValidationClips(Clips):
     """Clips that are looked at.
 

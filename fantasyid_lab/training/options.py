@@ -131,6 +131,10 @@ class IdentityOptions:
         pictures, pictures_batch: as in `BaseOptions`, for the pool; pictures_text: of these steps' captions, how many
             tokens are read (226 for all): a picture has 100 tokens of its own, and photos' captions are short.
         randomise: what is done to the reference crops, as in `FaceOptions`.
+        acting_share: share of the samples whose vertex tokens are those of the mesh as it moves in the clip, in each
+            latent frame its own; the others' mesh is at rest. For the pool alone, and with both branches.
+        acting_noise: factor on errors as FantasyID Capture has them in what such meshes do; acting_missing: share of
+            them in a stretch of which the face was not seen, see `acting.as_captured`.
         checkpointing: recompute the DiT's blocks in the backward pass, for models that fill the memory.
     """
 
@@ -154,6 +158,9 @@ class IdentityOptions:
     pictures_batch: int = 3
     pictures_text: int = byte_tokens.TOKENS
     randomise: Randomisation = field(default_factory=Randomisation)
+    acting_share: float = 0.0
+    acting_noise: float = 1.0
+    acting_missing: float = 0.0
     checkpointing: bool = False
 
 

@@ -147,7 +147,13 @@ class Pool:
             return self.pictures(people, randint(generator, self.settings.stills, count))
         rows = randint(generator, self.clips, count)
         return PoolSamples(
-            self.latents[rows].float(), self.latent_face_mask[rows], self.landmarks[rows], rows, self.owner[rows]
+            self.latents[rows].float(),
+            self.latent_face_mask[rows],
+            self.landmarks[rows],
+            rows,
+            self.owner[rows],
+            expression=self.expression[rows],
+            pose=self.pose[rows],
         )
 
     def pictures(self, people: Tensor, photos: Tensor) -> "PoolSamples":
@@ -159,6 +165,8 @@ class Pool:
             len(self.frames) + people * self.settings.stills + photos,
             people,
             photos,
+            self.still_expression[people, photos, None],
+            self.still_pose[people, photos, None],
         )
 
     def captions_of(self, slot: int) -> list[slice]:
@@ -272,6 +280,7 @@ class PoolSamples:
         latents: (B, t, 16, h, w); face_mask: (B, t, h, w) 0…1; landmarks: (B, T, 68, 2) px.
         captions: (B,) rows of the pool's `caption`.
         people: (B,) who they are; photos: (B,) which photo of theirs each is, `None` for clips.
+        expression: (B, T, 50); pose: (B, T, 3) degrees.
     """
 
     latents: Tensor
@@ -280,6 +289,8 @@ class PoolSamples:
     captions: Tensor
     people: Tensor
     photos: Tensor | None = None
+    expression: Tensor | None = None
+    pose: Tensor | None = None
 
 
 def pool_masks_in_time(masks: Tensor, size: Sequence[int]) -> Tensor:
