@@ -1,5 +1,6 @@
 """A photo to begin with: people who do not exist, by name."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,19 @@ class FantasyIDExamplePhoto(FantasyIDNode):
                     tooltip="A video of the same person who turns the head, 320 × 320, 25 frames: for Get Video "
                     "Components and from there for FantasyID Multi-View.",
                 ),
+                io.String.Output(
+                    display_name="who",
+                    tooltip="The person in words, such as 'A woman with long red hair', for 'who' of FantasyID Text "
+                    "Encode: a prompt that tells of other hair makes another person.",
+                ),
             ],
         )
 
     @classmethod
     def run(cls, person: str) -> io.NodeOutput:
-        return io.NodeOutput(read_photo(person), InputImpl.VideoFromFile(str(PHOTOS / f"{person}.mp4")))
+        photo = read_photo(person)
+        words = json.loads((PHOTOS / "people.json").read_text("utf-8"))[person]
+        return io.NodeOutput(photo, InputImpl.VideoFromFile(str(PHOTOS / f"{person}.mp4")), words)
 
 
 def people() -> list[str]:

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .host import paths
+from .host import notes, paths
 from .host.base import FantasyIDNode, listed
 
 
@@ -33,14 +33,24 @@ class FantasyIDTextEncode(FantasyIDNode):
                         "225 letters for FantasyID-nano."
                     ),
                 ),
+                io.String.Input(
+                    "who",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Who is in the video, put in front of the text: from FantasyID Example Photo. The text then "
+                    "goes on with clothes, place and action. With a photo of your own write the person into the text.",
+                ),
             ],
             outputs=[io.Conditioning.Output(tooltip="For the positive or negative input of a sampler.")],
         )
 
     @classmethod
-    def run(cls, clip, text: str) -> io.NodeOutput:
+    def run(cls, clip, text: str, who: str = "") -> io.NodeOutput:
         from .host.text import encode_text
 
+        if who:
+            text = f"{who} {text}"
+            notes.show(text)
         return io.NodeOutput(encode_text(clip, text))
 
 

@@ -191,10 +191,12 @@ class ComfyPage:
         return self.page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
 
     def set_widgets(self, values: dict[str, Any]) -> None:
-        """Set every widget of these names, whatever node of the pack or sampler it is on."""
+        """Set every widget of these names, whatever node of the pack or sampler it is on, in boxes too."""
         self.page.evaluate(
             """(values) => {
-              for (const node of app.graph.nodes)
+              const inside = (graph) =>
+                graph.nodes.flatMap((node) => [node, ...(node.subgraph ? inside(node.subgraph) : [])]);
+              for (const node of inside(app.graph))
                 for (const widget of node.widgets ?? [])
                   if (widget.name in values) {
                     widget.value = values[widget.name];

@@ -159,10 +159,7 @@ def test_what_033_would_refuse_is_seen(info_033: dict):
 
 
 READABLE = 0.58  # scale below which the page draws no words in classic nodes
-LARGE = {
-    "03 One person in five videos": 0.4,  # 37 nodes
-    **{"13 Two people": 0.5, "14 One, then the other": 0.5},  # 20 nodes, two of them photos
-}
+LARGE = {"13 Two people": 0.5, "14 One, then the other": 0.5}  # 20 nodes, two of them photos
 TITLE, MARGIN = 30, 10  # px that the page adds above a node and around all
 
 

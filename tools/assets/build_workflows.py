@@ -5,6 +5,7 @@ newest ComfyUI at hand (`COMFYUI_PATH`).
 """
 
 import argparse
+import copy
 import json
 import tempfile
 import uuid
@@ -20,9 +21,16 @@ from .workflow_parts import Group, Node, Source
 
 WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
 TITLE, GAP, COLUMN_GAP, PADDING, GROUP_TITLE, GROUP_GAP = 30, 28, 40, 20, 50, 10  # px
-SAID = 96  # px that some sentences under a node take
-SPEAKERS = ("FantasyIDDetectFace", "FantasyIDSampler", "KSampler", "SamplerCustomAdvanced")  # say one in every run
-NOTE_WIDTH, HIGHEST_NOTE = 320, 760  # px
+SAID, PROMPT_SAID = 96, 64  # px that some sentences under a node take, or a prompt
+# Nodes that say one in every run, or why a run cannot go on.
+SPEAKERS = (
+    "FantasyIDDetectFace",
+    "FantasyIDReconstruct",
+    "FantasyIDSampler",
+    "KSampler",
+    "SamplerCustomAdvanced",
+)
+NOTE_WIDTH, HIGHEST_NOTE = 360, 760  # px
 SCALE = 0.6  # at which the file opens; below it the page draws no text in classic nodes
 OFFSET = [130, 160]  # of the file at its opening, beside the side bar and below the menu
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
@@ -77,9 +85,13 @@ _SIZES = """([ids, title]) => Object.fromEntries(Object.entries(ids).map(([key, 
 
 
 def build(page: ComfyPage, nodes: dict[str, Node], places: dict[str, Any], groups: list[dict]) -> dict[str, int]:
-    """Make the graph in the page; returns the nodes' ids by key."""
+    """Make the graph in the page, without links from nodes that are not among them; returns the nodes' ids by key."""
     described = {
-        key: {**vars(node), "pos": places.get(key, [400 * (i % 8), 700 * (i // 8)])}
+        key: {
+            **vars(node),
+            "pos": places.get(key, [400 * (i % 8), 700 * (i // 8)]),
+            "inputs": {name: source for name, source in node.inputs.items() if source[0] in nodes},
+        }
         for i, (key, node) in enumerate(nodes.items())
     }
     return page.page.evaluate(_BUILD, [described, groups])
@@ -87,7 +99,16 @@ def build(page: ComfyPage, nodes: dict[str, Node], places: dict[str, Any], group
 
 def measure(page: ComfyPage, nodes: dict[str, Node]) -> dict[str, list[float]]:
     """Width and height of every node as the page draws it, px."""
-    ids = build(page, nodes, {}, [])
+    return _sizes(page, build(page, nodes, {}, []))
+
+
+def measure_box(page: ComfyPage, box: dict[str, Any]) -> list[float]:
+    """Width and height of the only node of a workflow, a box, px."""
+    page.page.evaluate("(box) => app.loadGraphData(box)", box)
+    return _sizes(page, {"box": box["nodes"][0]["id"]})["box"]
+
+
+def _sizes(page: ComfyPage, ids: dict[str, int]) -> dict[str, list[float]]:
     page.show_all()  # the page gives Vue-rendered nodes their size once they are in view, and not where they are tiny
     page.settle()
     return page.page.evaluate(_SIZES, [ids, TITLE])
@@ -102,9 +123,8 @@ def lay_out(workflow: Workflow, sizes: dict[str, list[float]]) -> tuple[dict, li
     groups = []
     heights = [sum(_place_group(group, sizes, {}, 0, 0)[3] + GROUP_GAP for group in each) for each in workflow.columns]
     sizes["note"][1] = max(sizes["note"][1], min(HIGHEST_NOTE, max(heights) - heights[0] - TITLE - GROUP_GAP))
-    left, top = 0.0, TITLE + sizes["note"][1] + GROUP_GAP
+    left, right, top = 0.0, sizes["note"][0], TITLE + sizes["note"][1] + GROUP_GAP
     for column in workflow.columns:
-        right = left
         for group in column:
             bounding = _place_group(group, sizes, places, left, top)
             groups.append({"title": group.title, "color": group.color, "bounding": bounding})
@@ -192,6 +212,44 @@ def boxed(inside: dict[str, Any], ids: dict[str, int], blueprint: Blueprint) -> 
         "extra": {},
         "version": 0.4,
     }
+
+
+def put_boxes(saved: dict[str, Any], workflow: Workflow, ids: dict[str, int], places: dict, boxes: dict) -> None:
+    """Add the boxes of a workflow to its file, joined with its nodes, whose `ids` by key are extended.
+
+    Args:
+        boxes: by name the workflow of one such box, of `boxed`.
+    """
+    of_boxes = {key: node for key, node in workflow.nodes.items() if node.type in boxes}
+    for key, node in of_boxes.items():
+        made = copy.deepcopy(boxes[node.type]["nodes"][0])
+        ids[key] = made["id"] = saved["last_node_id"] = saved["last_node_id"] + 1
+        made |= {"title": node.title or node.type, "pos": places[key], "size": list(node.size)}
+        made["order"] = len(saved["nodes"])
+        for place, (_, name) in enumerate(made["properties"]["proxyWidgets"]):
+            made["widgets_values"][place] = node.widgets.get(name, made["widgets_values"][place])
+        saved["nodes"].append(made)
+    for key, node in workflow.nodes.items():
+        for name, source in node.inputs.items():
+            if key in of_boxes or source[0] in of_boxes:
+                _join(saved, ids[source[0]], source[1], ids[key], name)
+    if of_boxes:
+        inside = [definition for box in boxes.values() for definition in box["definitions"]["subgraphs"]]
+        saved["definitions"] = {"subgraphs": inside}
+
+
+def _join(saved: dict[str, Any], start: int, output: str, end: int, name: str) -> None:
+    nodes = {node["id"]: node for node in saved["nodes"]}
+    source, slot = _slot(nodes[start]["outputs"], output)
+    target, place = _slot(nodes[end]["inputs"], name)
+    saved["last_link_id"] += 1
+    target["link"] = saved["last_link_id"]
+    source["links"] = [*(source.get("links") or []), target["link"]]
+    saved["links"].append([target["link"], start, slot, end, place, target["type"]])
+
+
+def _slot(sockets: list[dict[str, Any]], name: str) -> tuple[dict[str, Any], int]:
+    return next((each, i) for i, each in enumerate(sockets) if each["name"] == name)
 
 
 class _Subgraph:
@@ -307,28 +365,58 @@ def main() -> None:
         ComfyServer(Path(folder)) as server,
         open_browser(executable) as browser,
     ):
-        measured = []
+        measured, boxes = [], {}
         for vue in (True, False):
             page = ComfyPage(browser, server.url, vue_nodes=vue)
-            measured.append([measure(page, each.nodes) for each in wanted])
+            for each in wanted:
+                boxes[each.name] = {box.name: make_box(page, box) for box in each.boxes}
+            measured.append([_measured(page, each, boxes[each.name]) for each in wanted])
         tallest = _tallest(wanted, measured)
         for workflow, of_vue, of_classic in zip(wanted, *measured, strict=True):
             sizes = {key: [max(of_vue[key][i], of_classic[key][i]) for i in (0, 1)] for key in workflow.nodes}
             for key, node in workflow.nodes.items():
-                sizes[key][1] = max(sizes[key][1], tallest[node.type]) + SAID * (node.type in SPEAKERS)
+                sizes[key][1] = max(sizes[key][1], tallest[node.type]) + _room_to_speak(node)
             places, groups = lay_out(workflow, sizes)
             for key, node in workflow.nodes.items():
                 node.size = (round(sizes[key][0]), round(sizes[key][1]))
-            build(page, workflow.nodes, places, groups)
-            text = json.dumps(tidy(page.workflow(), workflow.name), ensure_ascii=False)
+            ids = build(page, plain(workflow), places, groups)
+            saved = tidy(page.workflow(), workflow.name)
+            put_boxes(saved, workflow, ids, places, boxes[workflow.name])
+            text = json.dumps(saved, ensure_ascii=False)
             (WORKFLOWS / f"{workflow.name}.json").write_text(text + "\n", "utf-8")
         for blueprint in [] if chosen else blueprints():
-            sizes = measure(page, blueprint.nodes)
-            places: dict[str, list[float]] = {}
-            _place_group(Group(blueprint.name, blueprint.columns), sizes, places, 0, 0)
-            ids = build(page, blueprint.nodes, places, [])
-            text = json.dumps(boxed(tidy(page.workflow(), blueprint.name), ids, blueprint), ensure_ascii=False)
+            text = json.dumps(make_box(page, blueprint), ensure_ascii=False)
             (SUBGRAPHS / f"{blueprint.name}.json").write_text(text + "\n", "utf-8")
+
+
+def plain(workflow: Workflow) -> dict[str, Node]:
+    """The nodes that are no boxes."""
+    names = [box.name for box in workflow.boxes]
+    return {key: node for key, node in workflow.nodes.items() if node.type not in names}
+
+
+def make_box(page: ComfyPage, blueprint: Blueprint) -> dict[str, Any]:
+    """The workflow of one box, laid out inside."""
+    places: dict[str, list[float]] = {}
+    _place_group(Group(blueprint.name, blueprint.columns), measure(page, blueprint.nodes), places, 0, 0)
+    ids = build(page, blueprint.nodes, places, [])
+    return boxed(tidy(page.workflow(), blueprint.name), ids, blueprint)
+
+
+def _measured(page: ComfyPage, workflow: Workflow, boxes: dict[str, dict]) -> dict[str, list[float]]:
+    """`measure` of all nodes of a workflow, boxes among them."""
+    heights = {name: measure_box(page, box)[1] for name, box in boxes.items()}
+    sizes = measure(page, plain(workflow))
+    return sizes | {
+        key: [node.size[0], heights[node.type]] for key, node in workflow.nodes.items() if node.type in boxes
+    }
+
+
+def _room_to_speak(node: Node) -> int:
+    """px for what a node, or those in a box, say under it."""
+    if node.type == "FantasyIDTextEncode":
+        return PROMPT_SAID if "who" in node.inputs else 0
+    return SAID if node.type in SPEAKERS or {"who", "photo"} & set(node.inputs) else 0
 
 
 def _tallest(wanted: list[Workflow], measured: list[list[dict]]) -> dict[str, float]:

@@ -46,6 +46,7 @@ from .shipped_workflows import FIVE
 PICTURES = ROOT / "web" / "docs" / "pictures"
 LIMIT = 40_000  # bytes
 SAYS = "A young woman with long black hair in a white shirt before a yellow wall smiles and talks to the camera."
+CHIYO = "A woman with long black hair"
 MOMENTS = (8, 20)  # frames of the captured video
 PERFORMERS = ("Amara", "Rosa", "Ben")
 TREE = "models/fantasyid/FantasyID/\n  transformer_ema/\n  vae/\n  text_encoder/\n  face_encoder/\n  face_model/"
@@ -306,7 +307,7 @@ def load_identity(studio: Studio) -> Image.Image:
 
 def acts(studio: Studio) -> list[tuple[Tensor, str]]:
     """One person in two videos, with what happens."""
-    return [(studio.video("Chiyo", FIVE[act])[16], act) for act in ("smiles", "turns")]
+    return [(studio.video("Chiyo", f"{CHIYO} {FIVE[act]}")[16], act) for act in ("smiles", "turns")]
 
 
 def load_mesh(studio: Studio) -> Image.Image:
@@ -344,7 +345,7 @@ def long_video(studio: Studio) -> Image.Image:
 
 
 def motion_meter(studio: Studio) -> Image.Image:
-    video = studio.video("Chiyo", FIVE["turns"])
+    video = studio.video("Chiyo", f"{CHIYO} {FIVE['turns']}")
     model = flame.load(nano.SHIPPED / "face_model" / "generic_model.safetensors")
     plot = meters.motion_plot(landmark_motion.measure(video, model).motion)
     return flow(stage((video[0], "first frame"), (video[-1], "last frame")), stage((plot, "plot"), wide=2))

@@ -22,6 +22,7 @@ from .workflow_parts import (
     STOCK_GROUP,
     VIDEO_COLOR,
     VIDEO_GROUP,
+    WHO,
     Group,
     Node,
     Source,
@@ -32,10 +33,8 @@ from .workflow_parts import (
     image_condition,
     ksampler,
     models,
-    negative,
     photo,
     preview,
-    prompt,
     prompts,
     sampler,
     video,
@@ -47,22 +46,25 @@ PARK = (
     "fall in the soft evening light. Medium close-up, the face in focus, steady camera, natural colours."
 )
 FIVE = {
-    "smiles": "A woman with long black hair in a red shirt before a white wall smiles warmly at the camera.",
-    "talks": "A woman with long black hair in a blue shirt before a grey wall talks to the camera.",
-    "nods": "A woman with long black hair in a green shirt before a brown wall nods her head.",
-    "tilts the head": "A woman with long black hair in a purple shirt before a yellow wall tilts her head to the right.",
-    "turns": "A woman with long black hair in a white shirt before a blue wall turns her head to the left and smiles.",
+    "smiles": "in a red shirt before a white wall smiles warmly at the camera.",
+    "talks": "in a blue shirt before a grey wall talks to the camera.",
+    "nods": "in a green shirt before a brown wall nods.",
+    "tilts the head": "in a purple shirt before a yellow wall tilts the head to the right.",
+    "turns": "in a white shirt before a blue wall turns the head to the left and smiles.",
 }
 SAVED = "fantasyid/identity_00001_.safetensors [output]"
 
 
 @dataclass
 class Workflow:
-    """One file. Groups stand in `columns`, one below the other; the note is above those of the first."""
+    """One file. Groups stand in `columns`, one below the other; the note is above those of the first. Nodes whose type
+    is the name of one of `boxes` are boxes.
+    """
 
     name: str
     nodes: dict[str, Node]
     columns: list[list[Group]]
+    boxes: "list[Blueprint]" = field(default_factory=list)
 
     @property
     def note(self) -> str:
@@ -94,12 +96,13 @@ class Blueprint:
 
 SMALL = [[MODEL_GROUP], [PHOTO_GROUP, PROMPT_GROUP], [IDENTITY_GROUP]]  # columns
 LARGE = [[MODEL_GROUP], [DOWNLOAD_GROUP, PHOTO_GROUP, PROMPT_GROUP], [IDENTITY_GROUP]]
+BOX_WIDTH = 232  # px of a video's nodes where five stand side by side
 LANDSCAPE = (340, 340)  # px of Save Video where videos are 3 : 2
 
 
 def small_model(person: str, text: str) -> dict[str, Node]:
-    """Model, prompts and identity of FantasyID-nano."""
-    return models(NANO) | prompts(text) | identity(NANO, person)
+    """Model, prompts and identity of FantasyID-nano; `text` goes on about the person."""
+    return models(NANO) | prompts(text, WHO) | identity(NANO, person)
 
 
 def published_model(person: str) -> dict[str, Node]:
@@ -109,14 +112,14 @@ def published_model(person: str) -> dict[str, Node]:
 
 def first_video() -> Workflow:
     """Photo and prompt → video, with what the pack brings."""
-    text = "A young woman with long black hair in a white shirt before a yellow wall smiles and talks to the camera."
+    text = "in a white shirt before a yellow wall smiles and talks to the camera."
     nodes = small_model("Amara", text) | {"sample": sampler(NANO_SAMPLER)} | video()
     return Workflow("01 First video", nodes, [*SMALL, [VIDEO_GROUP]])
 
 
 def views_from_video() -> Workflow:
     """A video as source: several views make the identity."""
-    text = "A man with short brown hair in a green shirt before a purple wall smiles and talks to the camera."
+    text = "in a green shirt before a purple wall smiles and talks to the camera."
     nodes = small_model("Ben", text) | {
         "photo": photo("Ben", "Choose a person"),
         "source": Node("GetVideoComponents", inputs={"video": ("photo", "video")}),
@@ -133,24 +136,33 @@ def views_from_video() -> Workflow:
 
 
 def five_prompts() -> Workflow:
-    """One identity in five videos."""
-    nodes = models(NANO) | identity(NANO, "Chiyo") | {"neg": negative()}
-    groups = []
+    """One identity in five videos, each a box: 37 nodes would be too small to read."""
+    one, each = identity_box(), prompt_box()
+    nodes = models(NANO) | {
+        "photo": photo("Chiyo"),
+        "id": Node(one.name, inputs={"encoder": ("load", "encoder"), "photo": ("photo", "photo")}),
+    }
+    inputs = {
+        **{"model": ("load", "MODEL"), "vae": ("load", "VAE"), "clip": ("clip", "CLIP")},
+        **{"identity": ("id", "identity"), "who": WHO},
+    }
+    columns = []
     for number, (act, text) in enumerate(FIVE.items(), 1):
-        pos, sample = f"pos{number}", f"sample{number}"
-        nodes[pos] = prompt(text, f"Prompt {number}: {act}")
-        nodes[sample] = sampler(NANO_SAMPLER | {"seed": 41 + number}, pos=pos)
+        made, save = f"video{number}", f"save{number}"
+        widgets = {"text": text, "seed": 41 + number}
+        nodes[made] = Node(each.name, f"{number} {act}", widgets, inputs, (BOX_WIDTH, 0))
         prefix = f"FantasyID/{number}_{act.replace(' ', '_')}"
-        nodes |= video((sample, "LATENT"), prefix, (280, 386), str(number))
-        column = [pos, sample, *(f"{key}{number}" for key in OUTPUT)]
-        groups.append([Group(f"Video {number}: {act}", [column], VIDEO_COLOR)])
-    left = [[MODEL_GROUP], [PHOTO_GROUP, Group("Negative prompt", [["neg"]])], [IDENTITY_GROUP]]
-    return Workflow("03 One person in five videos", nodes, left + groups)
+        nodes[save] = video(prefix=prefix, size=(BOX_WIDTH, 340))["save"]
+        nodes[save].inputs = {"video": (made, "video")}
+        columns.append([made, save])
+    left = [[PHOTO_GROUP], [MODEL_GROUP, Group("Identity", [["id"]], IDENTITY_COLOR)]]
+    right = [Group("Five videos", columns, VIDEO_COLOR)]
+    return Workflow("03 One person in five videos", nodes, [*left, right], [one, each])
 
 
 def ten_seconds() -> Workflow:
     """Longer than the model was trained for."""
-    text = "A man with short black hair and a beard in an orange shirt before a white wall talks to the camera."
+    text = "in an orange shirt before a white wall talks to the camera."
     nodes = small_model("Idris", text) | {
         "long": Node("FantasyIDLongVideo", inputs={"model": ("load", "MODEL")}),
         "sample": sampler(NANO_SAMPLER | {"frames": 81}, ("long", "MODEL")),
@@ -161,7 +173,7 @@ def ten_seconds() -> Workflow:
 
 def face_of_video() -> Workflow:
     """Another person in the place of the one in a video."""
-    text = "A woman with red hair in a pink shirt before a grey wall turns her head."
+    text = "in a pink shirt before a grey wall turns the head."
     scale = {"upscale_method": "area", "width": 160, "height": 160, "crop": "center"}
     nodes = small_model("Rosa", text) | {
         "other": photo("Elena", "Choose a video"),
@@ -176,9 +188,12 @@ def face_of_video() -> Workflow:
     columns = [
         [MODEL_GROUP],
         [Group("Photo and video", [["photo", "other"]], IDENTITY_COLOR)],
-        [Group("Identity from the photo", [["face", "mesh", "views", "id"]], IDENTITY_COLOR)],
+        [Group("Identity from the photo", [["face", "mesh", "views"]], IDENTITY_COLOR)],
         [PROMPT_GROUP, Group("The video", [["source", "scaled", "encoded"]], "#b06634")],
-        [Group("Video with the other face", [["apply", "sample"], OUTPUT], VIDEO_COLOR)],
+        [
+            Group("Identity", [["id"]], IDENTITY_COLOR),
+            Group("Video with the other face", [["apply", "sample"], OUTPUT], VIDEO_COLOR),
+        ],
     ]
     return Workflow("05 Another face in a video", nodes | video(), columns)
 
@@ -429,7 +444,7 @@ def identity_box() -> Blueprint:
 
 def video_box() -> Blueprint:
     """Photo and prompt → video."""
-    parts = small_model("Amara", "A young woman smiles and talks to the camera.")
+    parts = models(NANO) | prompts("A young woman smiles and talks to the camera.") | identity(NANO, "Amara")
     parts |= {"sample": sampler(NANO_SAMPLER)} | video()
     nodes = {key: node for key, node in parts.items() if node.type not in ("PreviewImage", "SaveVideo")}
     del nodes["photo"]
@@ -458,6 +473,35 @@ def video_box() -> Blueprint:
     )
 
 
+def prompt_box() -> Blueprint:
+    """Model, identity and prompt → video: one of several videos of a workflow."""
+    nodes = prompts("") | {"sample": sampler(NANO_SAMPLER)} | video()
+    del nodes["save"]
+    for key in ("pos", "neg"):
+        del nodes[key].inputs["clip"]
+    for name in ("model", "identity", "vae"):
+        del nodes["sample"].inputs[name]
+    del nodes["decode"].inputs["vae"]
+    return Blueprint(
+        "Video of a prompt",
+        "FantasyID/5 video",
+        "From an identity and a prompt to a video.",
+        nodes,
+        {
+            "model": [("sample", "model")],
+            "vae": [("sample", "vae"), ("decode", "vae")],
+            "clip": [("pos", "clip"), ("neg", "clip")],
+            "identity": [("sample", "identity")],
+            "who": [("pos", "who")],
+            "text": [("pos", "text")],
+            "seed": [("sample", "seed")],
+        },
+        {"video": ("frames", "VIDEO")},
+        [["pos", "neg"], ["sample"], ["decode", "frames"]],
+        {"text": "prompt"},
+    )
+
+
 def blueprints() -> list[Blueprint]:
-    """All boxes."""
+    """All boxes that artists find among the nodes."""
     return [identity_box(), video_box()]

@@ -38,9 +38,10 @@ class Group:
     color: str = "#3f789e"
 
 
-IDENTITY_COLOR, VIDEO_COLOR = "#8a8", "#a1309b"
+WHO: Source = ("photo", "who")  # the example person in words
+IDENTITY_COLOR, VIDEO_COLOR = "#8a8", "#b58b2a"  # not purple, as bypassed nodes are
 PHOTO_GROUP = Group("Photo", [["photo"]], IDENTITY_COLOR)
-MODEL_GROUP = Group("Model", [["load", "clip"]])
+MODEL_GROUP = Group("Model", [["clip", "load"]])  # what Load Model has to say finds room below
 PROMPT_GROUP = Group("Prompt", [["pos", "neg"]])
 DOWNLOAD_GROUP = Group("The model, if it is not there", [["download"]])
 IDENTITY_GROUP = Group(
@@ -67,9 +68,10 @@ def models(model: str) -> dict[str, Node]:
     return nodes
 
 
-def prompt(text: str, title: str = "Prompt", height: int = 130) -> Node:
-    """A prompt of the model's own text encoder."""
-    return Node("FantasyIDTextEncode", title, {"text": text}, {"clip": ("clip", "CLIP")}, (280, height))
+def prompt(text: str, title: str = "Prompt", height: int = 130, who: Source | None = None) -> Node:
+    """A prompt of the model's own text encoder; `who` tells whom the text goes on about."""
+    inputs = {"clip": ("clip", "CLIP")} | ({"who": who} if who else {})
+    return Node("FantasyIDTextEncode", title, {"text": text}, inputs, (280, height))
 
 
 def negative() -> Node:
@@ -77,9 +79,9 @@ def negative() -> Node:
     return prompt("", "Negative prompt", 126)
 
 
-def prompts(text: str) -> dict[str, Node]:
+def prompts(text: str, who: Source | None = None) -> dict[str, Node]:
     """The nodes `pos` and `neg`."""
-    return {"pos": prompt(text), "neg": negative()}
+    return {"pos": prompt(text, who=who), "neg": negative()}
 
 
 def photo(person: str, title: str = "Choose a photo") -> Node:
