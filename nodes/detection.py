@@ -27,7 +27,7 @@ class FantasyIDDetectFace(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDDetectFace",
             display_name="FantasyID Detect Face",
-            **listed("2 photo", "face id", "find face", "face crop", "face swap", "portrait", "person", "identity"),
+            **listed("2 photo", "face id", "find face", "face crop", "portrait", "person", "identity"),
             description=(
                 "Finds the faces in a photo, chooses one and cuts it out upright, 512 × 512. Of a batch or video it "
                 "takes the frame that shows the chosen face best and skips frames without one. Needs no download."
@@ -124,7 +124,7 @@ class FantasyIDDrawnFace(FantasyIDNode):
         return io.Schema(
             node_id="FantasyIDDrawnFace",
             display_name="FantasyID Face by Hand",
-            **listed("2 photo", "face by mask", "face box", "anime face", "person"),
+            **listed("2 photo", "face by mask", "face box", "anime face"),
             description=(
                 "Takes the face where you say it is: in a painted mask, or in a box. For drawings, anime and masks, or "
                 "wherever no detector finds the face. It should look at the viewer and stand upright."

@@ -13,7 +13,7 @@ from ..fantasyid_core.views.appearance import describe
 from .host import notes
 from .host.base import FantasyIDNode, counting, listed
 from .host.sockets import Face, FaceClip
-from .video import AS_SET, by_model, own_size, picture_inputs, settings_input
+from .video import AS_SET, BY_MODEL, by_model, own_size, picture_inputs, settings_input
 
 LEAST_SEEN = 0.8  # share of the frames with the face below which the artist is warned
 CONSENT = "Change only videos of people who agreed to it."
@@ -88,14 +88,17 @@ class FantasyIDFaceTrack(FantasyIDNode):
         settings: str = AS_SET,
         model=None,
     ) -> io.NodeOutput:
+        other = ""
         if by_model(settings):
             width, height, _ = own_size(model, FRAMES)
+        elif model is None or own_size(model, FRAMES)[:2] != (width, height):
+            other = f" For the model's own size connect 'model' and set 'settings' to '{BY_MODEL}'."
         latent_size(1, height, width)  # says what is wrong with the size before minutes of looking at frames
         count = counting(2 * len(images))
         device = comfy.model_management.get_torch_device()
         track = face_track.follow(images, fps, face, describe=describe, device=device, progress=count)
         clip = cut_out(images, track, height, width, around=around, progress=lambda done: count(len(images) + done))
-        notes.show(track.report, f"A clip of {width} × {height} pixels and {len(clip.frames)} frames.")
+        notes.show(track.report, f"A clip of {width} × {height} pixels and {len(clip.frames)} frames.{other}")
         if track.present.float().mean() < LEAST_SEEN:
             notes.warn(
                 "Cancel if that is too few: the other frames stay as they are. Connect 'face' with a photo in which "

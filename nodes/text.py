@@ -37,8 +37,8 @@ class FantasyIDTextEncode(FantasyIDNode):
                     "who",
                     optional=True,
                     force_input=True,
-                    tooltip="Who is in the video, put in front of the text: from FantasyID Example Photo. The text then "
-                    "goes on with clothes, place and action. With a photo of your own write the person into the text.",
+                    tooltip="Who is in the video, put in front of the text: from FantasyID Example Photo. The text "
+                    "then goes on with clothes, place and action. With your own photo write the person into the text.",
                 ),
             ],
             outputs=[io.Conditioning.Output(tooltip="For the positive or negative input of a sampler.")],

@@ -143,8 +143,8 @@ def other_size(transformer: NativeTransformer, size: tuple[int, int, int]) -> st
     work = transformer.work_at(*size)
     longer = f" and take at least {work:.0f} times as long" if work >= 1.5 else ""
     return (
-        f"Cancel if this is not the size you meant: the model knows {transformer.trained_size}; other videos come out "
-        f"worse{longer}. {USE_ITS_SIZE}"
+        f"Cancel if not meant: the model knows {transformer.trained_size}. Other videos come out worse{longer}. "
+        f"{USE_ITS_SIZE}"
     )
 
 

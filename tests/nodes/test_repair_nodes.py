@@ -39,7 +39,8 @@ def test_a_face_goes_out_of_a_video_and_back(comfy: ComfyServer, photo: str):
     assert done.status == "success", done.error
     assert comfy.notes["track"].splitlines() == [
         f"The face is in {FRAMES} of {FRAMES} frames (100%).",
-        "A clip of 96 × 64 pixels and 5 frames.",
+        "A clip of 96 × 64 pixels and 5 frames. For the model's own size connect 'model' and set 'settings' to "
+        "'default for this model'.",
     ]
     assert len(done.outputs["clip"]["images"]) == 5
     assert len(done.outputs["pasted"]["images"]) == FRAMES

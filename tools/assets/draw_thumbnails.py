@@ -4,10 +4,11 @@ A face, or several, as large as they fit: what the workflow begins with, from `w
 """
 
 import av
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ..environment import ROOT
-from .shipped_workflows import workflows
+from .picture_layout import font
+from .shipped_workflows import Workflow, workflows
 
 PHOTOS, WORKFLOWS = ROOT / "web" / "photos", ROOT / "workflows"
 SIZE = (512, 320)  # px, as the cards are
@@ -46,13 +47,31 @@ def thumbnail(people: list[str], video_frames: int) -> Image.Image:
     )
 
 
+def label(workflow: Workflow) -> str:
+    """What a card says over its picture, if anything: where to begin, and what a model weighs."""
+    if workflow.name.startswith("01"):
+        return "start here"
+    large = any(node.type == "FantasyIDDownload" for node in workflow.nodes.values())
+    return "needs 14 GB" if large else ""
+
+
+def labelled(picture: Image.Image, words: str) -> Image.Image:
+    """The picture with `words` in its lower left corner."""
+    if words:
+        draw, corner = ImageDraw.Draw(picture), (16, picture.height - 16)
+        left, top, right, bottom = draw.textbbox(corner, words, font(30), anchor="ls")
+        draw.rounded_rectangle((left - 10, top - 8, right + 10, bottom + 8), 8, fill="#202020")
+        draw.text(corner, words, "white", font(30), anchor="ls")
+    return picture
+
+
 def main() -> None:
     """Write `workflows/NAME.jpg` for every workflow."""
     for workflow in workflows():
         people = [node.widgets["person"] for node in workflow.nodes.values() if "person" in node.widgets]
         video_frames = 3 if any(node.type == "GetVideoComponents" for node in workflow.nodes.values()) else 0
         file = WORKFLOWS / f"{workflow.name}.jpg"
-        thumbnail(people, video_frames).save(file, quality=88, optimize=True)
+        labelled(thumbnail(people, video_frames), label(workflow)).save(file, quality=88, optimize=True)
 
 
 if __name__ == "__main__":
