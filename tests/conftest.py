@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before torch is imported, and for the servers started here: the tests' models are so small that a second thread only
 # waits for the first, and for seconds where other programs run.
@@ -42,6 +42,9 @@ SLOW = [  # by the beginnings of their files' names: what trains, draws people o
     *("int8", "mapped_memory", "model_defaults", "nano", "parity", "people", "profile_stage", "rasteriser_embree"),
     *("render", "topology", "training", "views", "workflows"),
 ]
+INSIDE = "tests/host/inside/"
+# So that workers end together.
+LONGEST_FIRST = (INSIDE, "tests/host/", "tests/workflows/", "tests/lab/", "tests/nodes/", "")
 
 
 def _register(package: str) -> None:
@@ -76,13 +79,29 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if "not slow" in config.option.markexpr and _is_slow(collection_path) else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers take whole files in the order of `LONGEST_FIRST`; those that share a process inside ComfyUI together."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return INSIDE if nodeid.startswith(INSIDE) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False  # by how many tests there are in a file
+    return ByFile(config, log)
+
+
 def _is_slow(file: Path) -> bool:
     return file.name.startswith(tuple(f"test_{name}" for name in SLOW))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by what a test uses, before `-m` chooses: nobody has to remember to."""
+    """Mark by what a test uses, before `-m` chooses: nobody has to remember to. And bring them in order."""
+    items.sort(key=lambda item: next(i for i, room in enumerate(LONGEST_FIRST) if item.nodeid.startswith(room)))
     for item in items:
         fixtures, reasons = set(getattr(item, "fixturenames", ())), _skip_reasons(item)
         marks = {
