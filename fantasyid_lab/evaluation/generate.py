@@ -21,6 +21,7 @@ from fantasyid_core.video.latents import LATENT_CHANNELS, latent_size, squeeze_t
 from fantasyid_core.views.collection import FaceViews
 
 from .. import nano
+from ..latents import encode
 from .modes import EXACT, Mode
 
 
@@ -136,9 +137,7 @@ class Generator:
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (B, 4 T − 3, H, W, 3) float 0…1 → mean latents (B, T, 16, h, w), as the transformer sees them."""
-        pixels = (2 * frames - 1).permute(0, 4, 1, 2, 3).to(self.device, self.dtype)
-        latents = [self.model.vae.encode(one).mean for one in pixels.split(1)]
-        return torch.cat(latents).float().transpose(1, 2).cpu() * self.model.vae.config.scaling_factor
+        return encode(self.model.vae, 255 * frames).cpu()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

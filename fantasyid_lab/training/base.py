@@ -13,13 +13,14 @@ from fantasyid_core.dit.transformer import RunBlock, run_as_is
 from fantasyid_core.sampling.pipeline import Conditions, Guidance, sample
 
 from .. import nano
+from ..latents import decode
 from . import data, pictures
 from .captions import Captions
 from .diffusion import FIXED_TIMESTEPS, Noising, Rotary, on_pictures, stratified_timesteps, weighted_mse
 from .landmark_loss import LandmarkLoss
 from .options import BaseOptions
 from .stage import Batch, Context, Stage, evaluating, parameters_of, trainable
-from .vae import decode, encode_pools
+from .vae import encode_pools
 
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 4.0
 

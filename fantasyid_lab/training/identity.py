@@ -17,6 +17,7 @@ from fantasyid_core.sampling.pipeline import Conditions
 from fantasyid_core.video.latents import first_frame_condition
 
 from .. import nano
+from ..latents import encode
 from ..people.crops import align
 from . import data, pictures
 from .acting import Performances, as_captured, meshes_per_latent_frame
@@ -29,7 +30,7 @@ from .options import IdentityOptions
 from .pool import PoolSamples
 from .references import References
 from .stage import Context, Stage, evaluating, parameters_of, trainable
-from .vae import encode, encode_pools
+from .vae import encode_pools
 
 ENCODER_PARTS = ("abstractor", "spiral_net", "reducer")
 

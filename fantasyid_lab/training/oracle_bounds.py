@@ -27,13 +27,13 @@ from ..evaluation.cases import Case
 from ..evaluation.command import guarded, say
 from ..evaluation.processes import shared_out
 from ..evaluation.truth import EMBED_EVERY, vectors
+from ..latents import decode, encode
 from ..people.clip import Clip, still
 from ..people.crops import align
 from ..people.person import TRAIN, Person, person
 from ..people.render import render
 from .face import CROP, as_photos
 from .face_truth import variance_explained, vertex_gram
-from .vae import decode, encode
 
 FIRST_PERSON = len(TRAIN) * 7 // 10  # whom no pool reaches that begins with a seed below 7
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)

@@ -16,10 +16,10 @@ from fantasyid_core.errors import TrainingError
 from fantasyid_core.reconstruction.deca_input import prepare
 from fantasyid_core.video.latents import SPACE_SCALE
 
+from ..latents import encode
 from .clip_files import measure, read_caption, read_frames
 from .options import IdentityOptions
 from .stage import Context
-from .vae import encode
 
 REFERENCES = 4  # pictures of the person that are kept of each clip
 

@@ -11,10 +11,11 @@ from fantasyid_core.fusion.image_tower import ImageTower
 from fantasyid_core.io.weights import read as read_weights
 from fantasyid_core.meters.motion import turn_speed
 
-from .. import nano
+from .. import fast_vae, nano
 from ..evaluation import sharpness
+from ..latents import decode, encode, to_model
 from ..people.crops import crop_grid, sample
-from . import data, fast_vae, pictures
+from . import data, pictures
 from .face import CROP
 from .options import VaeOptions
 from .pool import MASK_SCALE, Pool
@@ -26,30 +27,6 @@ LANDMARK_RADIUS = 3.5  # px, how far a landmark makes pixels count
 JAW = slice(5, 22)  # landmarks that nothing fine lies near
 CANDIDATES = 4  # windows of which the fastest turning one is taken
 FAST_TURN = 6.0  # degrees a frame
-ENCODED_FRAMES = 400  # together: one part starts some 330 kernels, however few the frames
-
-
-def to_model(frames: Tensor) -> Tensor:
-    """Frames uint8 → float in −1…1."""
-    return frames.float() / 127.5 - 1
-
-
-def to_frames(pixels: Tensor) -> Tensor:
-    """Pixels in −1…1 → frames float 0…1."""
-    return ((pixels.float() + 1) / 2).clamp(0, 1)
-
-
-def encode(vae: nn.Module, frames: Tensor) -> Tensor:
-    """Frames (B, T, H, W, 3) uint8 → scaled latents (B, t, 16, h, w), the posterior's mean."""
-    batch = max(1, ENCODED_FRAMES // frames.shape[1])
-    parts = [fast_vae.encode(vae, to_model(part))[0] for part in frames.split(batch)]
-    return torch.cat(parts).float().movedim(-1, 2) * vae.config.scaling_factor
-
-
-def decode(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Scaled latents (B, t, 16, h, w) → frames (B, T, H, W, 3) float 0…1."""
-    latents = latents.movedim(2, -1) / vae.config.scaling_factor
-    return torch.cat([to_frames(fast_vae.decode(vae, part)) for part in latents.split(4)])
 
 
 @dataclass(frozen=True, eq=False)

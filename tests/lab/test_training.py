@@ -19,10 +19,11 @@ from fantasyid_core.errors import TrainingError
 from fantasyid_core.fusion import checkpoint, identity, image_tower, mesh_hierarchy
 from fantasyid_core.io import weights
 from fantasyid_lab import nano
+from fantasyid_lab.latents import decode, encode
 from fantasyid_lab.people.clip import still
 from fantasyid_lab.people.person import TRAIN, person
 from fantasyid_lab.training import __main__ as command
-from fantasyid_lab.training import diffusion, face_truth, loop, options, rank_sync, settings, vae
+from fantasyid_lab.training import diffusion, face_truth, loop, options, rank_sync, settings
 from fantasyid_lab.training.base import BaseBatch
 from fantasyid_lab.training.pool import Pool
 from fantasyid_lab.training.run import STAGES, Run
@@ -366,7 +367,7 @@ def test_photos_are_pictures_to_train_on(context: Callable[..., Context]):
     pool, people, photos = decoded.pool, torch.tensor([1, 3]), torch.tensor([0, 1])
     drawn = pool.pictures(people, photos)
     frames = pool._as_pictures(pool.stills[people, photos])
-    torch.testing.assert_close(drawn.latents, vae.encode(decoded.model.vae.eval(), frames), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(drawn.latents, encode(decoded.model.vae.eval(), frames), atol=1e-5, rtol=1e-4)
     assert drawn.face_mask.shape == (2, 1, *drawn.latents.shape[-2:])
     caption = still(person(TRAIN[1]), 0).caption
     assert torch.equal(pool.caption[drawn.captions[0]].long(), byte_tokens.encode_batch([caption])[0])
@@ -449,12 +450,12 @@ def test_a_decoder_can_be_trained_alone(context: Callable[..., Context], acceler
     stage = STAGES["vae"](context("vae", steps=2, ema=0.0, options={"encoder": False}))
     model, clips = stage.context.model, stage.context.pool.frames[:2]
     with torch.no_grad():
-        latents, decoded = vae.encode(model.vae, clips), vae.decode(model.vae, vae.encode(model.vae, clips))
+        latents, decoded = encode(model.vae, clips), decode(model.vae, encode(model.vae, clips))
     loop.train(stage, accelerator, resume=False)
     written = nano.read(stage.context.model_folder).vae
     with torch.no_grad():
-        torch.testing.assert_close(vae.encode(written, clips), latents, atol=2e-2, rtol=2e-2)  # written in float16
-        assert (vae.decode(written, latents) - decoded).abs().mean() > 1e-4
+        torch.testing.assert_close(encode(written, clips), latents, atol=2e-2, rtol=2e-2)  # written in float16
+        assert (decode(written, latents) - decoded).abs().mean() > 1e-4
 
 
 def test_a_look_that_takes_longer_than_the_time_between_looks_leaves_room_for_steps(

@@ -10,8 +10,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from fantasyid_lab import nano
-from fantasyid_lab.training import fast_vae
+from fantasyid_lab import fast_vae, latents, nano
 from fantasyid_lab.training import vae as stage
 from fantasyid_lab.training.run import STAGES
 from fantasyid_lab.training.stage import Context
@@ -25,6 +24,16 @@ def vae() -> torch.nn.Module:
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+@torch.no_grad()
+def test_a_video_s_latents_are_the_scaled_mean_in_either_type(vae: torch.nn.Module, dtype, tolerance: float):
+    frames = torch.rand(3, 9, 32, 32, 3)
+    mean = vae.encode((2 * frames - 1).movedim(-1, 1)).mean.transpose(1, 2)
+    encoded = latents.encode(copy.deepcopy(vae).to(dtype), 255 * frames)
+    assert encoded.dtype == torch.float32
+    torch.testing.assert_close(encoded, mean * vae.config.scaling_factor, atol=tolerance, rtol=0)
 
 
 @pytest.fixture(scope="module")
