@@ -142,8 +142,9 @@ class VaeStage(Stage):
         if not share:
             return rows[0], times[0]
         speed = turn_speed(pool.pose[rows[..., None], times]).mean(-1)
-        speed[1:, data.rand(generator, count) >= share] = -1.0
-        chosen, column = speed.argmax(0), torch.arange(count, device=rows.device)
+        any_of_them = data.rand(generator, count) >= share
+        chosen = torch.where(any_of_them, 0, speed.argmax(0))
+        column = torch.arange(count, device=rows.device)
         return rows[chosen, column], times[chosen, column]
 
     def _corner(self, landmarks: Tensor, room: int, crop: int, generator: torch.Generator) -> Tensor:
