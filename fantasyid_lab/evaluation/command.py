@@ -50,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="photos of each person, whose views' mean makes the identity (1)",
     )
+    add("--acting", action="store_true", help="every person also performs what the next one's clip shows")
     add("--scheduler", default="ddim", choices=("ddim", "dpm"), help="ddim repeats whatever the batch (ddim)")
     add("--batch", type=int, default=8, help="videos at a time (8)")
     add("--dtype", choices=DTYPES, help="of transformer and autoencoder (bf16 on a GPU, else fp32)")
@@ -91,6 +92,7 @@ def settings_of(options: argparse.Namespace, model: Path, controls: int) -> Sett
         device=torch.cuda.get_device_name() if device == "cuda" else device,
         guide_identity=options.guide_identity,
         references=options.references,
+        acting=options.acting,
     )
 
 

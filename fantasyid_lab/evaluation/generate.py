@@ -10,12 +10,14 @@ from torch import Tensor
 
 from fantasyid_core.detection.faces import DetectedFace, detect
 from fantasyid_core.dit import byte_tokens
+from fantasyid_core.dit.acting import per_latent_frame
 from fantasyid_core.dit.injection import BatchInjector, Injection, InjectionRun
 from fantasyid_core.dit.region import TokenGrid
 from fantasyid_core.dit.step_cache import StepCache
 from fantasyid_core.errors import FaceNotFoundError
 from fantasyid_core.fusion.identity import MEAN, Identity, fuse
 from fantasyid_core.reconstruction import face_mesh
+from fantasyid_core.reconstruction.performance import Performance, perform
 from fantasyid_core.sampling.pipeline import Conditions, Guidance, decode_frames, encode_first_frame, sample
 from fantasyid_core.video.latents import LATENT_CHANNELS, latent_size, squeeze_to_frame
 from fantasyid_core.views.collection import FaceViews
@@ -77,8 +79,12 @@ class Generator:
         self._face_model = model.face.to(self.device)
 
     @torch.no_grad()
-    def identity(self, face: DetectedFace, others: Sequence[DetectedFace] = ()) -> Identity:
-        """The identity of a face, from its photo alone or with others of the same person: their mean, all alike."""
+    def identity(
+        self, face: DetectedFace, others: Sequence[DetectedFace] = (), performance: Performance | None = None
+    ) -> Identity:
+        """The identity of a face, from its photo alone or with others of the same person: their mean, all alike; with a
+        performance it acts.
+        """
         faces = [
             replace(each, image=each.image.to(self.device), crop=each.crop.to(self.device)) for each in (face, *others)
         ]
@@ -86,7 +92,8 @@ class Generator:
             faces[0], self.model.regressor, self._face_model, face_mesh.SHAPE_ONLY, others=faces[1:]
         )
         views = FaceViews(torch.stack([each.crop for each in faces]), torch.ones(len(faces)))
-        return fuse(self.model.encoder, views, mesh, MEAN, device=self.device)
+        acting = None if performance is None else per_latent_frame(perform(self._face_model, mesh, performance))
+        return fuse(self.model.encoder, views, mesh, MEAN, device=self.device, acting=acting)
 
     def videos(self, requests: Sequence[Request], **sampling) -> Tensor:
         """Make videos; arguments as for `sample`.
@@ -171,7 +178,7 @@ class Generator:
             text=self.text([r.prompt for r in requests]).to(self.dtype),
             negative_text=self.text([""]).to(self.dtype),
             image=first,
-            tokens=None if injections else torch.stack([r.identity.tokens for r in requests]).to(self.device),
+            tokens=None if injections else _tokens([r.identity for r in requests], t).to(self.device),
             strength=torch.tensor([r.strength for r in requests], device=self.device),
         )
         return sample(
@@ -218,6 +225,18 @@ class Generator:
         pixels = (crops.movedim(-1, 1)[:, :, None] * 2 - 1).to(self.dtype)
         drawn = zip(pixels.split(1), draws, strict=True)
         return torch.cat([encode_first_frame(vae, one, shape[0], draw) for one, draw in drawn])
+
+
+def _tokens(identities: Sequence[Identity], frames: int) -> Tensor:
+    """(B, N, K) identity tokens, or (B, T, N, K) of `frames` latent frames where one acts; the last ones hold."""
+    if all(identity.frame_tokens is None for identity in identities):
+        return torch.stack([identity.tokens for identity in identities])
+    every = []
+    for identity in identities:
+        moving = identity.vertex_tokens[None] if identity.frame_tokens is None else identity.frame_tokens
+        moving = moving[torch.arange(frames).clamp(max=len(moving) - 1)]
+        every.append(torch.cat([identity.face_tokens.expand(frames, -1, -1), moving], 1))
+    return torch.stack(every)
 
 
 def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Generator:

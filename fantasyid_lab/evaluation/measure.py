@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,12 +13,13 @@ from fantasyid_core.meters.attribute_regressor import AttributeReading, Attribut
 from fantasyid_core.meters.embedding import Embedding
 
 from ..people.caption import stated_labels
-from . import adherence, sharpness
+from . import acting, adherence, sharpness
 from .adherence import Adherence, VideoAttributes
 from .cases import Case
 from .truth import EMBED_EVERY, Truth, vectors
 
 NORMALISED = "normalised identity similarity"
+ACTING_BARS = {"yaw": 0.95, "pitch": 0.9, "jaw": 0.85, "smile": 0.8}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +30,13 @@ class Outputs:
         prompted: (N, T, H, W, 3) uint8, with the case's own reference.
         without: (M, T', H, W, 3), the first M cases at strength 0; every sixth frame, for the embedding alone.
         wrong: (M, T', H, W, 3), the first M cases with the reference of the next of them; likewise.
+        acting: (N, T, H, W, 3), every person performing, see `acting`; or none, (0, …).
     """
 
     prompted: Tensor
     without: Tensor
     wrong: Tensor
+    acting: Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1, 1, 3, dtype=torch.uint8))
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def measure(
         *_motion_rows(drawn_cases, readings, truth.readings, has_face),
         _sharpness_row(sharpness.of_readings(outputs.prompted, readings), truth.turning_sharpness, has_face),
         *_prompt_rows(*(_adherence(drawn_cases, x) for x in (prompted, truths))),
+        *_acting_rows(drawn_cases, outputs, faces, truth, regressor, embedding, device),
     ]
 
 
@@ -221,6 +225,35 @@ def _adherence(drawn_cases: Sequence[Case], shown: Sequence[VideoAttributes]) ->
     labels = [case.target.labels for case in drawn_cases]
     stated = [stated_labels(case.target.caption, case.target.labels) for case in drawn_cases]
     return adherence.compare(shown, labels, stated)
+
+
+def _acting_rows(
+    drawn_cases: Sequence[Case],
+    outputs: Outputs,
+    faces: Faces,
+    truth: Truth,
+    regressor: AttributeRegressor,
+    embedding: Embedding,
+    device: torch.device | str,
+) -> list[Row]:
+    if not len(outputs.acting):
+        return []
+    acting_cases = acting.cast(drawn_cases)
+    readings = [read_attributes(regressor, video.float() / 255) for video in outputs.acting]
+    found, true = (acting.correlations(acting_cases, x) for x in (readings, truth.acting))
+    rows = []
+    for name in acting.CURVES:
+        key, measure = f"acting_{name}", f"acting: {name} against the performance, correlation over frames"
+        bar = ACTING_BARS.get(name)
+        row = Row(key, measure, found[name], true[name])
+        rows.append(row if bar is None else _at_least(bar, key, measure, found[name], true[name]))
+    acted = likeness.average(vectors(embedding, outputs.acting[:, ::EMBED_EVERY], device))
+    top1, before = (likeness.reidentification(x, truth.gallery) for x in (acted, likeness.average(faces.prompted)))
+    measure = f"acting: re-identification, top-1 of {len(acted)}"
+    return [
+        *rows,
+        Row("acting_reidentification", measure, top1, math.nan, f"≥ {before:.2f}, as without", top1 >= before),
+    ]
 
 
 def _inter_frame_similarities(vectors: Tensor) -> Tensor:

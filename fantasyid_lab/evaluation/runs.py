@@ -12,8 +12,9 @@ from fantasyid_core.errors import FantasyIDError
 from fantasyid_core.fusion.identity import Identity
 from fantasyid_core.meters.attribute_regressor import AttributeRegressor
 from fantasyid_core.meters.embedding import Embedding
+from fantasyid_core.reconstruction.performance import Performance
 
-from . import cases, generate, measure, saved_frames
+from . import acting, cases, generate, measure, saved_frames
 from .cases import Case
 from .generate import Generator, Request
 from .measure import Outputs, Row
@@ -45,12 +46,13 @@ def make(
     say: Say,
     modes: Sequence[Mode] = (EXACT,),
 ) -> list[Run]:
-    """Every case as prompted, in every mode; the first `settings.controls` of them, in the first mode, at strength 0
-    and with the next one's reference too.
+    """Every case as prompted, in every mode; in the first mode the first `settings.controls` of them at strength 0 and
+    with the next one's reference too, and with `settings.acting` all of them performing.
 
     The first mode's latents are what the others' errors are measured from: ‖z − z₀‖ / ‖z₀‖, mean over the videos.
     """
     prompted, controls = _requests(generator, drawn_cases, settings, say)
+    performing = _acting_requests(generator, drawn_cases, prompted, settings) if settings.acting else []
     runs: list[Run] = []
     exact: Tensor | None = None
     for mode in modes:
@@ -59,16 +61,17 @@ def make(
         def progress(done: int, of: int, start: float = start, mode: Mode = mode) -> None:
             say(f"{mode.name}: {done} of {of} videos, {time.perf_counter() - start:.0f} s")
 
-        requests = prompted if runs else [*prompted, *controls]
+        requests = prompted if runs else [*prompted, *controls, *performing]
         latents = generator.sample(requests, batch=batch, progress=progress, mode=mode, **settings.sampling)
         seconds = (time.perf_counter() - start) / len(requests)
         exact = latents[: len(prompted)] if exact is None else exact
         error = (latents[: len(prompted)] - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
         say(f"{mode.name}: decoding")  # minutes of a CPU
-        count = 0 if runs else len(controls) // 2
-        videos, *control_videos = generator.decode(latents).split([len(prompted), count, count])
-        outputs = Outputs(videos, *(x[:, ::EMBED_EVERY].contiguous() for x in control_videos))
-        mode_settings = replace(settings, mode=mode.name, seconds=seconds, error=float(error.mean()), controls=count)
+        count, acting = (0, 0) if runs else (len(controls) // 2, len(performing))
+        videos, *control_videos, acted = generator.decode(latents).split([len(prompted), count, count, acting])
+        outputs = Outputs(videos, *(x[:, ::EMBED_EVERY].contiguous() for x in control_videos), acted)
+        costs = {"seconds": seconds, "error": float(error.mean())}
+        mode_settings = replace(settings, mode=mode.name, controls=count, acting=bool(acting), **costs)
         runs.append(Run(mode.name, mode_settings, outputs))
     return runs
 
@@ -90,9 +93,21 @@ def _requests(
     return prompted, [*strength_0, *wrong]
 
 
-def _identity(generator: Generator, photos: Tensor) -> Identity:
+def _acting_requests(
+    generator: Generator, drawn_cases: Sequence[Case], prompted: Sequence[Request], settings: Settings
+) -> list[Request]:
+    clips = [clip for case in drawn_cases for clip in cases.photos(case, settings.references)]
+    photos = cases.show(clips, generator.device).frames[:, 0].split(settings.references)
+    requests = []
+    for case, of_one, request in zip(acting.cast(drawn_cases), photos, prompted, strict=True):
+        performance = acting.performance_of(case.performed, generator.model.face)
+        requests.append(Request(case.prompt, _identity(generator, of_one, performance), request.seed))
+    return requests
+
+
+def _identity(generator: Generator, photos: Tensor, performance: Performance | None = None) -> Identity:
     face, *others = (generate.reference(photo, generator.device) for photo in photos)
-    return generator.identity(face, others)
+    return generator.identity(face, others, performance)
 
 
 def save(folder: Path, runs: Iterable[Run], first: int = 0) -> None:
@@ -129,6 +144,9 @@ def measure_runs(
     settings = runs[0].settings
     drawn_cases = cases.draw(settings.people, settings.seed, settings.frames)
     truth = measure_truth(drawn_cases, regressor, embedding, device, say)
+    if any(run.settings.acting for run in runs):
+        say("Rendering and reading what the people perform")
+        truth = replace(truth, acting=acting.read_truth(acting.cast(drawn_cases), regressor, device))
     tables = []
     for run in runs:
         say(f"Measuring {run.variant} ({run.settings.model})")

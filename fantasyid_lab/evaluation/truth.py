@@ -26,6 +26,7 @@ class Truth:
         target: (N, T', D) unit vectors of every sixth frame of the clips that the prompts describe, NaN without a face.
         readings: what the attribute regressor reads in all frames of each.
         turning_sharpness: (N,) of these clips, as `sharpness.of_readings`.
+        acting: likewise, in true renders of what the people perform; empty where none is asked to.
     """
 
     reference: Tensor
@@ -34,6 +35,7 @@ class Truth:
     target: Tensor
     readings: Sequence[AttributeReading]
     turning_sharpness: Tensor
+    acting: Sequence[AttributeReading] = ()
 
 
 def measure_truth(

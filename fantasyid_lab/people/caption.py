@@ -48,8 +48,10 @@ _FRAMES = (
 )
 
 
-def caption(rng: np.random.Generator, person: "Person", scene: Scene, labels: ClipLabels) -> str:
-    """One sentence or two, true of the clip."""
+def caption(
+    rng: np.random.Generator, person: "Person", scene: Scene, labels: ClipLabels, tells_motion: bool = True
+) -> str:
+    """One sentence or two, true of the clip; without `tells_motion` nothing of what happens in it."""
     pick = _Picker(rng)
     female = person.sex == "female"
     her = "her" if female else "his"
@@ -64,10 +66,10 @@ def caption(rng: np.random.Generator, person: "Person", scene: Scene, labels: Cl
         (labels.gaze, _GAZE),
         (labels.blink, _BLINK),
     ):
-        if fact and rng.random() < (KEPT if phrases is not _BLINK else 0.6):
+        if tells_motion and fact and rng.random() < (KEPT if phrases is not _BLINK else 0.6):
             phrases_used.append(pick(phrases).format(her=her, side=fact))
     if not phrases_used:
-        quiet = not (labels.turn or labels.tilt or labels.nod or labels.gaze)
+        quiet = tells_motion and not (labels.turn or labels.tilt or labels.nod or labels.gaze)
         phrases_used = [pick(_STILL)] if quiet else []
     who = _who(pick, person, scene, female)
     worn = pick(_SHIRT).format(c=labels.shirt, a=_a(labels.shirt)) if rng.random() < KEPT else ""

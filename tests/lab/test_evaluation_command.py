@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 
 from fantasyid_core.errors import FaceNotFoundError, FantasyIDError
 from fantasyid_core.fusion.identity import Identity
-from fantasyid_core.meters.attribute_regressor import AttributeRegressor
+from fantasyid_core.meters.attribute_regressor import AttributeReading, AttributeRegressor
 from fantasyid_lab import nano
-from fantasyid_lab.evaluation import cases, generate, measure, saved_frames
+from fantasyid_lab.evaluation import acting, cases, generate, measure, saved_frames
 from fantasyid_lab.evaluation.__main__ import main
 from fantasyid_lab.evaluation.generate import Generator, Request
 from fantasyid_lab.evaluation.modes import EXACT, parse
@@ -101,6 +102,42 @@ def test_a_video_has_the_size_asked_for(generator: Generator, identities: list[I
     assert videos.dtype == torch.uint8
 
 
+def test_an_acting_identity_moves_and_its_last_moment_holds(generator: Generator):
+    [case, _] = acting.cast(cases.draw(2, frames=9))
+    photo = cases.show([cases.draw(2)[0].reference]).frames[0, 0]
+    performance = acting.performance_of(case.performed, generator.model.face)
+    acted = generator.identity(generate.reference(photo), performance=performance)
+    assert acted.frame_tokens.shape == (3, *acted.vertex_tokens.shape)
+    assert (acted.frame_tokens[0] != acted.frame_tokens[2]).any()
+
+    def sampled(*who: Identity) -> torch.Tensor:
+        return generator.latents([Request("one", one, 1) for one in who], 17, 1, 1.0, "ddim", (32, 32))
+
+    rests = replace(acted, frame_tokens=acted.vertex_tokens[None])
+    [constant] = sampled(replace(acted, frame_tokens=None))
+    resting, acts = sampled(rests, acted)
+    torch.testing.assert_close(resting, constant, atol=1e-5, rtol=1e-4)
+    held = replace(acted, frame_tokens=acted.frame_tokens[[0, 1, 2, 2, 2]])
+    torch.testing.assert_close(sampled(held)[0], acts, atol=1e-5, rtol=1e-4)
+    assert (acts - constant).abs().max() > 1e-3
+
+
+def test_correlation_is_with_the_other_s_performance():
+    drawn = cases.draw(3, frames=9)
+    performed = acting.cast(drawn)
+    assert not any(
+        word in case.prompt for case in performed for word in ("turn", "smil", "still", "look", "talk", "nod")
+    )
+    assert performed[2].performed.person is drawn[2].target.person
+    readings = [
+        AttributeReading(None, torch.from_numpy(case.target.pose), torch.from_numpy(case.target.expression), None, None)
+        for case in drawn
+    ]
+    exact = acting.correlations(performed, [readings[1], readings[2], readings[0]])
+    assert exact == pytest.approx(dict.fromkeys(acting.CURVES, 1.0))
+    assert max(acting.correlations(performed, readings).values()) < 0.9
+
+
 def test_a_reference_without_a_face_is_refused():
     with pytest.raises(FaceNotFoundError):
         generate.reference(torch.zeros(160, 160, 3))
@@ -119,6 +156,7 @@ def test_the_command_generates_keeps_judges_and_draws(folder: Path, tmp_path: Pa
         "1",
         "--dtype",
         "bf16",
+        "--acting",
         "--model",
         str(folder),
     ]
@@ -138,6 +176,10 @@ def test_the_command_generates_keeps_judges_and_draws(folder: Path, tmp_path: Pa
     assert rows["measured frames with a face"]["value"] == 0  # an untrained model shows none
     assert rows["re-identification, top-1 of 2"]["met"] is False
     assert rows["face motion, by that of true clips"]["met"] is False  # flicker is no motion
+    acting = {row["key"].removeprefix("acting_"): row for row in report["rows"] if row["key"].startswith("acting_")}
+    assert acting.keys() == {"yaw", "pitch", "roll", "jaw", "smile", "reidentification"}
+    assert acting["yaw"]["met"] is False
+    assert acting["reidentification"]["bar"] == "≥ 0.00, as without"
     assert "| re-identification, top-1 of 2 |" in capsys.readouterr().out
 
 
