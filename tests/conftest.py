@@ -324,7 +324,7 @@ def context(pools: "tuple[Pool, Pool]", tmp_path: Path) -> "Callable[..., Contex
             changes["options"] = OPTIONS[stage](**changes["options"])
         stage_settings = replace(stage_settings, **small | {"pool": pools[0].settings} | changes)
         model = nano.build(sizes=nano.TINY)
-        if stage == "identity":  # what is zero before training is not after the stage before
+        if stage in ("identity", "distil"):  # what is zero before training is not after the stage before
             torch.manual_seed(0)
             for parameter in model.transformer.parameters():
                 parameter.data += 0.1 * torch.randn_like(parameter)

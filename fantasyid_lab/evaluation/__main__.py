@@ -36,7 +36,7 @@ def _run(options: argparse.Namespace) -> None:
         controls = options.people if options.controls is None else options.controls
         settings = settings_of(options, options.model, controls if len(modes) == 1 else 0)
         drawn_cases = cases.draw(settings.people, settings.seed, settings.frames)
-        generator = generate.load(options.model, device_of(options), DTYPES[settings.dtype])
+        generator = generate.load(options.model, device_of(options), DTYPES[settings.dtype], options.lora)
         results = runs.make(generator, drawn_cases, settings, options.batch, say, modes)
     if options.save_frames:
         if len(results) == 1:

@@ -71,7 +71,7 @@ def _generate(options: argparse.Namespace) -> list[Run]:
         say(f"{variant}: {folder}")
         settings = settings_of(options, folder, controls=0)
         drawn = cases.draw(settings.people, settings.seed, settings.frames)
-        generator = generate.load(folder, device_of(options), DTYPES[settings.dtype])
+        generator = generate.load(folder, device_of(options), DTYPES[settings.dtype], options.lora)
         [run] = runs.make(generator, drawn, settings, options.batch, say)
         results.append(replace(run, variant=variant))
         if options.save_frames:

@@ -50,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="photos of each person, whose views' mean makes the identity (1)",
     )
+    add("--lora", type=Path, metavar="FILE", help="a LoRA of the model, as training distil leaves it")
     add("--acting", action="store_true", help="every person also performs what the next one's clip shows")
     add("--scheduler", default="ddim", choices=("ddim", "dpm"), help="ddim repeats whatever the batch (ddim)")
     add("--batch", type=int, default=8, help="videos at a time (8)")
@@ -87,7 +88,7 @@ def settings_of(options: argparse.Namespace, model: Path, controls: int) -> Sett
         steps=options.steps,
         guidance=options.guidance,
         scheduler=options.scheduler,
-        model=model.name,
+        model=model.name if options.lora is None else f"{model.name} with {options.lora.stem}",
         dtype=options.dtype or ("bf16" if device == "cuda" else "fp32"),
         device=torch.cuda.get_device_name() if device == "cuda" else device,
         guide_identity=options.guide_identity,

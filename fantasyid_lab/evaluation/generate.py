@@ -22,7 +22,7 @@ from fantasyid_core.sampling.pipeline import Conditions, Guidance, decode_frames
 from fantasyid_core.video.latents import LATENT_CHANNELS, latent_size, squeeze_to_frame
 from fantasyid_core.views.collection import FaceViews
 
-from .. import nano
+from .. import lora, nano
 from ..latents import encode
 from .modes import EXACT, Mode
 
@@ -239,10 +239,18 @@ def _tokens(identities: Sequence[Identity], frames: int) -> Tensor:
     return torch.stack(every)
 
 
-def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Generator:
-    """The small model of a folder in the published layout.
+def load(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    lora_file: Path | None = None,
+) -> Generator:
+    """The small model of a folder in the published layout, with a LoRA of it where one is named.
 
     Raises:
         WeightsMissingError, WeightsError, MeshError: files are missing or damaged.
     """
-    return Generator(nano.read(folder), device, dtype)
+    model = nano.read(folder)
+    if lora_file is not None:
+        lora.merge(model.transformer, lora_file)
+    return Generator(model, device, dtype)

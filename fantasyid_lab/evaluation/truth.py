@@ -26,7 +26,7 @@ class Truth:
         target: (N, T', D) unit vectors of every sixth frame of the clips that the prompts describe, NaN without a face.
         readings: what the attribute regressor reads in all frames of each.
         turning_sharpness: (N,) of these clips, as `sharpness.of_readings`.
-        acting: likewise, in true renders of what the people perform; empty where none is asked to.
+        acting: what it reads in true renders of what the people perform; empty where none is asked to.
     """
 
     reference: Tensor

@@ -178,7 +178,13 @@ def losses_at_fixed_timesteps(
 
 
 @torch.no_grad()
-def generate(context: Context, conditions: Conditions, shared_layer: LayerAttention | None = None) -> Tensor:
+def generate(
+    context: Context,
+    conditions: Conditions,
+    shared_layer: LayerAttention | None = None,
+    steps: int = SAMPLE_STEPS,
+    guidance: float = SAMPLE_GUIDANCE,
+) -> Tensor:
     """Frames (B, T, H, W, 3) 0…1 as the model draws them now.
 
     Args:
@@ -186,9 +192,9 @@ def generate(context: Context, conditions: Conditions, shared_layer: LayerAttent
     """
     vae, transformer = context.model.vae, context.model.transformer
     noise = data.randn(torch.Generator(context.device).manual_seed(0), *conditions.image.shape)
-    settings = {"scheduler": "ddim", "steps": SAMPLE_STEPS, "shared_layer": shared_layer}
+    settings = {"scheduler": "ddim", "steps": steps, "shared_layer": shared_layer}
     with evaluating(vae, transformer), context.autocast():
-        return decode(vae, sample(transformer, noise, conditions, Guidance(SAMPLE_GUIDANCE), **settings))
+        return decode(vae, sample(transformer, noise, conditions, Guidance(guidance), **settings))
 
 
 def five_frames(frames: Tensor) -> Tensor:

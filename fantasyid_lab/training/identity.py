@@ -210,6 +210,8 @@ class PoolSource:
 class IdentityStage(Stage):
     """See the module."""
 
+    objective_class: type[IdentityObjective] = IdentityObjective
+
     def __init__(self, context: Context):
         super().__init__(context)
         self.options: IdentityOptions = self.settings.options
@@ -218,7 +220,7 @@ class IdentityStage(Stage):
         for module in model.modules.values():
             module.eval().requires_grad_(False)
         model.face = model.face.to(context.device)
-        self.objective = IdentityObjective(model, options, context.device)
+        self.objective = self.objective_class(model, options, context.device)
         if options.acting_share:
             _check_acting(options)
         self.encoder_learns = self._unfreeze_encoder()
@@ -271,15 +273,7 @@ class IdentityStage(Stage):
             clips = self.source.batch(step, self.settings.batch, generator)
             reference, image = self.condition(clips)
             count, dropout = len(clips.latents), self.options.identity_dropout
-            if acting := round(self.options.acting_share * count):
-                performances = as_captured(
-                    clips.performances.map(lambda x: x[:acting]),
-                    self.context.model.face,
-                    generator,
-                    self.options.acting_noise,
-                    self.options.acting_missing,
-                )
-                reference = self.act(reference, performances)
+            reference = self._with_acting(reference, clips, generator)
             return IdentityBatch(
                 latents=clips.latents,
                 face_mask=clips.face_mask,
@@ -290,6 +284,19 @@ class IdentityStage(Stage):
                 timestep=stratified_timesteps(count, generator, self.options.high_noise_fraction),
                 present=(data.rand(generator, count) >= dropout).float() if dropout else None,
             )
+
+    def _with_acting(self, reference: Reference, clips: Clips, generator: torch.Generator) -> Reference:
+        """The reference with that share of the people acting as in their clips."""
+        if not (acting := round(self.options.acting_share * len(clips.latents))):
+            return reference
+        performances = as_captured(
+            clips.performances.map(lambda x: x[:acting]),
+            self.context.model.face,
+            generator,
+            self.options.acting_noise,
+            self.options.acting_missing,
+        )
+        return self.act(reference, performances)
 
     def act(self, reference: Reference, performances: Performances) -> Reference:
         """The reference of B people, of whom the first A act: their meshes, or the tokens of these where the encoder is
@@ -393,11 +400,14 @@ class IdentityStage(Stage):
         with evaluating(self.objective), self.context.autocast():
             tokens = self.objective.identity_tokens(reference.map(lambda x: x[rows]))
             conditions = Conditions(clips.text[rows], clips.empty_text, image[rows], tokens)
-            generated = generate(self.context, conditions, self.objective.shared_layer)
+            generated = self._generate(conditions)
         size, crops = tuple(generated.shape[2:4]), clips.reference.crops[rows]
         crop = nn.functional.interpolate(crops.movedim(-1, 1), size, mode="bilinear", antialias=True)
         truth = clips.truth[rows, clips.truth.shape[1] // 2, None]
         return pictures.grid(torch.cat([crop.movedim(1, -1)[:, None], five_frames(generated), truth], 1))
+
+    def _generate(self, conditions: Conditions) -> Tensor:
+        return generate(self.context, conditions, self.objective.shared_layer)
 
     def _validation(self) -> tuple[ValidationClips, Reference, Tensor]:
         """The clips that are looked at, and what they are conditioned on."""

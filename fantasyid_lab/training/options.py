@@ -164,7 +164,27 @@ class IdentityOptions:
     checkpointing: bool = False
 
 
-Options = FaceOptions | VaeOptions | AttributeOptions | TextOptions | BaseOptions | IdentityOptions
+@dataclass(frozen=True)
+class DistilOptions(IdentityOptions):
+    """Options of stage distil: clips and references as in stage identity, first frame and branches as the model has.
+
+    Attributes:
+        steps: of the student, by ddim without guidance; substeps: of the teacher for each of them, with `guidance` and
+            `guide_identity` as `pipeline.Guidance` has them.
+        rank: of the LoRA.
+    """
+
+    encoder_lr_mult: float = 0.0
+    mesh_lr_mult: float = 0.0
+    text_dropout: float = 0.0
+    steps: int = 8
+    substeps: int = 2
+    guidance: float = 4.0
+    guide_identity: bool = True
+    rank: int = 32
+
+
+Options = FaceOptions | VaeOptions | AttributeOptions | TextOptions | BaseOptions | IdentityOptions | DistilOptions
 OPTIONS: dict[str, type[Options]] = {
     "face": FaceOptions,
     "vae": VaeOptions,
@@ -172,5 +192,6 @@ OPTIONS: dict[str, type[Options]] = {
     "text": TextOptions,
     "base": BaseOptions,
     "identity": IdentityOptions,
+    "distil": DistilOptions,
 }
 RENAMED_STAGES = {"judge": "attributes"}  # what older commands and configurations say, and the name now

@@ -17,6 +17,7 @@ from .. import nano
 from ..people.person import TRAIN, VALIDATION
 from .attributes import AttributeStage
 from .base import BaseStage
+from .distil import DistilStage
 from .face import FaceStage
 from .identity import IdentityStage
 from .loop import parameters, train
@@ -34,6 +35,7 @@ STAGES: dict[str, type[Stage]] = {
     "text": TextStage,
     "base": BaseStage,
     "identity": IdentityStage,
+    "distil": DistilStage,
 }
 
 

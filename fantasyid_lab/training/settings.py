@@ -71,7 +71,7 @@ class Settings:
     """One stage's training.
 
     Attributes:
-        stage: vae, face, attributes, text, base or identity.
+        stage: vae, face, attributes, text, base, identity or distil.
         minutes: after which it ends, 0 for no limit; steps: likewise. Whatever comes first.
         batch: samples per step and process.
         learning_rate: the highest; it rises over `warmup` steps and falls to zero over the run (half a cosine).

@@ -154,6 +154,16 @@ def test_the_command_trains_the_identity_modules_on_clips(release: Path, clips: 
     assert {name.split(".")[0] for name in changed} == set(checkpoint.IDENTITY_PARTS)
 
 
+def test_the_command_distils_the_release_on_clips(release: Path, clips: Path, tmp_path: Path):
+    two = copied(clips, tmp_path / "two", "0", "1")
+    changes = {"steps": 1, "warmup": 1, "log_every": 1, "options.steps": 2, "options.rank": 2, "options.data": str(two)}
+    set_options = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    arguments = ["--config", str(CONFIG.with_name("distil_5b.toml")), "--out", str(tmp_path / "out")]
+    assert command.main(["distil", *arguments, "--start-from", str(release), *set_options]) == 0
+    names = weights.read(tmp_path / "out" / "FantasyID-2-steps.safetensors").keys()
+    assert "transformer.transformer_blocks.0.ff.net.2.lora_B.weight" in names
+
+
 def test_references_come_from_outside_the_window(read: FolderSource, model: nano.Nano):
     for path in read.clips[:2]:
         prepared_clip = read._clip(path)
