@@ -185,6 +185,7 @@ class FantasyIDImageCondition(FantasyIDNode):
         settings: str = AS_SET,
         model=None,
     ) -> io.NodeOutput:
+        from .host.options import check_size, transformer_of
         from .host.vae import check_vae
 
         check_vae(vae)
@@ -194,6 +195,8 @@ class FantasyIDImageCondition(FantasyIDNode):
             ignored = unused(widgets, {"width": width, "height": height, "frames": frames})
             notes.show(f"{width} × {height} pixels, {frames} frames.{ignored}")
         latent = empty_latent(frames, height, width)
+        if model is not None:
+            check_size(model.model_options, latent["samples"], transformer_of(model))
         if identity is not None:
             values = {"concat_latent_image": vae.encode(squeeze_to_frame(identity.image, height, width))}
             positive = node_helpers.conditioning_set_values(positive, values)

@@ -211,12 +211,26 @@ class FantasyIDTransformer(nn.Module):
                 f"This model was trained with fixed positions: {self.trained_size}. {width * scale} × {height * scale} "
                 f"pixels and {(frames - 1) * time + 1} frames were asked for; set width, height and frames to what it "
                 "knows. Longer videos of its size need FantasyID Long Video before the sampler."
+                f"{self.other_shape(height, width)}"
             )
 
     def trained_at(self, frames: int, height: int, width: int) -> bool:
         """Whether the model was trained on latents of this size; with rotary positions alone it takes others too."""
         c = self.config
         return (height, width) == (c.sample_height, c.sample_width) and 1 <= frames <= c.latent_frames
+
+    def other_shape(self, height: int, width: int) -> str:
+        """For messages: the way to latents of `height` × `width`, where that is another shape than the model's; else
+        nothing.
+        """
+        c = self.config
+        if abs(width * c.sample_height - height * c.sample_width) <= c.sample_height * c.patch_size:
+            return ""
+        kind = "portrait" if height > width else "square" if height == width else "landscape"
+        return (
+            f" For a {kind} video make one of the size that it knows and lay it on a {kind} canvas, as workflow "
+            "'15 Portrait video' does."
+        )
 
     def work_at(self, frames: int, height: int, width: int) -> float:
         """How many times as many tokens latents of this size are as those that the model was trained on."""

@@ -144,7 +144,7 @@ def other_size(transformer: NativeTransformer, size: tuple[int, int, int]) -> st
     longer = f" and take at least {work:.0f} times as long" if work >= 1.5 else ""
     return (
         f"Cancel if not meant: the model knows {transformer.trained_size}. Other videos come out worse{longer}. "
-        f"{USE_ITS_SIZE}"
+        f"{USE_ITS_SIZE}{transformer.other_shape(*size[1:])}"
     )
 
 

@@ -109,6 +109,13 @@ def test_sizes_it_does_not_know_are_refused(model, frames, height, width):
         model.check_sizes(frames, height, width)
 
 
+@pytest.mark.parametrize(("height", "width", "kind"), [(24, 16, "portrait"), (16, 16, "square"), (16, 32, "landscape")])
+def test_the_way_to_a_video_of_another_shape_is_said(model, height, width, kind):
+    with pytest.raises(SamplingError, match=f"For a {kind} video make one of the size that it knows"):
+        model.check_sizes(7, height, width)
+    assert model.other_shape(32, 48) == "", "larger, of the same shape"
+
+
 def test_missing_and_mismatched_tensors_are_named(published, config):
     damaged = dict(published.dit)
     damaged.pop("proj_out.weight")
