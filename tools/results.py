@@ -1,13 +1,13 @@
-"""`python -m tools.results`: write the documents' tables from the numbers in docs/results/*.json."""
+"""`python -m tools.results`: write the tables of documents and help pages from the numbers in docs/results/*.json."""
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .environment import ROOT
 
-DOCS = ROOT / "docs"
+DOCS, HELP = ROOT / "docs", ROOT / "web" / "docs"
 TABLE = re.compile(
     r"(<!-- written by `python -m tools.results` from results/(\w+)\.json -->\n\n).*?(\n\n<!-- end -->)", re.S
 )
@@ -37,28 +37,61 @@ def steps(rows: list[dict]) -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[list[dict]], list[str]]] = {"nano": nano, "steps": steps}
+PRESETS = {
+    "reidentification": "re-identified",
+    "identity_similarity": "identity similarity",
+    "face_motion": "face motion",
+    "head_motion": "head motion",
+    "copy_paste": "copy-paste index",
+    "expression": "expression as prompted",
+}
 
 
-def written(text: str) -> str:
+def presets(rows: list[dict]) -> list[str]:
+    """What presets do to FantasyID-nano's videos, by `python -m tools.measure.presets`."""
+    lines = [f"| preset | {' | '.join(PRESETS.values())} |", f"| --- {'| --- ' * len(PRESETS)}|"]
+    for row in rows:
+        lines.append(f"| {row['preset']} | {' | '.join(f'{row[key]:.2f}' for key in PRESETS)} |")
+    return lines if rows else ["Not measured yet."]
+
+
+def preset_list(rows: list[dict]) -> list[str]:
+    """The same as a list, as help pages are narrow."""
+    if not rows:
+        return ["Their effect on FantasyID-nano was not measured yet."]
+    lines = ["Measured on FantasyID-nano, people that it never saw:", ""]
+    for row in rows:
+        numbers = ", ".join(f"{name} {row[key]:.2f}" for key, name in list(PRESETS.items())[:4])
+        lines.append(f"- `{row['preset']}`: {numbers}.")
+    return lines
+
+
+Table = Callable[[list[dict]], list[str]]
+TABLES: dict[str, Table] = {"nano": nano, "steps": steps, "presets": presets}
+LISTS: dict[str, Table] = {"presets": preset_list}
+
+
+def written(text: str, tables: Mapping[str, Table] = TABLES) -> str:
     """A document's text with its tables as the results have them."""
 
     def table(found: re.Match) -> str:
         rows = json.loads((DOCS / "results" / f"{found[2]}.json").read_text("utf-8"))["rows"]
-        return found[1] + "\n".join(TABLES[found[2]](rows)) + found[3]
+        return found[1] + "\n".join(tables[found[2]](rows)) + found[3]
 
     return TABLE.sub(table, text)
 
 
-def documents() -> list[Path]:
-    """Those that have such a table."""
-    return [path for path in sorted(DOCS.rglob("*.md")) if TABLE.search(path.read_text("utf-8"))]
+def documents() -> dict[Path, Mapping[str, Table]]:
+    """Those that have such a table, and in which form."""
+    places = {DOCS: TABLES, HELP: LISTS}
+    paths = {path: tables for place, tables in places.items() for path in sorted(place.rglob("*.md"))}
+    return {path: tables for path, tables in paths.items() if TABLE.search(path.read_text("utf-8"))}
 
 
 def main() -> None:
     """Write them."""
-    for path in documents():
-        path.write_text(written(path.read_text("utf-8")), "utf-8")
+    for path, tables in documents().items():
+        path.write_text(written(path.read_text("utf-8"), tables), "utf-8")
 
 
 if __name__ == "__main__":

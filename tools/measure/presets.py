@@ -1,13 +1,15 @@
 """What the presets of Apply FantasyID and the Sampler do to FantasyID-nano's videos: `python -m tools.measure.presets`.
 
 Every preset makes the videos of the same unseen people and prompts from the same seeds; they stand side by side with
-the measures of docs/evaluation.md. `--save-frames DIR --no-measuring`, then `--load-frames DIR`, measures elsewhere.
+the measures of docs/evaluation.md. `--json docs/results/presets.json`, then `python -m tools.results`, puts them into
+the documents and help pages. `--save-frames DIR --no-measuring`, then `--load-frames DIR`, measures elsewhere.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from fantasyid_core.dit.injection import Injection
 from fantasyid_core.sampling.presets import PRESETS, Preset
@@ -69,9 +71,17 @@ def run(options: argparse.Namespace) -> None:
             runs.save(options.save_frames, results)
     if options.no_measuring:
         return
+    file, options.json = options.json, None
     measurements = measure_tables(options, results, nano.SHIPPED / "judge")
     print(heading(results[0].settings, options.embedding))
     print(tables.side_by_side(results, measurements))
+    if file:
+        rows = [
+            {"preset": result.variant, **{row.key: row.value for row in table if row.key in tables.COLUMNS}}
+            for result, table in zip(results, measurements, strict=True)
+        ]
+        content = {"settings": asdict(results[0].settings), "embedding": options.embedding, "rows": rows}
+        file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
