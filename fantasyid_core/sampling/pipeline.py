@@ -12,7 +12,7 @@ from ..dit.kernels import Rotary
 from ..dit.step_cache import StepCache
 from ..video.autoencoder import Autoencoder
 from ..video.latents import first_frame_condition
-from .schedule import GUIDANCE, RELEASE_SCHEDULE, STEPS, TRAIN_STEPS, denoise, guide
+from .schedule import GUIDANCE, RELEASE_SCHEDULE, STEPS, TRAIN_STEPS, Callback, denoise, guide
 
 if TYPE_CHECKING:
     from ..dit.transformer import FantasyIDTransformer, RunBlock
@@ -89,6 +89,7 @@ def sample(
     cache: StepCache | None = None,
     start: Tensor | None = None,
     denoising_strength: float = 1.0,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Sample B videos in one batch.
 
@@ -100,6 +101,7 @@ def sample(
         injector: injects in place of the conditions' tokens, into the batch that `Conditions.branches` makes.
         run_block, cache: as the transformer takes them.
         start, denoising_strength: latents (B, T, C, h, w) to draw again, and how much of them, as `denoise` takes them.
+        callback: called after each step, as `denoise` does.
 
     Returns:
         Latents (B, T, C, h, w) float32, scaled as the transformer sees them.
@@ -137,6 +139,7 @@ def sample(
         schedule=schedule,
         start=start,
         denoising_strength=denoising_strength,
+        callback=callback,
     )
 
 

@@ -4,6 +4,7 @@ One loop for both schedulers; the velocity comes from a function, so that a call
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,6 +50,83 @@ def make_scheduler(name: str, config: Mapping = RELEASE_SCHEDULE) -> "Scheduler"
     return classes[name].from_config(dict(config))
 
 
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A run of the sampling loop, before its first step or after some of them; `advance` goes on from there.
+
+    Attributes:
+        scheduler: "dpm" or "ddim".
+        solver: diffusers' scheduler, set to the steps.
+        times: the timesteps of all steps of the run, first to last.
+        done: how many of these are done.
+        latents: what those have made.
+        clean: the clean latents that the last step predicted; None before the first.
+    """
+
+    scheduler: str
+    solver: Any
+    times: list[int]
+    done: int
+    latents: Tensor
+    clean: Tensor | None
+
+    def to(self, device: torch.device | str) -> "Trajectory":
+        """The same with its latents on another device."""
+        clean = None if self.clean is None else self.clean.to(device)
+        return replace(self, latents=self.latents.to(device), clean=clean)
+
+
+def begin(
+    noise: Tensor,
+    *,
+    scheduler: str = "dpm",
+    steps: int = STEPS,
+    schedule: Mapping = RELEASE_SCHEDULE,
+    start: Tensor | None = None,
+    denoising_strength: float = 1.0,
+) -> Trajectory:
+    """A run of the sampling loop before its first step; arguments and errors as for `denoise`."""
+    solver: Any = make_scheduler(scheduler, schedule)
+    solver.set_timesteps(_checked(steps))
+    times = solver.timesteps.tolist()
+    times = times[len(times) - last_steps(len(times), denoising_strength) :]
+    if start is None:
+        latents = noise * solver.init_noise_sigma
+    else:
+        latents = solver.add_noise(start, noise, torch.tensor(times[:1], device=noise.device))
+    return Trajectory(scheduler, solver, times, 0, latents, None)
+
+
+def advance(
+    run: Trajectory,
+    velocity: Velocity,
+    *,
+    until: int | None = None,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+) -> Trajectory:
+    """Do the steps of a run up to number `until` (None: all that are left). Two calls are one, bit by bit.
+
+    Args:
+        velocity, generator, callback: as for `denoise`; the generator in the state in which the last call left it.
+    """
+    latents, clean, times = run.latents, run.clean, run.times
+    last = len(times) if until is None else min(until, len(times))
+    for i in range(run.done, last):
+        v = velocity(latents, times[i])
+        if run.scheduler == "dpm":
+            previous = times[i - 1] if i else None
+            latents, clean = run.solver.step(
+                v, clean, times[i], previous, latents, generator=generator, return_dict=False
+            )
+        else:
+            latents, clean = run.solver.step(v, times[i], latents, return_dict=False)[:2]
+        latents = latents.to(v.dtype)
+        if callback is not None:
+            callback(i, latents, clean)
+    return replace(run, done=max(run.done, last), latents=latents, clean=clean)
+
+
 def denoise(
     velocity: Velocity,
     latents: Tensor,
@@ -77,26 +155,15 @@ def denoise(
     Raises:
         SamplingError: fewer than one step, more than there are timesteps, or a strength that is none.
     """
-    solver: Any = make_scheduler(scheduler, schedule)  # the two step with arguments of their own
-    solver.set_timesteps(_checked(steps))
-    times = solver.timesteps.tolist()
-    times = times[len(times) - last_steps(len(times), denoising_strength) :]
-    if start is None:
-        latents = latents * solver.init_noise_sigma
-    else:
-        latents = solver.add_noise(start, latents, torch.tensor(times[:1], device=latents.device))
-    clean = None
-    for i, timestep in enumerate(times):
-        v = velocity(latents, timestep)
-        if scheduler == "dpm":
-            previous = times[i - 1] if i else None
-            latents, clean = solver.step(v, clean, timestep, previous, latents, generator=generator, return_dict=False)
-        else:
-            latents, clean = solver.step(v, timestep, latents, return_dict=False)[:2]
-        latents = latents.to(v.dtype)
-        if callback is not None:
-            callback(i, latents, clean)
-    return latents
+    run = begin(
+        latents,
+        scheduler=scheduler,
+        steps=steps,
+        schedule=schedule,
+        start=start,
+        denoising_strength=denoising_strength,
+    )
+    return advance(run, velocity, generator=generator, callback=callback).latents
 
 
 def last_steps(steps: int, denoising_strength: float) -> int:

@@ -12,7 +12,6 @@ from ..people.person import TEST, person
 from ..people.render import RenderedClips, render
 
 SIZE, FRAMES = 160, 25
-_STRANGERS = len(TEST) // 2  # the people of the second half only ever appear as strangers
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,21 +31,21 @@ class Case:
     stranger: Clip
 
 
-def draw(people: int, seed: int = 0, frames: int = FRAMES) -> list[Case]:
-    """Cases of `people` different test people; the same seed draws the same.
+def draw(people: int, seed: int = 0, frames: int = FRAMES, split: range = TEST) -> list[Case]:
+    """Cases of `people` different people of a split; the same seed draws the same.
 
     Raises:
         FantasyIDError: fewer than two, or more than there are.
     """
-    first = seed * people
-    if people < 2 or not 0 <= first <= _STRANGERS - people:
+    first, strangers = seed * people, len(split) // 2  # the second half only ever appears as strangers
+    if people < 2 or not 0 <= first <= strangers - people:
         raise FantasyIDError(
             f"{people} people with seed {seed} cannot be drawn: expected at least 2, and people × (seed + 1) at most "
-            f"{_STRANGERS}."
+            f"{strangers}."
         )
     cases = []
     for number in range(first, first + people):
-        one, other = person(TEST[number]), person(TEST[_STRANGERS + number])
+        one, other = person(split[number]), person(split[strangers + number])
         cases.append(Case(still(one, 1), clip(one, 2, frames), clip(one, 3, frames), clip(other, 4, frames)))
     return cases
 

@@ -19,6 +19,7 @@ from fantasyid_core.fusion.identity import MEAN, Identity, fuse
 from fantasyid_core.reconstruction import face_mesh
 from fantasyid_core.reconstruction.performance import Performance, perform
 from fantasyid_core.sampling.pipeline import Conditions, Guidance, decode_frames, encode_first_frame, sample
+from fantasyid_core.sampling.schedule import Callback
 from fantasyid_core.video.latents import LATENT_CHANNELS, latent_size, squeeze_to_frame
 from fantasyid_core.views.collection import FaceViews
 
@@ -164,6 +165,7 @@ class Generator:
         guide_identity: bool = False,
         start: Tensor | None = None,
         denoising_strength: float = 1.0,
+        callback: Callback | None = None,
     ) -> Tensor:
         """One batch of videos as latents (B, T, 16, h, w) on the generator's device, arguments as for `videos`."""
         from fantasyid_core.dit.transformer import run_as_is
@@ -194,6 +196,7 @@ class Generator:
             run_block=partial(run_as_is, fp8=True) if mode.fp8 else None,
             start=None if start is None else start.to(self.device, torch.float32),
             denoising_strength=denoising_strength,
+            callback=callback,
         )
 
     def _injector(self, injections: Sequence[Injection], shape: tuple[int, ...], guidance: Guidance) -> BatchInjector:
