@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fantasyid_core.detection.alignment import BORDER_GREY, CROP_SIZE, FFHQ_TEMPLATE, similarity
 from fantasyid_core.fusion.identity import Identity
 from fantasyid_core.meters import likeness
-from fantasyid_core.meters.embedding import Embedding, locate_small
-from fantasyid_core.meters.judge import face_tokens, token_similarity
+from fantasyid_core.meters.embedding import Embedding, locate_small, warp
+from fantasyid_core.meters.judge import token_similarity
 from fantasyid_lab import nano
 from fantasyid_lab.evaluation import cases, generate
 from fantasyid_lab.evaluation.command import DTYPES
@@ -187,11 +188,20 @@ def foretell(
     return found
 
 
-def tokens_of(generator: Generator, frames: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
-    """Face tokens (n, Q, K) of those of N frames that have a face, and which these are, (N,) bool."""
+@torch.no_grad()
+def tokens_of(generator: Generator, frames: Tensor, landmarks: Tensor, at_once: int = 64) -> tuple[Tensor, Tensor]:
+    """Face tokens (n, Q, K) of those of N frames that have a face, and which these are, (N,) bool.
+
+    Crops are those of `alignment.align`, many at a time.
+    """
     faces = landmarks.isfinite().flatten(1).all(1)
-    chosen = frames[faces].to(generator.device)
-    return face_tokens(generator.model.encoder.face_tokens, list(chosen), landmarks[faces]), faces
+    template, grey = torch.tensor(FFHQ_TEMPLATE), torch.tensor(BORDER_GREY, device=generator.device)
+    tokens = []
+    for some in faces.nonzero()[:, 0].split(at_once):
+        to_crops = torch.stack([similarity(own, template) for own in landmarks[some]])
+        crops = warp(frames[some].to(generator.device) - grey, to_crops.to(generator.device), CROP_SIZE) + grey
+        tokens.append(generator.model.encoder.face_tokens(crops.clamp(0, 1)).float().cpu())
+    return torch.cat(tokens) if tokens else torch.empty(0, 1, 1), faces
 
 
 @torch.no_grad()
@@ -266,7 +276,7 @@ def clock(generator: Generator, share: float, runs: int = 3) -> dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=300, help="of TEST; lots of 100, among whom one is to be found")
-    parser.add_argument("--validation", type=int, default=200, help="people of VALIDATION, by whom the way is chosen")
+    parser.add_argument("--validation", type=int, default=150, help="people of VALIDATION, by whom the way is chosen")
     parser.add_argument("--batch", type=int, default=16, help="people at a time, with all their takes (16)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="of transformer and autoencoder (bf16 on a GPU, else fp32)")
