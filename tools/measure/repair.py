@@ -317,7 +317,8 @@ def draw_plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
         draw.line(points, fill=colour, width=3)
         for x, y in points:
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
-        draw.text((points[-1][0] + 14, points[-1][1] - 9), name, fill=colour, font=font)
+        for x, y in points[-1:]:
+            draw.text((x + 14, y - 9), name, fill=colour, font=font)
     file.parent.mkdir(parents=True, exist_ok=True)
     to_pil(from_pil(picture)).save(file)
 
@@ -349,7 +350,8 @@ def main() -> None:
         bench.say("done")
     show(rows)
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+        plain = [{name: None if value != value else value for name, value in row.items()} for row in rows]  # NaN
+        options.json.write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
     if options.plot:
         draw_plot(rows, options.plot)
 
