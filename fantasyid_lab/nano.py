@@ -129,7 +129,7 @@ def _text_config(width: int, hidden: int, layers: int, heads: int) -> dict:
 
 NANO = Sizes(
     transformer=_transformer_config(heads=6, head_dim=64, layers=7, time=64, text=192, inner=64, queries=36),
-    vae=_vae_config((24, 48, 96, 96), groups=8),
+    vae=_vae_config((32, 64, 128, 128), groups=8),
     text=_text_config(width=192, hidden=512, layers=3, heads=3),
     tower=TowerSizes(width=320, depth=6, grid=8, patch=14, head_dim=64, mlp=640, out=16),
     abstractor={"width": 192, "depth": 2, "queries": 36},
