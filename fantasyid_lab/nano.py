@@ -213,7 +213,13 @@ def build(face_folder: Path = SHIPPED / "face_model", sizes: Sizes = NANO, seed:
         encoder = IdentityEncoder(
             _tower(tower),
             FaceAbstractor(dim=tower.width, patches=tower.grid**2, output_dim=token_dim, **dict(sizes.abstractor)),
-            VertexSpiralNet(mesh, list(sizes.token_widths), sizes.spiral_depth, config["vertex_depth_scale"]),
+            VertexSpiralNet(
+                mesh,
+                list(sizes.token_widths),
+                sizes.spiral_depth,
+                config["vertex_depth_scale"],
+                axes=config.get("vertex_axes", "z"),
+            ),
             VertexReducer(list(sizes.reducer)),
         )
         model = Nano(

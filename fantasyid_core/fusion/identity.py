@@ -115,7 +115,11 @@ def build_encoder(
         tower,
         FaceAbstractor.from_published(published.face_abstractor, int(config.get("face_queries", 36)), operations),
         VertexSpiralNet.from_published(
-            published.vertex_spiral_net, topology, float(config.get("vertex_depth_scale", 0.5)), operations
+            published.vertex_spiral_net,
+            topology,
+            float(config.get("vertex_depth_scale", 0.5)),
+            operations,
+            str(config.get("vertex_axes", "z")),
         ),
         VertexReducer.from_published(published.vertex_reducer, operations),
         config.get("identity_branches", BRANCHES),

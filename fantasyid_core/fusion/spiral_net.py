@@ -1,7 +1,8 @@
 """Spiral vertex network and reducer: a face mesh and the 2-D face tokens → the 3-D tokens (paper, section 3.2).
 
-One learned query per coarse vertex plus an encoding of its depth, mixed with the face tokens by a small transformer,
-then decoded to the full mesh by spiral convolutions (SpiralNet++, Gong et al. 2019) and reduced to a few tokens.
+One learned query per coarse vertex plus an encoding of its depth (of its place, where a model was trained so), mixed
+with the face tokens by a small transformer, then decoded to the full mesh by spiral convolutions (SpiralNet++, Gong et
+al. 2019) and reduced to a few tokens.
 Attributes carry the names of the published checkpoint, so that its tensors load as they are.
 """
 
@@ -12,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import MeshError
+from ..errors import MeshError, WeightsError
 from ..io.weights import load_into
 from ..operations import TORCH, Operations
 from .mesh_hierarchy import Topology
 
+AXES = "xyz"
 HEADS = 4  # of every transformer layer; the release fixes it, so no tensor shape tells it
 
 
@@ -158,6 +160,7 @@ class VertexSpiralNet(nn.Module):
         widths: token widths from K down to C (release: 2048, 1024, 512, 256, 128).
         depth: transformer layers (release: 6).
         depth_scale: a vertex's z in metres times this, plus 0.5, is the depth in 0…1 that is encoded (release: 0.5).
+        axes: which coordinates are encoded like that, some of "xyz" (release: "z").
         operations: the layers that it is built from.
     """
 
@@ -168,9 +171,10 @@ class VertexSpiralNet(nn.Module):
         depth: int = 6,
         depth_scale: float = 0.5,
         operations: Operations = TORCH,
+        axes: str = "z",
     ):
         super().__init__()
-        self.depth_scale = depth_scale
+        self.depth_scale, self.axes = depth_scale, checked_axes(axes)
         dim, levels = widths[-1], len(topology.spirals)
         self.vertex_count = len(topology.template)
         pools = [Pool(*topology.down[i]) for i in range(levels)]
@@ -188,8 +192,9 @@ class VertexSpiralNet(nn.Module):
                 f"{self.vertex_count}. Use a mesh of that topology (FLAME has 5023 vertices)."
             )
         queries, dim = self.vtx_query.shape[1:]
-        depth = self.depth_scale * self.down(vertices)[..., 2:] + 0.5
-        x = self.vtx_query.to(depth) + depth_encoding(depth, dim)
+        coarse = self.down(vertices)
+        places = self.depth_scale * torch.stack([coarse[..., AXES.index(axis)] for axis in self.axes], -1) + 0.5
+        x = self.vtx_query.to(places) + place_encoding(places, dim)
         x = self.transformer(torch.cat([x, self.hw_down(face_tokens)], 1))
         return self.vtx_descriptor_head(self.vtx_upsampler(x[:, :queries]))
 
@@ -200,6 +205,7 @@ class VertexSpiralNet(nn.Module):
         topology: Topology,
         depth_scale: float = 0.5,
         operations: Operations = TORCH,
+        axes: str = "z",
     ) -> "VertexSpiralNet":
         """Build from the published tensors (prefix `vertex_spiral_net.` removed) on a mesh hierarchy.
 
@@ -209,7 +215,7 @@ class VertexSpiralNet(nn.Module):
         steps = len({name.split(".")[1] for name in tensors if name.startswith("hw_down.")})
         widths = [tensors[f"hw_down.{i}.fc1.weight"].shape[1] for i in range(steps)] + [tensors["vtx_query"].shape[2]]
         depth = len({name.split(".")[2] for name in tensors if name.startswith("transformer.layers.")})
-        module = cls(topology, widths, depth, depth_scale, operations)
+        module = cls(topology, widths, depth, depth_scale, operations, axes)
         load_into(module, tensors, what="spiral network")
         return module.eval()
 
@@ -267,6 +273,23 @@ class VertexReducer(nn.Module):
             module = cls([(c_in, c_out, kernel) for c_out, c_in, kernel in shapes], operations)
         load_into(module, tensors, what="vertex reducer")
         return module.eval()
+
+
+def checked_axes(axes: str) -> str:
+    """Coordinates of vertices that are encoded. Raises WeightsError where they are none."""
+    if not (axes and set(axes) <= set(AXES) and len(set(axes)) == len(axes)):
+        raise WeightsError(
+            f"'vertex_axes' of the transformer's config.json must name some of x, y and z, such as \"z\"; got "
+            f"'{axes}'. Copy the model's config.json again."
+        )
+    return axes
+
+
+def place_encoding(places: Tensor, dim: int) -> Tensor:
+    """Sinusoidal encodings of coordinates in 0…1 side by side: (B, V, A) → (B, V, dim); what is left over is 0."""
+    share = dim // places.shape[2] // 2 * 2
+    encoded = torch.cat([depth_encoding(place, share) for place in places.split(1, 2)], 2)
+    return F.pad(encoded, (0, dim - encoded.shape[2]))
 
 
 def depth_encoding(depth: Tensor, dim: int) -> Tensor:

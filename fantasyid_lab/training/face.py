@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fantasyid_core.fusion.identity import IdentityEncoder
+from fantasyid_core.fusion.spiral_net import checked_axes
 from fantasyid_core.meters.attribute_regressor import degrade
 from fantasyid_core.reconstruction import deca
 from fantasyid_core.reconstruction.flame import Flame
@@ -141,6 +142,8 @@ class FaceStage(Stage):
         super().__init__(context)
         options: FaceOptions = self.settings.options
         encoder, model = context.model.encoder, context.model
+        if options.vertex_axes:
+            encoder.spiral_net.axes = model.config["vertex_axes"] = checked_axes(options.vertex_axes)
         self.photos = options.regressor_photos
         self.camera = Camera(model.face, context.device)
         trainable(encoder)

@@ -15,11 +15,13 @@ class FaceOptions:
     Attributes:
         temperature: of InfoNCE.
         regressor_photos: share of the batch's photos that the regressor sees.
+        vertex_axes: which coordinates of vertices the spiral network reads, some of "xyz"; "": as the model has them.
         randomise: what is done to crops and photos.
     """
 
     temperature: float = 0.07
     regressor_photos: float = 1.0
+    vertex_axes: str = ""
     randomise: Randomisation = field(default_factory=Randomisation)
 
 

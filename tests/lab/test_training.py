@@ -66,6 +66,13 @@ def test_what_an_encoder_has_learned_is_found_in_the_export(context: Callable[..
             torch.testing.assert_close(its, mine, atol=1e-3, rtol=1e-3)
 
 
+def test_which_coordinates_the_encoder_reads_goes_with_the_model(context: Callable[..., Context]):
+    stage = STAGES["face"](context("face", options={"vertex_axes": "xyz"}))
+    assert stage.objective.spiral_net.axes == "xyz"
+    stage.export()
+    assert nano.read(stage.context.model_folder).encoder.spiral_net.axes == "xyz"
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_the_loss_of_a_fixed_batch_falls(name: str, context: Callable[..., Context]):
     stage = STAGES[name](context(name))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fantasyid_core.dit.injection import Injection, InjectionRun, LayerAttention
-from fantasyid_core.errors import IdentityError
+from fantasyid_core.errors import IdentityError, WeightsError
 from fantasyid_core.fusion.checkpoint import split_published
 from fantasyid_core.fusion.identity import (
     BEST,
@@ -161,6 +161,25 @@ def test_an_acting_face_has_vertex_tokens_of_every_mesh_and_keeps_them_in_its_fi
     save_identity(dataclasses.replace(identity, frame_tokens=torch.zeros(2, 3, 5)), tmp_path / "torn.safetensors")
     with pytest.raises(IdentityError, match=r"of frames \(2, 3, 5\)"):
         load_identity(tmp_path / "torn.safetensors")
+
+
+def test_a_model_trained_on_places_sees_a_head_that_leans(standin, encoder, mesh, views):
+    """Depth alone does not change in the picture's plane."""
+    published = split_published(read(standin / "transformer"))
+    hierarchy = load_topology(standin / "face_model" / "topology.safetensors")
+
+    def leaning(**config) -> float:
+        config = read_config(standin / "transformer") | config
+        tokens = build_encoder(published, encoder.tower, hierarchy, config).vertex_tokens
+        face_tokens = encoder.face_tokens(views.crops[:1])
+        x, y, z = mesh.vertices.unbind(1)
+        leant = torch.stack([0.8 * x - 0.6 * y, 0.6 * x + 0.8 * y, z], 1)
+        return float((tokens(leant[None], face_tokens) - tokens(mesh.vertices[None], face_tokens)).abs().max())
+
+    assert leaning() < 1e-5
+    assert leaning(vertex_axes="xyz") > 1e-3
+    with pytest.raises(WeightsError, match="must name some of x, y and z"):
+        leaning(vertex_axes="zz")
 
 
 def test_a_model_that_sees_no_shape_cannot_be_directed(encoder, mesh, views):
