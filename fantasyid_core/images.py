@@ -137,6 +137,22 @@ def load_photo(path: str | Path) -> Tensor:
     return as_photo(torch.from_numpy(pixels), f"photo '{path.name}'")
 
 
+def sample_places(height: int, width: int, samples: int, device: torch.device) -> Tensor:
+    """Where samples² points within each pixel of a picture lie: (height · samples, width · samples, 2) px."""
+    y, x = ((torch.arange(n * samples, device=device) + 0.5) / samples - 0.5 for n in (height, width))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+
+
+def resample(picture: Tensor, places: Tensor, samples: int, mode: str) -> Tensor:
+    """(C, h, w) of a picture (C, H, W): each pixel the mean of its samples at places (h · samples, w · samples, 2) px.
+
+    Where the picture ends its edge goes on.
+    """
+    grid = (2 * places + 1) / places.new_tensor([picture.shape[2], picture.shape[1]]) - 1
+    sampled = F.grid_sample(picture[None], grid[None], mode, "border", align_corners=False)
+    return F.avg_pool2d(sampled, samples)[0]
+
+
 def resize(photo: Tensor, height: int, width: int) -> Tensor:
     """(H, W, 3) or (B, H, W, 3) → the same at height × width, bilinear, antialiased when it shrinks."""
     if photo.shape[-3:-1] == (height, width):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..images import resample, sample_places
 from .alignment import FFHQ_TEMPLATE, similarity
 from .dense_pose import CONFIDENT, estimate_dense
 from .faces import DetectedFace
@@ -114,14 +115,8 @@ def cut(photo: Tensor, to_crop: Tensor) -> Tensor:
     A pixel is the mean of as many samples as it covers pixels of the photo.
     """
     samples = min(_MAX_SAMPLES, max(1, math.ceil(1 / float(_scale(to_crop)))))
-    steps = (torch.arange(SIZE * samples, device=photo.device) + 0.5) / samples - 0.5
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
-    places = _back(torch.stack([x, y], -1).flatten(0, 1)[None], to_crop[None])
-    grid = (2 * places + 1) / places.new_tensor([photo.shape[1], photo.shape[0]]) - 1
-    grid = grid.unflatten(1, (SIZE * samples, -1))
-    picture = photo.float().movedim(-1, 0)[None]
-    sampled = F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return F.avg_pool2d(sampled, samples)[0]
+    places = _back(sample_places(SIZE, SIZE, samples, photo.device).flatten(0, 1)[None], to_crop[None])
+    return resample(photo.float().movedim(-1, 0), places.unflatten(1, (SIZE * samples, -1))[0], samples, "bilinear")
 
 
 def _is_usable(to_crop: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ..detection.face_contours import CONTOURS
 from ..detection.face_track import FaceTrack
 from ..dit.config import TIME_SCALE
 from ..errors import ImageError
-from ..images import as_photos
+from ..images import as_photos, resample, sample_places
 from ..optional_import import require
 
 AROUND, GROWTH, FEATHER = 2.2, 1.15, 0.06
@@ -176,16 +176,10 @@ def _averaged(values: Tensor, deviation: float) -> Tensor:
 
 def _warp(picture: Tensor, to_clip: Tensor, height: int, width: int) -> Tensor:
     """(C, height, width) of a picture (C, H, W); a pixel is the mean of as many samples as it covers pixels."""
-    scale, x0, y0 = to_clip.tolist()
+    scale = float(to_clip[0])
     samples = min(_MAX_SAMPLES, max(1, round(1 / scale)))
-
-    def places(count: int, shift: float, size: int) -> Tensor:
-        steps = (torch.arange(count * samples, device=picture.device) + 0.5) / samples - 0.5
-        return (2 * (steps - shift) / scale + 1) / size - 1
-
-    y, x = torch.meshgrid(places(height, y0, picture.shape[1]), places(width, x0, picture.shape[2]), indexing="ij")
-    sampled = F.grid_sample(picture[None], torch.stack([x, y], -1)[None], "bicubic", "border", align_corners=False)
-    return F.avg_pool2d(sampled, samples)[0]
+    places = (sample_places(height, width, samples, picture.device) - to_clip[1:].to(picture.device)) / scale
+    return resample(picture, places, samples, "bicubic")
 
 
 def _place(clip: FaceClip, number: int, drawn: Tensor) -> tuple[tuple[int, int, int, int], Tensor, Tensor]:
