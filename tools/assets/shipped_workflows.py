@@ -311,42 +311,28 @@ def performance() -> Workflow:
     return Workflow("11 Performance on another face", nodes, columns)
 
 
-def without_previews(nodes: dict[str, Node]) -> dict[str, Node]:
-    """The others of these nodes."""
-    return {key: node for key, node in nodes.items() if node.type != "PreviewImage"}
-
-
-def second_identity(person: str) -> dict[str, Node]:
-    """The nodes of `identity`, each with a 2 behind its name."""
-    nodes = without_previews(identity(NANO, person))
-    for node in nodes.values():
-        node.inputs = {
-            name: (f"{source}2" if source in nodes else source, output)
-            for name, (source, output) in node.inputs.items()
-        }
-    return {f"{key}2": node for key, node in nodes.items()}
-
-
 def pair(name: str, text: str, places: str, **widgets: Any) -> Workflow:
     """Two people in one video; `places` titles what FantasyID People says, `widgets` are its own."""
-    nodes = models(NANO) | prompts(text) | without_previews(identity(NANO, "Amara")) | second_identity("Ben")
-    nodes["photo"].title, nodes["photo2"].title = "Choose the first", "Choose the second"
-    identities: dict[str, Source] = {"identity_1": ("id", "identity"), "identity_2": ("id2", "identity")}
-    nodes["people"] = Node(
-        "FantasyIDPeople", None, {"guide_identity": True, **widgets}, {"model": ("load", "MODEL"), **identities}
-    )
+    box = identity_box()
+    nodes = models(NANO) | prompts(text)
+    inputs: dict[str, Source] = {"model": ("load", "MODEL")}
+    for number, (person, title) in enumerate({"Amara": "The first", "Ben": "The second"}.items(), 1):
+        photo_of, who = f"photo{number}", f"id{number}"
+        nodes[photo_of] = photo(person, f"Choose {title.lower()}")
+        nodes[who] = Node(box.name, title, {}, {"encoder": ("load", "encoder"), "photo": (photo_of, "photo")})
+        inputs[f"identity_{number}"] = (who, "identity")
+    nodes["people"] = Node("FantasyIDPeople", None, {"guide_identity": True, **widgets}, inputs)
     nodes["plan"] = preview("The plan", ("people", "plan"))
     nodes["sample"] = sampler(NANO_SAMPLER, ("people", "MODEL"))
     nodes["sample"].inputs["identity"] = ("people", "identity")
     columns = [
-        [MODEL_GROUP, PROMPT_GROUP],
-        [Group("Photos", [["photo", "photo2"]], IDENTITY_COLOR)],
-        [Group("The first", [["face", "mesh", "views", "id"]], IDENTITY_COLOR)],
-        [Group("The second", [["face2", "mesh2", "views2", "id2"]], IDENTITY_COLOR)],
+        [MODEL_GROUP, Group("Negative prompt", [["neg"]])],
+        [Group("Photos", [["photo1", "photo2"]], IDENTITY_COLOR), Group("Prompt", [["pos"]])],
+        [Group("Identities", [["id1", "id2"]], IDENTITY_COLOR)],
         [Group(places, [["people"]], IDENTITY_COLOR)],
         [Group("Video", [["sample", "plan"], OUTPUT], VIDEO_COLOR)],
     ]
-    return Workflow(name, nodes | video(), columns)
+    return Workflow(name, nodes | video(), columns, [box])
 
 
 def two_people() -> Workflow:
@@ -364,12 +350,13 @@ def one_then_the_other() -> Workflow:
 
 def portrait_video() -> Workflow:
     """A video of the size that the model knows, on a portrait canvas of its own picture, blurred."""
-    text = "A young woman with long black hair in a white shirt before a yellow wall smiles and talks to the camera."
+    text = "in a white shirt before a yellow wall smiles and talks to the camera."
     wide = {"upscale_method": "bicubic", "width": 160, "height": 288, "crop": "center"}
     canvas: Source = ("blurred", "IMAGE")
-    nodes = models(NANO) | prompts(text) | without_previews(identity(NANO, "Amara"))
-    nodes |= {"sample": sampler(NANO_SAMPLER)} | video()
+    box = identity_box()
+    nodes = models(NANO) | prompts(text, WHO) | {"photo": photo("Amara")} | {"sample": sampler(NANO_SAMPLER)} | video()
     nodes |= {
+        "id": Node(box.name, inputs={"encoder": ("load", "encoder"), "photo": ("photo", "photo")}),
         "canvas": Node("ImageScale", "A portrait canvas of it", wide, {"image": ("decode", "IMAGE")}),
         "blurred": Node("ImageBlur", None, {"blur_radius": 12, "sigma": 6}, {"image": ("canvas", "IMAGE")}),
         "joined": Node(
@@ -384,11 +371,11 @@ def portrait_video() -> Workflow:
     columns = [
         [MODEL_GROUP],
         [PHOTO_GROUP, PROMPT_GROUP],
-        [Group("Identity from the photo", [["face", "mesh", "views", "id"]], IDENTITY_COLOR)],
+        [Group("Identity", [["id"]], IDENTITY_COLOR)],
         [Group("Video", [["sample", "decode"]], VIDEO_COLOR)],
         [Group("Portrait video", [["canvas", "blurred", "joined"], ["frames", "save"]], "#b06634")],
     ]
-    return Workflow("15 Portrait video", nodes, columns)
+    return Workflow("15 Portrait video", nodes, columns, [box])
 
 
 def workflows() -> list[Workflow]:
