@@ -290,6 +290,21 @@ class ComfyPage:
             self.page.wait_for_timeout(1000)
         raise TimeoutError(f"The page does not say '{text}' but: {said[:2000]}")
 
+    def reads_without_scrolling(self, text: str) -> bool:
+        """Whether what some node says under it begins with `text`, all of which is in view."""
+        return self.page.evaluate(
+            """(text) => [...document.querySelectorAll("span")].some((span) => {
+              const [words] = span.childNodes, box = span.closest("[class*=overflow-y-auto]");
+              if (words?.nodeType !== Node.TEXT_NODE || !words.data.startsWith(text) || !box) return false;
+              const range = document.createRange();
+              range.setStart(words, 0);
+              range.setEnd(words, text.length);
+              const read = range.getBoundingClientRect(), seen = box.getBoundingClientRect();
+              return seen.top - 1 <= read.top && read.bottom <= seen.bottom + 1;
+            })""",
+            text,
+        )
+
     def template_cards(self, pack: str) -> dict[str, int]:
         """Open the template browser at a pack; returns the names on its cards and the widths of their pictures."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")

@@ -65,10 +65,14 @@ def test_dropped_run_watched_cancelled_and_run_again(fresh: ComfyServer, page: C
     assert fresh.wait(page.run(), timeout=300).status == "success"
 
 
-def test_another_person_is_another_picture(page: ComfyPage):
+def test_another_person_is_another_picture_and_another_prompt(fresh: ComfyServer, page: ComfyPage):
     page.drop(FIRST)
-    page.set_widgets({"person": "Rosa"})
+    page.set_widgets(SMALL | {"person": "Rosa"})
     assert page.pictures("FantasyIDExamplePhoto") == ["Rosa.jpg"]
+    page.wait_for_text("A woman with long red hair")
+    assert fresh.wait(page.run(), timeout=300).error is None
+    page.look_at("FantasyIDTextEncode")
+    page.wait_for_text("A woman with long red hair in a white shirt")
 
 
 def test_a_missing_model_is_said_where_the_artist_looks(fresh: ComfyServer, page: ComfyPage):
@@ -76,8 +80,9 @@ def test_a_missing_model_is_said_where_the_artist_looks(fresh: ComfyServer, page
     page.set_widgets(SMALL | {"model_name": "FantasyID"})
     run = fresh.wait(page.run(), timeout=120)
     assert run.status == "error"
-    text = page.wait_for_text("The model 'FantasyID' is not there")
-    assert "FantasyID Download Model" in text
+    page.look_at(run.error.node_type)
+    page.wait_for_text("Run 'FantasyID Download Model' first")
+    assert page.reads_without_scrolling("Run 'FantasyID Download Model' first (if it is bypassed: select it, Ctrl+B")
 
 
 def template(*names: str) -> Path:

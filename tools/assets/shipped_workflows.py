@@ -211,7 +211,7 @@ def saved_identity() -> Workflow:
         nodes[key].mode = BYPASSED
     del nodes["sheet"]
     keep = [["face", "mesh", "views"], ["faces", "overlay", "id", "store"]]
-    use = [["stored", "pos", "neg", "sample"], OUTPUT]
+    use = [["pos", "neg", "sample"], ["stored", *OUTPUT]]
     columns = [
         [MODEL_GROUP],
         [PHOTO_GROUP],

@@ -54,7 +54,7 @@ STOCK_GROUP = Group("Video", [["apply", "cond", "sample"], OUTPUT], VIDEO_COLOR)
 
 def preview(title: str, source: Source) -> Node:
     """Shows a picture and saves nothing, so that what a run has made is the video."""
-    return Node("PreviewImage", title, inputs={"images": source}, size=(280, 250))
+    return Node("PreviewImage", title, inputs={"images": source}, size=(280, 240))
 
 
 def models(model: str) -> dict[str, Node]:
