@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from fantasyid_core.detection.face_track import FaceTrack
 from fantasyid_core.errors import MeshError, WeightsError, WeightsMissingError
 from fantasyid_core.reconstruction import animation
+from fantasyid_core.reconstruction.dense_fit import known_points
 from fantasyid_core.reconstruction.face_mesh import FaceMesh
 from fantasyid_core.reconstruction.flame import HEAD, JAW, Flame
 from fantasyid_core.reconstruction.performance import (
@@ -118,6 +119,16 @@ def test_one_frame_is_a_performance(model, track, captured):
     one = capture(model, FaceTrack(track.points[:1], track.confidence[:1], track.present[:1], FPS))
     assert one.frames == 1
     assert (one.pose - captured.pose[:1]).abs().max() < 5
+
+
+def test_a_face_model_that_knows_five_landmarks_alone_captures_the_same(model, track, captured):
+    """As FLAME's file: the dense ones are registered. Degrees; here half of the frames."""
+    five = replace(model, dense_landmarks=None, dense_deviations=None, dense_errors=None)
+    half = FaceTrack(track.points[::2], track.confidence[::2], track.present[::2], track.fps / 2)
+    assert known_points(five)[0].shape == (478, len(model.template))
+    found = capture(five, half)
+    assert found.basis == captured.basis
+    assert (found.pose - captured.pose[::2]).abs().max() < 5
 
 
 def test_a_jaw_that_turns_is_captured_as_such(model, track):
