@@ -162,7 +162,13 @@ class FantasyIDPeople(FantasyIDNode):
         identities = [people[f"identity_{number}"] for number in chosen]
         for number, identity, region in zip(chosen, identities, regions, strict=True):
             strength = people.get(f"strength_{number}", 1.0)
-            injection = Injection(identity.tokens, strength, guide_identity=guide_identity, region=region)
+            injection = Injection(
+                identity.tokens,
+                strength,
+                guide_identity=guide_identity,
+                region=region,
+                frame_tokens=identity.frame_tokens,
+            )
             model = add_injection(model, injection)
         for first, second in overlaps(regions):
             notes.warn(

@@ -12,9 +12,12 @@ from pack.fantasyid_core.dit import attention as core_attention
 from pack.fantasyid_core.dit.injection import Injection
 from pack.fantasyid_core.dit.step_cache import CacheSettings
 from pack.fantasyid_core.errors import SamplingError
+from pack.fantasyid_core.fusion.identity import Identity
 from pack.nodes.host import attention
-from pack.nodes.host.options import add_injection, set_fp8_products, set_step_cache, transformer_of
+from pack.nodes.host.options import add_injection, injections_of, set_fp8_products, set_step_cache, transformer_of
 from pack.nodes.host.run import KEY
+from pack.nodes.injection import FantasyIDApply
+from pack.nodes.people import FantasyIDPeople
 from pack.tests.support import in_comfyui
 from pack.tests.support.in_comfyui import difference, guider, load
 from torch import Tensor
@@ -70,6 +73,18 @@ def test_all_of_ours_is_under_one_key_that_clones_share(model):
     ours = options[KEY]
     assert (len(ours.injections), ours.fp8, ours.step_cache) == (1, False, CacheSettings())
     assert switched.clone().model_options["transformer_options"][KEY] is ours
+
+
+def test_nodes_that_apply_an_identity_let_it_act(plain):
+    frame_tokens = TOKENS[8:].repeat(2, 1, 1)
+    who = Identity(TOKENS[:8], TOKENS[8:], torch.zeros(512, 512, 3), frame_tokens)
+    settings = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "layer_weights": ""}
+    for followed in (
+        FantasyIDApply.run(model=plain, identity=who, **settings).args[0],
+        FantasyIDPeople.run(model=plain, identity_1=who).args[0],
+    ):
+        [injection] = injections_of(followed)
+        assert injection.frame_tokens is frame_tokens
 
 
 def test_a_run_leaves_nothing_behind(plain, model):
