@@ -30,6 +30,17 @@ def test_less_denoise_stays_nearer_to_the_latents_and_0_leaves_them(comfy: Comfy
     assert (run(comfy, again(photo)) == alone).all(), "at 1 nothing of them is left"
 
 
+def test_a_long_video_is_drawn_again_in_windows(comfy: ComfyServer, photo: str):
+    graph = changed(again(photo, frames=9, steps=2), still={"batch_size": 9})
+    windows = {"window_frames": 5, "overlap": 0, "first_frame": "as trained"}
+    graph["long"] = node("FantasyIDLongVideo", model=["load", 0], **windows)
+    start, half, whole = (
+        run(comfy, changed(graph, sample={"model": ["long", 0], "denoise": x})) for x in (0.0, 0.5, 1.0)
+    )
+    assert start.shape[2] == 3
+    assert 0 < (half - start).abs().mean() < (whole - start).abs().mean()
+
+
 def test_latents_that_do_not_fit_are_named(comfy: ComfyServer, photo: str):
     def complain(graph: Graph, *said: str) -> None:
         check(comfy, latents_of(graph), "FantasyIDSampler", *said)
