@@ -120,12 +120,14 @@ class Generator:
         guide_identity: bool = False,
         start: Tensor | None = None,
         denoising_strength: float = 1.0,
+        grid: tuple[int, int] | None = None,
     ) -> Tensor:
         """Latents of videos, `batch` at a time. With ddim a video does not depend on what else is in its batch.
 
         A step cache, where the mode has one, decides for a batch as a whole. With `guide_identity` the unconditional
         branch goes without the identity, see `pipeline.Guidance`. Videos are drawn again from `start` latents
-        (B, T, 16, h, w) by `denoising_strength`, above 0 … 1, where these are given.
+        (B, T, 16, h, w) by `denoising_strength`, above 0 … 1, where these are given. Rotary positions are scaled to a
+        `grid` of patches, by default the model's.
 
         Returns:
             (B, T, 16, h, w) on the CPU.
@@ -136,7 +138,7 @@ class Generator:
             some = requests[begin : begin + batch]
             own = None if start is None else start[begin : begin + batch]
             drawn = self.latents(
-                some, frames, steps, guidance, scheduler, size, mode, guide_identity, own, denoising_strength
+                some, frames, steps, guidance, scheduler, size, mode, guide_identity, own, denoising_strength, grid=grid
             )
             latents.append(drawn.cpu())
             progress(min(begin + batch, len(requests)), len(requests))
@@ -166,6 +168,7 @@ class Generator:
         start: Tensor | None = None,
         denoising_strength: float = 1.0,
         callback: Callback | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Tensor:
         """One batch of videos as latents (B, T, 16, h, w) on the generator's device, arguments as for `videos`."""
         from fantasyid_core.dit.transformer import run_as_is
@@ -194,6 +197,7 @@ class Generator:
             injector=self._injector(injections, shape, Guidance(guidance, guide_identity)) if injections else None,
             cache=StepCache(mode.cache) if mode.cache else None,
             run_block=partial(run_as_is, fp8=True) if mode.fp8 else None,
+            image_rotary_emb=self.model.transformer.rotary_embedding(t, h, w, self.device, grid=grid),
             start=None if start is None else start.to(self.device, torch.float32),
             denoising_strength=denoising_strength,
             callback=callback,

@@ -32,7 +32,7 @@ from fantasyid_lab.evaluation.generate import Generator, Request
 from fantasyid_lab.evaluation.processes import shared_out
 from fantasyid_lab.evaluation.truth import vectors
 
-DENOISES = (0.4, 0.6, 0.8, 1.0)  # of denoising
+DENOISES = (0.4, 0.5, 0.6, 0.8)  # of denoising
 EVERY = 3  # frames, of those that are kept and measured
 HALF, FADE = cases.FRAMES / FPS / 2, 0.25  # seconds
 LEFT, RIGHT = BOXES = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0))
@@ -113,15 +113,17 @@ def make_halves(
     apart, together, alone = [], [], ([], [])
     for i, (a, b) in enumerate(both):
         crops = arrange([identities[a].image, identities[b].image], BOXES)
-        request = Request(prompt(i), replace(identities[a], image=crops), 1000 * seed + i)
+        does = f"A person {DOES[i % len(DOES)]}."  # what else there is stands in the canvas
+        request = Request(does, replace(identities[a], image=crops), 1000 * seed + i)
         for requests, regions in ((apart, [Region(box=box) for box in BOXES]), (together, [Region(), Region()])):
             made = _injections(identities[a], identities[b], regions, strength)
             requests.append(replace(request, injections=made))
         for side, person in enumerate((a, b)):
             alone[side].append(replace(request, identity=identities[person]))
+    size = canvases.shape[2:4]  # patches of 16 px as far apart as in training, or nothing but a blur comes out
     for denoise in denoises:
         again = {**sampling, "denoising_strength": denoise}
-        whole = {**again, "start": start, "size": canvases.shape[2:4]}
+        whole = {**again, "start": start, "size": size, "grid": (size[0] // 16, size[1] // 16)}
         found[f"apart {denoise:g}"] = _drawn(generator, f"apart {denoise:g}", apart, whole)
         found[f"together {denoise:g}"] = _drawn(generator, f"together {denoise:g}", together, whole)
         halves = [
