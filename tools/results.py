@@ -51,7 +51,7 @@ def presets(rows: list[dict]) -> list[str]:
     """What presets do to FantasyID-nano's videos, by `python -m tools.measure.presets`."""
     lines = [f"| preset | {' | '.join(PRESETS.values())} |", f"| --- {'| --- ' * len(PRESETS)}|"]
     for row in rows:
-        lines.append(f"| {row['preset']} | {' | '.join(f'{row[key]:.2f}' for key in PRESETS)} |")
+        lines.append(f"| {row['preset']} | {' | '.join(_rounded(row, key) for key in PRESETS)} |")
     return lines if rows else ["Not measured yet."]
 
 
@@ -61,9 +61,13 @@ def preset_list(rows: list[dict]) -> list[str]:
         return ["Their effect on FantasyID-nano was not measured yet."]
     lines = ["Measured on FantasyID-nano, people that it never saw:", ""]
     for row in rows:
-        numbers = ", ".join(f"{name} {row[key]:.2f}" for key, name in list(PRESETS.items())[:4])
+        numbers = ", ".join(f"{name} {_rounded(row, key)}" for key, name in list(PRESETS.items())[:4])
         lines.append(f"- `{row['preset']}`: {numbers}.")
     return lines
+
+
+def _rounded(row: dict, key: str) -> str:
+    return f"{row[key]:.2f}" if key in row else "–"  # of so few people that it has no meaning
 
 
 Table = Callable[[list[dict]], list[str]]

@@ -77,7 +77,10 @@ def run(options: argparse.Namespace) -> None:
     print(tables.side_by_side(results, measurements))
     if file:
         rows = [
-            {"preset": result.variant, **{row.key: row.value for row in table if row.key in tables.COLUMNS}}
+            {
+                "preset": result.variant,
+                **{row.key: row.value for row in table if row.key in tables.COLUMNS and row.value == row.value},
+            }
             for result, table in zip(results, measurements, strict=True)
         ]
         content = {"settings": asdict(results[0].settings), "embedding": options.embedding, "rows": rows}
