@@ -336,8 +336,17 @@ def pair(name: str, text: str, places: str, **widgets: Any) -> Workflow:
 
 
 def two_people() -> Workflow:
-    """One on the left, one on the right."""
-    return pair("13 Two people", "Two people look at the camera and smile before a grey wall.", "Who is where")
+    """One on the left, one on the right, of a picture twice as wide as the model knows."""
+    text = "A person looks at the camera and smiles before a grey wall."
+    workflow = pair("13 Two people", text, "Who is where")
+    # patches as far apart as in training, or one face takes all of the picture
+    spread = {"scale_x": 2, "scale_y": 2.1, "shift_y": -4.2}
+    nodes = workflow.nodes
+    nodes["room"] = Node("ScaleROPE", "Room for two", spread, {"model": ("people", "MODEL")})
+    nodes["sample"].inputs["model"] = ("room", "MODEL")
+    nodes["sample"].widgets = nodes["sample"].widgets | {"settings": "as set here", "width": 320}
+    workflow.columns[-1] = [Group("Video", [["sample", "plan"], [*OUTPUT, "room"]], VIDEO_COLOR)]
+    return workflow
 
 
 def one_then_the_other() -> Workflow:
