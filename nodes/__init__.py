@@ -17,6 +17,7 @@ from . import (
     reconstruction,
     repair,
     sampling,
+    takes,
     text,
     video,
     views,
@@ -25,7 +26,7 @@ from . import (
 STAGES = (
     *(download, loading, text, example_photo, detection, reconstruction, performance),
     *(views, fusion, injection, people),
-    *(acceleration, sampling, video, long_video, repair, meters),
+    *(acceleration, sampling, takes, video, long_video, repair, meters),
 )
 
 

@@ -1,22 +1,28 @@
 """Meters: how like a person a video's face is, and how much face and head move in it."""
 
+from collections.abc import Sequence
+
 import comfy.model_management
 import comfy.utils
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..fantasyid_core.detection.faces import DetectedFace
+from ..fantasyid_core.detection.faces import DetectedFace, detect
 from ..fantasyid_core.dit.config import FPS
 from ..fantasyid_core.errors import FaceNotFoundError, ImageError
 from ..fantasyid_core.images import as_bytes
 from ..fantasyid_core.meters import embedding as embeddings
 from ..fantasyid_core.meters import facesim_networks, landmark_motion, meters
 from ..fantasyid_core.meters.facesim import PROTOCOLS, FaceVectors, Picture, measure_facesim
+from ..fantasyid_core.meters.judge import best_first, judge_video
 from ..fantasyid_core.reconstruction.face_mesh import find_face_model
 from .host import notes, paths
-from .host.base import FantasyIDNode, listed
+from .host.base import FantasyIDNode, counting, listed
+from .host.encoder import NativeEncoder
+from .host.judging import judge_input, judge_of
 from .host.resident import attribute_network, face_model, on_device
-from .host.sockets import Face
+from .host.sockets import Encoder, Face
 
 NANO = "FantasyID-nano"  # the attribute regressor was trained beside it, and its face model knows the landmarks
 EVERY_FRAME = "every frame"
@@ -212,4 +218,101 @@ class FantasyIDMotionMeter(FantasyIDNode):
         return io.NodeOutput(result.face, result.head, meters.motion_plot(result)[None], report)
 
 
-NODES = [FantasyIDLikenessMeter, FantasyIDMotionMeter]
+class FantasyIDLikenessGate(FantasyIDNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FantasyIDLikenessGate",
+            display_name="FantasyID Likeness Gate",
+            **listed("6 measure", "pick the best", "filter videos", "sort by likeness", "quality gate", "same person"),
+            description=(
+                "Sorts videos of any model by how like a person their faces are: the best, those above a threshold and "
+                "the others. Give it a list of videos: what comes out of a node that runs once for each of a list, as "
+                "VAE Decode does behind FantasyID Takes, or several videos by ComfyUI's Create List."
+            ),
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("videos", tooltip="The videos, a batch of frames each; a single frame is one too."),
+                judge_input(),
+                io.Float.Input(
+                    "threshold",
+                    default=0.9,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.005,
+                    tooltip="Similarity (cosine) from which on a video is accepted. It hangs on the judge: dlib takes "
+                    "two faces for one person above about 0.92, ArcFace above 0.3.",
+                ),
+                Face.Input("face", optional=True, tooltip="The reference face, from FantasyID Detect Face."),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="In place of 'face': a photo of the person, the largest face of its first picture.",
+                ),
+                Encoder.Input(
+                    "encoder",
+                    optional=True,
+                    tooltip="From FantasyID Load Model; the judge 'identity encoder' needs it.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="best", tooltip="The video whose face is most like the person."),
+                io.Image.Output(
+                    display_name="accepted",
+                    is_output_list=True,
+                    tooltip="Those at or above the threshold, the best first; what follows runs once for each, or not "
+                    "at all where there is none.",
+                ),
+                io.Image.Output(
+                    display_name="rejected",
+                    is_output_list=True,
+                    tooltip="The others likewise; those without a face come last.",
+                ),
+                io.String.Output(display_name="scores", tooltip="Who judged, and a line per video in their order."),
+            ],
+        )
+
+    @classmethod
+    def run(
+        cls,
+        videos: Sequence[torch.Tensor],
+        judge: Sequence[str],
+        threshold: Sequence[float],
+        face: Sequence[DetectedFace | None] = (None,),
+        reference: Sequence[torch.Tensor | None] = (None,),
+        encoder: Sequence[NativeEncoder | None] = (None,),
+    ) -> io.NodeOutput:
+        device = comfy.model_management.get_torch_device()
+        judging = judge_of(judge[0], encoder[0], face[0] or _largest_face(reference[0], device))
+        count = counting(len(videos))
+        verdicts = []
+        for number, video in enumerate(videos, 1):
+            verdicts.append(judge_video(judging, video, device))
+            count(number)
+        similarity = torch.tensor([verdict.similarity for verdict in verdicts])
+        if not similarity.isfinite().any():
+            raise FaceNotFoundError(
+                f"None of the {len(videos)} videos shows a clear face. Use videos in which a face is seen."
+            )
+        order = best_first(similarity)
+        accepted = [i for i in order if similarity[i] >= threshold[0]]
+        rejected = [i for i in order if i not in accepted]
+        lines = [f"Judged by: {judging.name}; {len(accepted)} of {len(videos)} accepted, from {threshold[0]:g} on."]
+        for number, verdict in enumerate(verdicts):
+            what = "accepted" if number in accepted else "rejected"
+            lines.append(f"Video {number + 1}: {verdict}, {'best, ' if number == order[0] else ''}{what}")
+        notes.show(lines[0])
+        passed_on = ([videos[i] for i in some] or [ExecutionBlocker(None)] for some in (accepted, rejected))
+        return io.NodeOutput(videos[order[0]], *passed_on, "\n".join(lines))
+
+
+def _largest_face(reference: torch.Tensor | None, device: torch.device) -> DetectedFace:
+    """The largest face of the first picture (B, H, W, C). Raises FaceNotFoundError."""
+    if reference is None:
+        raise FaceNotFoundError("There is nothing to compare with: connect 'face' or 'reference'.")
+    for face in detect(reference[0], device=device)[:1]:
+        return face
+    raise FaceNotFoundError("The reference shows no face to compare with. Use a photo with an upright, lit face.")
+
+
+NODES = [FantasyIDLikenessMeter, FantasyIDMotionMeter, FantasyIDLikenessGate]

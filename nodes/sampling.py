@@ -1,6 +1,7 @@
 """The released recipe in one node, and its timesteps for the host's custom samplers."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -135,62 +136,135 @@ class FantasyIDSampler(FantasyIDNode):
         preset: str = AS_SET,
     ) -> io.NodeOutput:
         require_diffusers("The FantasyID Sampler")
-        from .host.options import add_injection, check_size, defaults_of, injections_of, transformer_of
-        from .host.sampler import ReleaseSampler
-
-        if by_model(settings):
-            own, widgets = defaults_of(model), {"width": width, "height": height, "frames": frames, "steps": steps}
-            widgets |= {"guidance": guidance, "scheduler": scheduler, "guide_identity": guide_identity}
-            width, height, frames = own_size(model, frames)
-            steps, guidance, scheduler, guide_identity = own.steps, own.guidance, own.scheduler, own.guide_identity
-            ignored = unused(widgets, vars(own) | {"frames": frames})
-            notes.show(
-                f"{width} × {height} pixels, {frames} frames, {steps} steps of {scheduler}, guidance {guidance:g}."
-                f"{ignored}"
-            )
-        guidance, acts = _by_preset(preset, model, guidance, guide_identity)
-        if not math.isfinite(guidance):
-            raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released. Set it to that.")
-        latent = empty_latent(frames, height, width)
-        zeros = latent["samples"]
-        check_size(model.model_options, zeros, transformer_of(model))
-        if latents is None and denoise != 1:
-            raise SamplingError(
-                f"denoise {denoise:g} needs latents to draw again: connect 'latents', or set denoise to 1."
-            )
-        start = None if latents is None else latents_to_redraw(latents, zeros)
-        if denoise == 0:
-            return io.NodeOutput({"samples": start})
-        if not injections_of(model):
-            injection = Injection(
-                identity.tokens,
-                acts.strength,
-                acts.start,
-                acts.end,
-                guide_identity=acts.guide_identity,
-                frame_tokens=identity.frame_tokens,
-            )
-            model = add_injection(model, injection)
-        generator = torch.Generator().manual_seed(seed)
-        pixels = squeeze_to_frame(identity.image, height, width)
-        positive, negative = _with_first_frame(model, vae, pixels, positive, negative, generator)
-        if noise is None:
-            first_noise = torch.randn(zeros.transpose(1, 2).shape, generator=generator).transpose(1, 2)
-        else:
-            first_noise = noise.generate_noise(latent)
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(positive, negative)
-        guider.set_cfg(guidance)
-        done = last_steps(steps, denoise)
-        samples = guider.sample(
-            first_noise,
-            zeros if start is None else start,
-            ReleaseSampler(scheduler, steps, generator, None if start is None else denoise),
-            trailing_sigmas(model, steps)[-done - 1 :],
-            callback=latent_preview.prepare_callback(model, done),
-            seed=seed,
+        ready = prepare(
+            model,
+            identity,
+            vae,
+            positive,
+            negative,
+            seed,
+            {"width": width, "height": height, "frames": frames},
+            {"steps": steps, "guidance": guidance, "scheduler": scheduler, "guide_identity": guide_identity},
+            noise=noise,
+            settings=settings,
+            latents=latents,
+            denoise=denoise,
+            preset=preset,
         )
-        return io.NodeOutput({"samples": samples.to(comfy.model_management.intermediate_device())})
+        return io.NodeOutput({"samples": ready.sample()})
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A video that only has to be sampled.
+
+    Attributes:
+        guider, noise, latent, sampler, sigmas, seed: as ComfyUI takes them; noise and latent (1, 16, T, h, w).
+        steps: how many there are to do; 0 where the latents are left as they are.
+    """
+
+    guider: comfy.samplers.CFGGuider
+    noise: torch.Tensor
+    latent: torch.Tensor
+    sampler: Any
+    sigmas: torch.Tensor
+    seed: int
+    steps: int
+
+    def sample(self, until: int | None = None) -> torch.Tensor:
+        """Latents (1, 16, T, h, w): finished, or as they are foreseen after `until` steps; the next call goes on."""
+        if not self.steps:
+            return self.latent
+        self.sampler.until = until
+        samples = self.guider.sample(
+            self.noise,
+            self.latent,
+            self.sampler,
+            self.sigmas,
+            callback=latent_preview.prepare_callback(self.guider.model_patcher, self.steps),
+            seed=self.seed,
+        )
+        return samples.to(comfy.model_management.intermediate_device())
+
+
+def prepare(
+    model,
+    identity,
+    vae,
+    positive,
+    negative,
+    seed: int,
+    size: dict[str, int],
+    sampling: dict[str, Any],
+    *,
+    noise=None,
+    settings: str = AS_SET,
+    latents: dict | None = None,
+    denoise: float = 1.0,
+    preset: str = AS_SET,
+) -> Ready:
+    """Everything that the sampler does before its first step, from its inputs.
+
+    Args:
+        size: width, height and frames.
+        sampling: steps, guidance, scheduler and guide_identity.
+
+    Raises:
+        SamplingError, IdentityError: they do not suit the model or each other.
+    """
+    from .host.options import add_injection, check_size, defaults_of, injections_of, transformer_of
+    from .host.sampler import ReleaseSampler
+
+    if by_model(settings):
+        own = vars(defaults_of(model))
+        width, height, frames = own_size(model, size["frames"])
+        used = own | {"width": width, "height": height, "frames": frames}
+        ignored = unused(size | sampling, used)
+        size, sampling = ({name: used[name] for name in widgets} for widgets in (size, sampling))
+        notes.show(
+            f"{width} × {height} pixels, {frames} frames, {own['steps']} steps of {own['scheduler']}, guidance "
+            f"{own['guidance']:g}.{ignored}"
+        )
+    steps = sampling["steps"]
+    guidance, acts = _by_preset(preset, model, sampling["guidance"], sampling["guide_identity"])
+    if not math.isfinite(guidance):
+        raise SamplingError(f"Guidance must be a finite number; got {guidance}. 6 is as released. Set it to that.")
+    latent = empty_latent(**size)
+    zeros = latent["samples"]
+    check_size(model.model_options, zeros, transformer_of(model))
+    if latents is None and denoise != 1:
+        raise SamplingError(f"denoise {denoise:g} needs latents to draw again: connect 'latents', or set denoise to 1.")
+    start = None if latents is None else latents_to_redraw(latents, zeros)
+    if not injections_of(model):
+        injection = Injection(
+            identity.tokens,
+            acts.strength,
+            acts.start,
+            acts.end,
+            guide_identity=acts.guide_identity,
+            frame_tokens=identity.frame_tokens,
+        )
+        model = add_injection(model, injection)
+    generator = torch.Generator().manual_seed(seed)
+    pixels = squeeze_to_frame(identity.image, size["height"], size["width"])
+    positive, negative = _with_first_frame(model, vae, pixels, positive, negative, generator)
+    if noise is None:
+        first_noise = torch.randn(zeros.transpose(1, 2).shape, generator=generator).transpose(1, 2)
+    else:
+        first_noise = noise.generate_noise(latent)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(guidance)
+    done = last_steps(steps, denoise) if denoise else 0
+    return Ready(
+        guider,
+        first_noise,
+        zeros if start is None else start,
+        ReleaseSampler(sampling["scheduler"], steps, generator, None if start is None else denoise),
+        trailing_sigmas(model, steps)[-done - 1 :],
+        seed,
+        done,
+    )
 
 
 def _by_preset(name: str, model, guidance: float, guide_identity: bool) -> tuple[float, Preset]:

@@ -93,18 +93,21 @@ def token_similarity(tokens: Tensor, reference: Tensor) -> Tensor:
     return F.cosine_similarity(tokens[:, None], views, dim=-1).mean(-1).amax(1)
 
 
-def judge_foreseen(judge: Judge, frames: Tensor, device: torch.device | str | None = None) -> float:
-    """How like the person the faces of a take's foreseen frames (T, H, W, 3) are, mean; NaN where none is seen.
+def judge_foreseen(judge: Judge, takes: Tensor, device: torch.device | str | None = None) -> Tensor:
+    """How like the person the faces of N takes' foreseen frames (N, T, H, W, 3) are.
 
     Args:
         device: where faces are searched.
+
+    Returns:
+        (N,) mean similarity over the frames that show a face, NaN where none does.
     """
-    frames = as_photos(frames, "foreseen frames")
+    frames = as_photos(takes.flatten(0, 1), "foreseen frames")
     scale = min(1.0, _SHORT_SIDE / min(frames.shape[1:3]))
     height, width = (max(1, round(scale * side)) for side in frames.shape[1:3])
     landmarks = locate_small(resize(frames, height, width), _FORESEEN_SCORE, device)
     landmarks = (landmarks + 0.5) / scale - 0.5  # integers are pixel centres
-    return float(judge.compare(frames, landmarks).nanmean())
+    return judge.compare(frames, landmarks).unflatten(0, takes.shape[:2]).nanmean(1)
 
 
 @dataclass(frozen=True)
@@ -145,3 +148,8 @@ def judge_video(
     landmarks, _ = clear_faces(chosen, device, progress)
     similarity = judge.compare(chosen, landmarks)
     return Verdict(float(similarity.nanmean()), int(similarity.isfinite().sum()), count)
+
+
+def best_first(scores: Tensor) -> list[int]:
+    """Numbers of the videos by their scores (N,), more is better; those without a score (NaN) come last, in order."""
+    return scores.nan_to_num(-torch.inf).argsort(descending=True, stable=True).tolist()

@@ -221,8 +221,13 @@ def clear_faces(
         Landmarks (T, 5, 2) px, NaN where there is no such face, and (T,) bool, where there is another.
 
     Raises:
-        ImageError: the mask has another number of frames.
+        ImageError: the mask has another number of frames, is empty, or has values that are no numbers.
     """
+    if mask is not None and not (mask.numel() and bool(mask.isfinite().all())):
+        raise ImageError(
+            f"The mask of shape {tuple(mask.shape)} is empty or has values that are no numbers (NaN). Connect another, "
+            "white where the person is."
+        )
     if mask is not None and len(mask) not in (1, len(frames)):
         raise ImageError(
             f"The mask has {len(mask)} frames, but the video has {len(frames)}. Connect one mask for all frames or one "

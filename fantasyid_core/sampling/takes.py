@@ -1,6 +1,5 @@
-"""Several takes of one video: how far each is sampled before it is judged, what of it is looked at, and which go on."""
+"""Several takes of one video: how far each is sampled before it is judged, and what of it is looked at."""
 
-import torch
 from torch import Tensor
 
 EVERY = 3  # latent frames, of which one is looked at
@@ -17,8 +16,3 @@ def glimpse(latents: Tensor) -> Tensor:
     The autoencoder makes a single picture of each, in a fraction of the time that the video takes.
     """
     return latents[:, :, ::EVERY].movedim(2, 1).flatten(0, 1)[:, :, None]
-
-
-def best_first(scores: Tensor) -> list[int]:
-    """Numbers of the takes by their scores (N,), more is better; those without a score (NaN) come last, in order."""
-    return scores.nan_to_num(-torch.inf).argsort(descending=True, stable=True).tolist()

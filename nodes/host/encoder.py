@@ -6,6 +6,7 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
+import torch
 from torch import Tensor
 
 from ...fantasyid_core.errors import WeightsMissingError
@@ -43,6 +44,12 @@ class NativeEncoder:
     def has_learned_acting(self) -> bool:
         """Whether the model was trained with meshes that move."""
         return bool(self._config.get("trained_with_acting", False))
+
+    def face_tokens(self, crops: Tensor) -> Tensor:
+        """Aligned crops (N, 512, 512, 3) in 0…1 → face tokens (N, Q, K), on the host's device."""
+        patcher = self.loaded()
+        comfy.model_management.load_models_gpu([patcher])
+        return patcher.model.face_tokens(crops.to(patcher.load_device, torch.float32))
 
     @property
     def template(self) -> Tensor:

@@ -10,7 +10,7 @@ _shown: dict[str, tuple[str, tuple[str, ...]]] = {}
 
 
 def show(*sentences: str) -> None:
-    """Add sentences to what the node that runs shows under it; what an earlier run showed there goes.
+    """Add sentences to what the node that runs shows under it, each once; what an earlier run showed there goes.
 
     A box (subgraph) around it shows the sentences of all nodes in it. Outside of a run, as in tests of one node,
     nothing is shown.
@@ -23,7 +23,8 @@ def show(*sentences: str) -> None:
     if server is None:
         return
     run, before = _shown.get(context.node_id, (context.prompt_id, ()))
-    now = (*(before if run == context.prompt_id else ()), *sentences)
+    kept = before if run == context.prompt_id else ()
+    now = (*kept, *(sentence for sentence in sentences if sentence not in kept))
     _shown[context.node_id] = context.prompt_id, now
     if now == before:
         return
@@ -31,6 +32,18 @@ def show(*sentences: str) -> None:
     for box in _boxes(context.node_id):
         inside = [said for node, said in _shown.items() if node.startswith(f"{box}:") and said[0] == context.prompt_id]
         server.send_progress_text("\n".join(line for _, lines in inside for line in lines) or EMPTY, box)
+
+
+def pass_on(sentence: str) -> None:
+    """Show for the moment what the node that runs is at, below its sentences; the next of these takes its place."""
+    context = get_executing_context()
+    if context is None:
+        return
+    from server import PromptServer
+
+    if (server := getattr(PromptServer, "instance", None)) is not None:
+        _, said = _shown.get(context.node_id, ("", ()))
+        server.send_progress_text("\n".join((*said, sentence)), context.node_id)
 
 
 def _boxes(node: str) -> list[str]:

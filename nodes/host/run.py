@@ -63,6 +63,10 @@ class Run:
             return None
         return self._step_caches.of(window, decides=card is None or card == self._card)
 
+    def go_on(self, earlier: "Run") -> None:
+        """Take over the step cache of the run that stopped where this one begins."""
+        self._step_caches = earlier._step_caches
+
     def report(self) -> str | None:
         """For the log: how many steps were skipped; None without a step cache."""
         return None if self._step_caches is None else self._step_caches.report()

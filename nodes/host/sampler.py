@@ -7,11 +7,22 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...fantasyid_core.sampling.schedule import denoise, last_steps, to_variance_exploding, velocity_of
+from ...fantasyid_core.sampling.schedule import (
+    Trajectory,
+    advance,
+    begin,
+    last_steps,
+    to_variance_exploding,
+    velocity_of,
+)
+from .run import Options, Run
 
 
 class ReleaseSampler(comfy.samplers.Sampler):
     """diffusers' CogVideoX schedulers around the host's guided prediction.
+
+    It can stop on the way, after `until` steps: it then gives the clean latents that are foreseen there, and the next
+    call of the same guider goes on, to the latents that one call had made, bit by bit.
 
     Args:
         scheduler: "dpm" or "ddim".
@@ -24,6 +35,9 @@ class ReleaseSampler(comfy.samplers.Sampler):
     def __init__(self, scheduler: str, steps: int, generator: torch.Generator, denoising_strength: float | None = None):
         self.scheduler, self.steps, self.generator = scheduler, steps, generator
         self.denoising_strength = denoising_strength
+        self.until: int | None = None
+        self._trajectory: Trajectory | None = None  # of a run that has stopped
+        self._run: Run | None = None  # whose step cache goes on too
 
     def sample(
         self,
@@ -53,15 +67,23 @@ class ReleaseSampler(comfy.samplers.Sampler):
             if callback is not None:
                 callback(step, clean.transpose(1, 2), latents.transpose(1, 2), steps)
 
-        # the release's layout is (B, T, C, H, W): what its scheduler draws depends on it
-        latents = denoise(
-            velocity,
-            noise.transpose(1, 2),
-            scheduler=self.scheduler,
-            steps=self.steps,
-            generator=self.generator,
-            callback=report,
-            start=start,
-            denoising_strength=strength,
-        )
-        return latents.transpose(1, 2)
+        run = Options.of(extra_args.get("model_options", {}).get("transformer_options", {})).run
+        if self._trajectory is None:
+            # the release's layout is (B, T, C, H, W): what its scheduler draws depends on it
+            trajectory = begin(
+                noise.transpose(1, 2),
+                scheduler=self.scheduler,
+                steps=self.steps,
+                start=start,
+                denoising_strength=strength,
+            )
+        else:
+            trajectory = self._trajectory.to(noise.device)
+            if run is not None and self._run is not None:
+                run.go_on(self._run)
+        trajectory = advance(trajectory, velocity, until=self.until, generator=self.generator, callback=report)
+        if trajectory.clean is None or trajectory.done == len(trajectory.times):
+            self._trajectory = self._run = None
+            return trajectory.latents.transpose(1, 2)
+        self._trajectory, self._run = trajectory.to("cpu"), run
+        return trajectory.clean.transpose(1, 2)

@@ -71,6 +71,9 @@ def test_of_two_people_the_one_in_the_mask_is_compared(clips: RenderedClips):
     assert distances[0] < distances[1] - 0.1
     with pytest.raises(ImageError, match="mask has 2 frames, but the video has 3"):
         meters.measure_likeness(both, clips.frames[0, 0], None, dlib, mask=left.expand(2, -1, -1))
+    for unusable in (left * torch.nan, left[:, :, :0]):
+        with pytest.raises(ImageError, match="empty or has values that are no numbers"):
+            meters.clear_faces(both, mask=unusable)
     with pytest.raises(FaceNotFoundError):
         meters.measure_likeness(both, clips.frames[0, 0], None, dlib, mask=0 * left)
 

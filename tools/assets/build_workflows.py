@@ -25,8 +25,10 @@ SAID, PROMPT_SAID = 96, 64  # px that some sentences under a node take, or a pro
 # Nodes that say one in every run, or why a run cannot go on.
 SPEAKERS = (
     "FantasyIDDetectFace",
+    "FantasyIDFaceTrack",
     "FantasyIDReconstruct",
     "FantasyIDSampler",
+    "FantasyIDTakes",
     "KSampler",
     "SamplerCustomAdvanced",
 )

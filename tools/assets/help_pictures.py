@@ -21,11 +21,13 @@ from fantasyid_core.dit.region import Region
 from fantasyid_core.dit.step_cache import CacheSettings
 from fantasyid_core.images import from_pil, load_photo, to_pil
 from fantasyid_core.meters import embedding, landmark_motion, meters
+from fantasyid_core.meters.judge import best_first, by_tokens, judge_foreseen, judge_video
 from fantasyid_core.reconstruction import animation, deca_input, face_mesh, flame, performance, render
 from fantasyid_core.reconstruction.animation import Animation
 from fantasyid_core.reconstruction.face_mesh import FaceMesh
 from fantasyid_core.reconstruction.performance import Performance
 from fantasyid_core.sampling.schedule import TRAIN_STEPS, timesteps
+from fantasyid_core.sampling.takes import glimpse, steps_until_judged
 from fantasyid_core.sampling.windows import windows
 from fantasyid_core.video.face_clip import FaceClip, cut_out, paste
 from fantasyid_core.video.latents import squeeze_to_frame
@@ -109,6 +111,24 @@ class Studio:
             [request], steps=20, guidance=4.0, guide_identity=True, start=start, denoising_strength=denoising_strength
         )
         return made[0].float() / 255
+
+    def takes(self, person: str, prompt: str, count: int = 4) -> tuple[Tensor, list[float], Tensor]:
+        """Of several takes what is foreseen at 0.3 of the steps (N, n, 160, 160, 3) and how like the person it is; and
+        the most like one (25, 160, 160, 3), all float 0…1.
+        """
+        identity, foreseen = self.generator.identity(self.face(person)), {}
+        made = self.generator.latents(
+            [Request(prompt, identity, seed) for seed in range(42, 42 + count)],
+            *(nano.FRAMES, 20, 4.0, "ddim", (nano.HEIGHT, nano.WIDTH)),
+            guide_identity=True,
+            callback=lambda step, _, clean: foreseen.update({step + 1: clean}),
+        )
+        parts = glimpse(foreseen[steps_until_judged(20, 0.3)].transpose(1, 2)).transpose(1, 2)
+        seen = self.generator.decode(parts)[:, 0].unflatten(0, (count, -1)).float() / 255
+        judge = by_tokens(self.generator.model.encoder.face_tokens, identity.face_tokens)
+        scores = judge_foreseen(judge, seen)
+        best = best_first(scores)[0]
+        return seen, scores.tolist(), self.generator.decode(made[best : best + 1])[0].float() / 255
 
     def performed(self, person: str, captured: Performance) -> Animation:
         """An example person's mesh that does what was captured."""
@@ -301,6 +321,20 @@ def likeness_meter(studio: Studio) -> Image.Image:
     return flow(stage((face.crop, "face"), (video[12], "frames")), stage((found.plot, "plot"), wide=3))
 
 
+def likeness_gate(studio: Studio) -> Image.Image:
+    encode = studio.generator.model.encoder.face_tokens
+    judge = by_tokens(encode, encode(studio.face("Chiyo").crop[None])[0])
+    videos = {name: torch.stack([from_pil(frame) for frame in frames(name, 9)]) for name in ("Rosa", "Chiyo", "Elena")}
+    scores = {name: judge_video(judge, video).similarity for name, video in videos.items()}
+    order = best_first(torch.tensor(list(scores.values())))
+    shown = [(video[4], f"{scores[name]:.3f}") for name, video in videos.items()]
+    return flow(
+        stage((studio.face("Chiyo").crop, "face")),
+        stage(*shown, across=3, wide=2),
+        stage(*(shown[i] for i in order[:1]), across=1),
+    )
+
+
 def load_identity(studio: Studio) -> Image.Image:
     return flow(stage(("identity_00001_\n.safetensors", "output/fantasyid/")), stage(*acts(studio), across=2))
 
@@ -395,6 +429,19 @@ def sigmas(studio: Studio) -> Image.Image:
     return flow(stage((chart, "where each step lies, from pure noise (left) to the video (right)")))
 
 
+def takes(studio: Studio) -> Image.Image:
+    seen, scores, best = studio.takes("Amara", SAYS)
+    shown = [
+        (pictures[1], f"seed {42 + number}: {score:.3f}")
+        for number, (pictures, score) in enumerate(zip(seen, scores, strict=True))
+    ]
+    return flow(
+        stage((studio.photo("Amara"), "photo")),
+        stage(*shown, across=2, wide=2),
+        stage((best[12], "the best, finished"), wide=2),
+    )
+
+
 def text_encode(studio: Studio) -> Image.Image:
     return flow(stage((studio.photo("Chiyo"), "one identity")), stage(*acts(studio), across=2))
 
@@ -421,6 +468,7 @@ DRAWN: dict[str, Callable[[Studio], Image.Image]] = {
     "FantasyIDFaster": faster,
     "FantasyIDFuse": fuse,
     "FantasyIDImageCondition": image_condition,
+    "FantasyIDLikenessGate": likeness_gate,
     "FantasyIDLikenessMeter": likeness_meter,
     "FantasyIDLoadIdentity": load_identity,
     "FantasyIDLoadMesh": load_mesh,
@@ -440,6 +488,7 @@ DRAWN: dict[str, Callable[[Studio], Image.Image]] = {
     "FantasyIDSaveMesh": save_mesh,
     "FantasyIDSavePerformance": save_performance,
     "FantasyIDSigmas": sigmas,
+    "FantasyIDTakes": takes,
     "FantasyIDTextEncode": text_encode,
     "FantasyIDTurntable": turntable,
     "FantasyIDViews": views,

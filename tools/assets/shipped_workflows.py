@@ -6,6 +6,7 @@ from string import Template
 from typing import Any
 
 from .workflow_parts import (
+    BY_MODEL,
     BYPASSED,
     CONDITIONED,
     DOWNLOAD_GROUP,
@@ -311,6 +312,63 @@ def performance() -> Workflow:
     return Workflow("11 Performance on another face", nodes, columns)
 
 
+def repair() -> Workflow:
+    """One face in any video drawn again as a person."""
+    text = "A woman with long black hair turns her head."
+    nodes = small_model("Amara", text) | {
+        "other": photo("Chiyo", "Choose a video"),
+        "source": Node("GetVideoComponents", inputs={"video": ("other", "video")}),
+        **repaired(("source", "images"), {"fps": ("source", "fps")}),
+        "frames": Node("CreateVideo", inputs={"images": ("paste", "images"), "fps": ("source", "fps")}),
+        "save": video(prefix="FantasyID/repaired")["save"],
+    }
+    for shown in ("faces", "overlay", "sheet"):  # so that the page can draw the rest large enough to read
+        del nodes[shown]
+    columns = [
+        [MODEL_GROUP],
+        [Group("Photo and video", [["photo", "other"]], IDENTITY_COLOR)],
+        [Group("Identity from the photo", [["face", "mesh", "views", "id"]], IDENTITY_COLOR)],
+        [PROMPT_GROUP, Group("The face in the video", [["source", "track"]], "#b06634")],
+        [Group("Its clip drawn again", [["long", "clip_size", "encoded", "sample"]], VIDEO_COLOR)],
+        [Group("Put back", [["decode", "paste", "frames", "save"]], VIDEO_COLOR)],
+    ]
+    return Workflow("12 Repair a face in a video", nodes, columns)
+
+
+def repaired(frames: Source, more: dict[str, Source]) -> dict[str, Node]:
+    """From frames to the nodes `track` … `paste`, which gives them back with the face drawn again; of any length.
+
+    Args:
+        more: further inputs of FantasyID Face Track.
+    """
+    by_model = {**BY_MODEL, "width": 160, "height": 160}
+    drawn = sampler(NANO_SAMPLER | {"denoise": 0.4}, ("long", "MODEL"))
+    drawn.inputs |= {"latents": ("encoded", "LATENT"), "frames": ("clip_size", "batch_size")}
+    return {
+        "track": Node("FantasyIDFaceTrack", None, by_model, {"images": frames, "model": ("load", "MODEL"), **more}),
+        "long": Node("FantasyIDLongVideo", inputs={"model": ("load", "MODEL")}),
+        "clip_size": Node("GetImageSize", "Frames of the clip", inputs={"image": ("track", "clip")}),
+        "encoded": Node("VAEEncode", inputs={"pixels": ("track", "clip"), "vae": ("load", "VAE")}),
+        "sample": drawn,
+        "decode": Node("VAEDecode", inputs={"samples": ("sample", "LATENT"), "vae": ("load", "VAE")}),
+        "paste": Node(
+            "FantasyIDPasteFace",
+            inputs={"images": frames, "clip": ("decode", "IMAGE"), "face_clip": ("track", "face_clip")},
+        ),
+    }
+
+
+def takes() -> Workflow:
+    """The best of four seeds."""
+    text = "A young woman with long brown hair in a brown shirt before a blue wall smiles and talks to the camera."
+    nodes = small_model("Elena", text) | video(("takes", "latent"))
+    one = sampler(NANO_SAMPLER)
+    nodes["takes"] = Node("FantasyIDTakes", None, one.widgets, one.inputs | {"encoder": ("load", "encoder")})
+    nodes["seen"] = preview("What the judge saw", ("takes", "glimpses"))
+    columns = [*SMALL, [Group("Video", [["takes", "seen"], OUTPUT], VIDEO_COLOR)]]
+    return Workflow("16 Best of four takes", nodes, columns)
+
+
 def pair(name: str, text: str, places: str, **widgets: Any) -> Workflow:
     """Two people in one video; `places` titles what FantasyID People says, `widgets` are its own."""
     box = identity_box()
@@ -401,9 +459,11 @@ def workflows() -> list[Workflow]:
         custom_sampler(),
         mesh_file(),
         performance(),
+        repair(),
         two_people(),
         one_then_the_other(),
         portrait_video(),
+        takes(),
     ]
 
 
@@ -498,6 +558,39 @@ def prompt_box() -> Blueprint:
     )
 
 
+def repair_box() -> Blueprint:
+    """Frames and photo → frames with that person's face."""
+    parts = small_model("Amara", "A person turns the head.") | repaired(("", ""), {})  # the box's own input
+    nodes = {key: node for key, node in parts.items() if node.type != "PreviewImage"}
+    del nodes["photo"]
+    for key, name in (("face", "image"), ("track", "images"), ("paste", "images")):
+        del nodes[key].inputs[name]
+    return Blueprint(
+        "Repair a face",
+        "FantasyID/5 video",
+        "One face in a video of any model, drawn again as the person of a photo; all else stays. Video in, video out.",
+        nodes,
+        {
+            "images": [("track", "images"), ("paste", "images")],
+            "photo": [("face", "image")],
+            "fps": [("track", "fps")],
+            "text": [("pos", "text")],
+            "model_name": [("load", "model_name"), ("clip", "model_name"), ("mesh", "model_name")],
+            "mode": [("mesh", "mode")],
+            "around": [("track", "around")],
+            "seed": [("sample", "seed")],
+            "denoise": [("sample", "denoise")],
+            "match_colours": [("paste", "match_colours")],
+        },
+        {"images": ("paste", "images"), "mask": ("paste", "mask"), "report": ("track", "report")},
+        [
+            *(["load", "clip", "face"], ["pos", "neg"], ["mesh", "views", "id"]),
+            *(["track", "long", "clip_size"], ["encoded", "sample"], ["decode", "paste"]),
+        ],
+        {"text": "prompt"},
+    )
+
+
 def blueprints() -> list[Blueprint]:
     """All boxes that artists find among the nodes."""
-    return [identity_box(), video_box()]
+    return [identity_box(), video_box(), repair_box()]

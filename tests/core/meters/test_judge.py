@@ -5,7 +5,14 @@ import torch
 
 from fantasyid_core.errors import FaceNotFoundError
 from fantasyid_core.meters.embedding import Embedding
-from fantasyid_core.meters.judge import by_embedding, by_tokens, judge_foreseen, judge_video, token_similarity
+from fantasyid_core.meters.judge import (
+    best_first,
+    by_embedding,
+    by_tokens,
+    judge_foreseen,
+    judge_video,
+    token_similarity,
+)
 
 EYES = torch.tensor([[30.0, 40.0], [60.0, 40.0], [45.0, 55.0], [33.0, 70.0], [57.0, 70.0]])
 
@@ -48,7 +55,7 @@ def test_a_video_without_a_face_has_no_score():
     verdict = judge_video(judge, blank)
     assert verdict.similarity != verdict.similarity
     assert str(verdict) == "no clear face in any of 16 frames"
-    assert judge_foreseen(judge, blank[:1]) != judge_foreseen(judge, blank[:1])
+    assert judge_foreseen(judge, blank[:6].unflatten(0, (2, 3))).isnan().tolist() == [True, True]
 
 
 def test_a_reference_without_a_face_is_refused():
@@ -57,3 +64,7 @@ def test_a_reference_without_a_face_is_refused():
         by_embedding(network, painted((0.5, 0.5, 0.5))[0])
     judge = by_embedding(network, painted((1.0, 0.0, 0.0))[0], EYES)
     assert judge.compare(painted((1.0, 0.0, 0.0)), EYES[None]).tolist() == pytest.approx([1.0])
+
+
+def test_videos_without_a_face_come_last():
+    assert best_first(torch.tensor([0.5, torch.nan, 0.9, torch.nan, 0.9])) == [2, 4, 0, 1, 3]

@@ -1,10 +1,10 @@
-"""Several takes: when they are judged, what is looked at, which are the best; and runs that stop and go on."""
+"""Several takes: when they are judged, what is looked at; and runs that stop and go on."""
 
 import pytest
 import torch
 
 from fantasyid_core.sampling.schedule import advance, begin, denoise
-from fantasyid_core.sampling.takes import best_first, glimpse, steps_until_judged
+from fantasyid_core.sampling.takes import glimpse, steps_until_judged
 
 
 @pytest.mark.parametrize("scheduler", ["dpm", "ddim"])
@@ -35,7 +35,3 @@ def test_every_third_latent_frame_is_looked_at_by_itself():
     seen = glimpse(latents)
     assert seen.shape == (6, 16, 1, 1, 1)
     assert seen[:, 0].flatten().tolist() == [0, 3, 6, 10, 13, 16]
-
-
-def test_takes_without_a_face_come_last():
-    assert best_first(torch.tensor([0.5, torch.nan, 0.9, torch.nan, 0.9])) == [2, 4, 0, 1, 3]

@@ -75,6 +75,21 @@ def test_skipped_steps_run_the_first_block_only(model, cached, exact):
     assert 0 < difference(latents, exact) < 1
 
 
+def test_a_run_that_stopped_goes_on_with_its_step_cache(cached):
+    for scheduler in ("ddim", "dpm"):
+        whole, parts = (ReleaseSampler(scheduler, STEPS, torch.Generator().manual_seed(5)) for _ in range(2))
+        expected = sample(cached, sampler=whole)
+        parts.until = 5
+        made = guider(cached, [[TEXT, {}]], [[NEGATIVE, {}]])
+        foreseen = in_comfyui.sample(made, NOISE, STEPS, parts)
+        assert difference(foreseen, expected) > 0.01
+        parts.until = None
+        latents, counts = counted(cached, lambda made=made, parts=parts: in_comfyui.sample(made, NOISE, STEPS, parts))
+        assert torch.equal(latents, expected)
+        assert counts[0] == 3, "steps of the second part"
+        assert counts[1] < 3, "of which the cache, filled in the first part, skips some"
+
+
 def test_off_and_threshold_zero_are_bit_equal_to_exact(model, cached, exact):
     assert torch.equal(sample(FantasyIDFaster.run(cached, False, step_cache="off").args[0]), exact)
     assert torch.equal(sample(faster(model, cache_threshold=0.0)), exact)
