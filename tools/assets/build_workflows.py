@@ -354,9 +354,12 @@ def _widget_value(node: dict[str, Any], name: str) -> Any:
 def main() -> None:
     """See `--help`."""
     parser = argparse.ArgumentParser(prog="python -m tools.assets.build_workflows", description=__doc__)
-    parser.add_argument("names", nargs="*", help="only workflows whose names begin so")
+    parser.add_argument("names", nargs="*", help="only workflows and boxes whose names begin so")
     chosen = parser.parse_args().names
-    wanted = [each for each in workflows() if not chosen or each.name.startswith(tuple(chosen))]
+    wanted, alone = (
+        [each for each in known if not chosen or each.name.startswith(tuple(chosen))]
+        for known in (workflows(), blueprints())
+    )
     for workflow in wanted:
         workflow.nodes = {"note": _note(workflow), **workflow.nodes}
     executable = find_browser()
@@ -386,7 +389,7 @@ def main() -> None:
             put_boxes(saved, workflow, ids, places, boxes[workflow.name])
             text = json.dumps(saved, ensure_ascii=False)
             (WORKFLOWS / f"{workflow.name}.json").write_text(text + "\n", "utf-8")
-        for blueprint in [] if chosen else blueprints():
+        for blueprint in alone:
             text = json.dumps(make_box(page, blueprint), ensure_ascii=False)
             (SUBGRAPHS / f"{blueprint.name}.json").write_text(text + "\n", "utf-8")
 

@@ -326,9 +326,9 @@ def repair() -> Workflow:
         del nodes[shown]
     columns = [
         [MODEL_GROUP],
-        [Group("Photo and video", [["photo", "other"]], IDENTITY_COLOR)],
-        [Group("Identity from the photo", [["face", "mesh", "views", "id"]], IDENTITY_COLOR)],
-        [PROMPT_GROUP, Group("The face in the video", [["source", "track"]], "#b06634")],
+        [Group("Photo and video", [["photo", "other", "source"]], IDENTITY_COLOR)],
+        [Group("The photo's face", [["face", "mesh", "views"]], IDENTITY_COLOR)],
+        [PROMPT_GROUP, Group("Who it becomes, and the face in the video", [["id", "track"]], IDENTITY_COLOR)],
         [Group("Its clip drawn again", [["long", "clip_size", "encoded", "sample"]], VIDEO_COLOR)],
         [Group("Put back", [["decode", "paste", "frames", "save"]], VIDEO_COLOR)],
     ]
@@ -365,7 +365,9 @@ def takes() -> Workflow:
     one = sampler(NANO_SAMPLER)
     nodes["takes"] = Node("FantasyIDTakes", None, one.widgets, one.inputs | {"encoder": ("load", "encoder")})
     nodes["seen"] = preview("What the judge saw", ("takes", "glimpses"))
-    columns = [*SMALL, [Group("Video", [["takes", "seen"], OUTPUT], VIDEO_COLOR)]]
+    del nodes["sheet"]
+    person = Group("Identity from the photo", [["face", "mesh", "views"], ["faces", "overlay", "id"]], IDENTITY_COLOR)
+    columns = [*SMALL[:2], [person], [Group("Video", [["takes", "seen"], OUTPUT], VIDEO_COLOR)]]
     return Workflow("16 Best of four takes", nodes, columns)
 
 
