@@ -112,7 +112,7 @@ class Studio:
         )
         return made[0].float() / 255
 
-    def takes(self, person: str, prompt: str, count: int = 4) -> tuple[Tensor, list[float], Tensor]:
+    def takes(self, person: str, prompt: str, count: int = 3) -> tuple[Tensor, list[float], Tensor]:
         """Of several takes what is foreseen at 0.3 of the steps (N, n, 160, 160, 3) and how like the person it is; and
         the most like one (25, 160, 160, 3), all float 0…1.
         """
@@ -437,8 +437,8 @@ def takes(studio: Studio) -> Image.Image:
     ]
     return flow(
         stage((studio.photo("Amara"), "photo")),
-        stage(*shown, across=2, wide=2),
-        stage((best[12], "the best, finished"), wide=2),
+        stage(*shown, across=3),
+        stage((best[12], "the best, finished")),
     )
 
 
