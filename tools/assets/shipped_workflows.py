@@ -314,7 +314,7 @@ def performance() -> Workflow:
 
 def repair() -> Workflow:
     """One face in any video drawn again as a person."""
-    text = "A woman with long black hair turns her head."
+    text = "turns the head."
     nodes = small_model("Amara", text) | {
         "other": photo("Chiyo", "Choose a video"),
         "source": Node("GetVideoComponents", inputs={"video": ("other", "video")}),
@@ -360,7 +360,7 @@ def repaired(frames: Source, more: dict[str, Source]) -> dict[str, Node]:
 
 def takes() -> Workflow:
     """The best of four seeds."""
-    text = "A young woman with long brown hair in a brown shirt before a blue wall smiles and talks to the camera."
+    text = "in a brown shirt before a blue wall smiles and talks to the camera."
     nodes = small_model("Elena", text) | video(("takes", "latent"))
     one = sampler(NANO_SAMPLER)
     nodes["takes"] = Node("FantasyIDTakes", None, one.widgets, one.inputs | {"encoder": ("load", "encoder")})
@@ -562,7 +562,8 @@ def prompt_box() -> Blueprint:
 
 def repair_box() -> Blueprint:
     """Frames and photo → frames with that person's face."""
-    parts = small_model("Amara", "A person turns the head.") | repaired(("", ""), {})  # the box's own input
+    parts = models(NANO) | prompts("A person turns the head.") | identity(NANO, "Amara")
+    parts |= repaired(("", ""), {})  # whose frames are the box's own input
     nodes = {key: node for key, node in parts.items() if node.type != "PreviewImage"}
     del nodes["photo"]
     for key, name in (("face", "image"), ("track", "images"), ("paste", "images")):
