@@ -320,15 +320,18 @@ def repair() -> Workflow:
         "source": Node("GetVideoComponents", inputs={"video": ("other", "video")}),
         **repaired(("source", "images"), {"fps": ("source", "fps")}),
         "frames": Node("CreateVideo", inputs={"images": ("paste", "images"), "fps": ("source", "fps")}),
-        "save": video(prefix="FantasyID/repaired")["save"],
+        "save": video(prefix="FantasyID/repaired", size=(280, 386))["save"],
     }
     for shown in ("faces", "overlay", "sheet"):  # so that the page can draw the rest large enough to read
         del nodes[shown]
     columns = [
         [MODEL_GROUP],
-        [Group("Photo and video", [["photo", "other", "source"]], IDENTITY_COLOR)],
-        [Group("The photo's face", [["face", "mesh", "views"]], IDENTITY_COLOR)],
-        [PROMPT_GROUP, Group("Who it becomes, and the face in the video", [["id", "track"]], IDENTITY_COLOR)],
+        [
+            Group("Photo and video", [["photo", "other"]], IDENTITY_COLOR),
+            Group("Identity", [["id"]], IDENTITY_COLOR),
+        ],
+        [Group("Identity from the photo", [["face", "mesh", "views"]], IDENTITY_COLOR)],
+        [PROMPT_GROUP, Group("The face in the video", [["source", "track"]], "#b06634")],
         [Group("Its clip drawn again", [["long", "clip_size", "encoded", "sample"]], VIDEO_COLOR)],
         [Group("Put back", [["decode", "paste", "frames", "save"]], VIDEO_COLOR)],
     ]
