@@ -240,9 +240,9 @@ class FantasyIDLikenessGate(FantasyIDNode):
                     min=-1.0,
                     max=1.0,
                     step=0.005,
-                    tooltip="Similarity (cosine) from which on a video is accepted. It hangs on the judge: the identity "
-                    "encoder of FantasyID-nano gives a person's own videos some 0.8 and others some 0.7; dlib takes "
-                    "two faces for one person above about 0.92, ArcFace above 0.3.",
+                    tooltip="Similarity (cosine) from which on a video is accepted. It hangs on the judge: the "
+                    "identity encoder of FantasyID-nano gives a person's own videos some 0.8 and others some 0.7; "
+                    "dlib takes two faces for one person above about 0.92, ArcFace above 0.3.",
                 ),
                 Face.Input("face", optional=True, tooltip="The reference face, from FantasyID Detect Face."),
                 io.Image.Input(
