@@ -34,13 +34,15 @@ def test_a_finished_take_is_what_the_sampler_makes_of_its_seed(comfy: ComfyServe
 
 
 def test_the_gate_sorts_videos_of_any_model(comfy: ComfyServer, photo: str):
-    blank = node("EmptyImage", width=96, height=64, batch_size=3, color=0)
     graph = {
         "photo": node("LoadImage", image=photo),
+        "both": node("ImageBatch", image1=["blank", 0], image2=["photo", 0]),
+        "list": node("RebatchImages", images=["both", 0], batch_size=1),
+        "blank": node("EmptyImage", width=512, height=512, batch_size=1, color=0),
         "load": node("FantasyIDLoadModel", model_name=MODEL, weight_dtype="fp32"),
         "gate": node(
             "FantasyIDLikenessGate",
-            **{"videos": ["photo", 0], "judge": "identity encoder", "threshold": 0.999},
+            **{"videos": ["list", 0], "judge": "identity encoder", "threshold": 0.999},
             **{"reference": ["photo", 0], "encoder": ["load", 2]},
         ),
         "scores": node("PreviewAny", source=["gate", 3]),
@@ -51,12 +53,14 @@ def test_the_gate_sorts_videos_of_any_model(comfy: ComfyServer, photo: str):
     done = comfy.run(graph)
     assert done.status == "success", done.error
     assert done.outputs["scores"]["text"][0].splitlines() == [
-        "Judged by: identity encoder; 1 of 1 accepted, from 0.999 on.",
-        "Video 1: 1.000, a clear face in 1 of 1 frames, best, accepted",
+        "Judged by: identity encoder; 1 of 2 accepted, from 0.999 on.",
+        "Video 1: no clear face in any of 1 frames, rejected",
+        "Video 2: 1.000, a clear face in 1 of 1 frames, best, accepted",
     ]
-    assert [len(done.outputs[name]["images"]) for name in ("best", "accepted")] == [1, 1]
-    assert "rejected" not in done.outputs, "where there is none, what follows does not run"
+    assert [len(done.outputs[name]["images"]) for name in ("best", "accepted", "rejected")] == [1, 1, 1]
+    graph["gate"]["inputs"]["videos"] = ["photo", 0]
+    assert "rejected" not in comfy.run(graph).outputs, "where there is none, what follows does not run"
     graph["gate"]["inputs"]["videos"] = ["blank", 0]
-    check(comfy, graph | {"blank": blank}, "FantasyIDLikenessGate", "None of the 1 videos shows a clear face")
+    check(comfy, graph, "FantasyIDLikenessGate", "None of the 1 videos shows a clear face")
     del graph["gate"]["inputs"]["reference"]
-    check(comfy, graph | {"blank": blank}, "FantasyIDLikenessGate", "connect 'face' or 'reference'")
+    check(comfy, graph, "FantasyIDLikenessGate", "connect 'face' or 'reference'")
