@@ -293,15 +293,22 @@ class ComfyPage:
     def reads_without_scrolling(self, text: str) -> bool:
         """Whether what some node says under it begins with `text`, all of which is in view."""
         return self.page.evaluate(
-            """(text) => [...document.querySelectorAll("span")].some((span) => {
-              const [words] = span.childNodes, box = span.closest("[class*=overflow-y-auto]");
-              if (words?.nodeType !== Node.TEXT_NODE || !words.data.startsWith(text) || !box) return false;
-              const range = document.createRange();
-              range.setStart(words, 0);
-              range.setEnd(words, text.length);
-              const read = range.getBoundingClientRect(), seen = box.getBoundingClientRect();
-              return seen.top - 1 <= read.top && read.bottom <= seen.bottom + 1;
-            })""",
+            """(text) => {
+              const cuts = (element) => getComputedStyle(element).overflowY !== "visible";
+              const found = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+              while (found.nextNode()) {
+                const words = found.currentNode, range = document.createRange();
+                const place = words.parentElement.closest(".dom-widget, [data-node-id]");
+                if (!place || !words.data.trimStart().startsWith(text)) continue;
+                range.setStart(words, 0);
+                range.setEnd(words, words.data.indexOf(text) + text.length);
+                let box = words.parentElement;
+                while (box !== place && !cuts(box)) box = box.parentElement;
+                const read = range.getBoundingClientRect(), seen = box.getBoundingClientRect();
+                if (read.height && seen.top - 1 <= read.top && read.bottom <= seen.bottom + 1) return true;
+              }
+              return false;
+            }""",
             text,
         )
 
