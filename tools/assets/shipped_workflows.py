@@ -256,12 +256,12 @@ def custom_sampler() -> Workflow:
         "cond": image_condition(),
         "noise": Node("RandomNoise", None, {"noise_seed": 42}),
         "guider": Node("CFGGuider", None, {"cfg": 6}, model | CONDITIONED),
-        "steps": Node("FantasyIDSigmas", None, {"steps": 50}, model),
+        "steps": Node("FantasyIDSigmas", None, {"steps": 50}, model, (280, 126)),
         "solver": Node("KSamplerSelect", None, {"sampler_name": "ddim"}),
         "sample": Node("SamplerCustomAdvanced", inputs=sources),
     }
     nodes |= video(("sample", "output"), size=LANDSCAPE)
-    made = [["apply", "cond", "noise", "guider", "steps"], ["solver", "sample", *OUTPUT]]
+    made = [["apply", "cond", "solver", "guider", "steps"], ["noise", "sample", *OUTPUT]]
     columns = [*LARGE, [Group("Video", made, VIDEO_COLOR)]]
     return Workflow("09 Published model with custom sampler", nodes, columns)
 
