@@ -76,6 +76,8 @@ def randomise(
 ) -> Tensor:
     """Photos (B, H, W, 3) 0…1, H and W multiples of 16 → the same faces in other conditions, 0…1.
 
+    In full precision whatever surrounds it: places in a photo and JPEG's cosines have more digits than bfloat16.
+
     Args:
         landmarks: (B, ≥ 5, 2) px of the photos, as `people` has them.
         generator: on the photos' device; all randomness is its own.
@@ -83,6 +85,13 @@ def randomise(
     """
     if amount.is_off or not len(photos):
         return photos
+    with torch.autocast(photos.device.type, enabled=False):
+        return _randomise(photos, landmarks, generator, amount, hair)
+
+
+def _randomise(
+    photos: Tensor, landmarks: Tensor, generator: torch.Generator, amount: Randomisation, hair: Tensor | None
+) -> Tensor:
     clean = rand(generator, len(photos), 1, 1, 1) < amount.clean
     x = _wear(photos.clamp(0, 1), landmarks, generator, amount, hair)
     x = _bend(x, generator, amount.lens) if amount.lens else x

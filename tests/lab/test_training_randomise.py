@@ -46,6 +46,12 @@ def test_photos_stay_in_range_and_differ_by_the_generator_alone(photos: Tensor):
     assert not torch.equal(changed(photos, SHIPPED, seed=1), first)
 
 
+def test_photos_are_as_exact_within_a_training_in_half_precision(photos: Tensor):
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = changed(photos, SHIPPED)
+    assert torch.equal(inside, changed(photos, SHIPPED))
+
+
 @pytest.mark.parametrize("name", [field.name for field in fields(Randomisation) if field.name != "clean"])
 def test_every_strength_does_something_and_none_nothing(photos: Tensor, name: str):
     assert torch.equal(changed(photos, Randomisation()), photos)

@@ -117,7 +117,7 @@ def main() -> None:
         vue = {
             "vue_nodes": lambda page: show_run(server, page, widgets),
             "readme": lambda page: show_readme(page, Path(folder)),
-            "missing_model": lambda page: show_error(server, page, missing, "The model 'FantasyID' is not"),
+            "missing_model": lambda page: show_error(server, page, missing, "the model 'FantasyID' is not"),
             "no_face": lambda page: show_error(server, page, {}, "No face was found", photo),
             "no_such_face": lambda page: show_error(server, page, sixth, "Face 5 was asked for"),
             "templates": show_templates,
