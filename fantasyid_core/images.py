@@ -1,5 +1,6 @@
 """Photos in: whatever a caller or a file hands over → (H, W, 3) float32, RGB, 0…1."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ MAX_SIDE = 16_384
 _INTEGER_RANGE = {torch.uint8: 255.0, torch.uint16: 65_535.0}
 # Resampling overshoots 1 a little and HDR by more; values beyond this are a picture in 0…255.
 _LARGEST_VALUE = 64.0
+_SMALL_PICTURE = 4_000_000  # pixels that may be of one colour: a small file then
+_MOST_PIXELS_PER_BYTE = 1000
 
 
 def as_photo(image: Tensor, name: str = "image") -> Tensor:
@@ -117,18 +120,22 @@ def load_photo(path: str | Path) -> Tensor:
     EXIF orientation is applied, 16-bit grey keeps its depth, palettes and CMYK become RGB, alpha is dropped.
 
     Raises:
-        ImageError: missing, truncated or not a picture; or a picture that `as_photo` rejects.
+        ImageError: missing, truncated or not a picture; far larger than its file can fill; or a picture that
+            `as_photo` rejects.
     """
     Image = require("PIL.Image", "Reading a photo", "pillow")
     ImageOps = require("PIL.ImageOps", "Reading a photo", "pillow")
     path = Path(path)
     try:
         with Image.open(path) as file:
+            _refuse_bomb(file.size, path)
             picture = ImageOps.exif_transpose(file)
             if picture.mode.startswith("I"):  # 16-bit grey, "I" in files that Pillow widens to 32
                 pixels = np.asarray(picture).clip(0, 65_535).astype(np.uint16)[..., None]
             else:
                 pixels = np.array(picture.convert("RGB"))
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise ImageError(
             f"The photo '{path.name}' could not be read ({type(error).__name__}: {cause(error)}). "
@@ -151,6 +158,16 @@ def resample(picture: Tensor, places: Tensor, samples: int, mode: str) -> Tensor
     grid = (2 * places + 1) / places.new_tensor([picture.shape[2], picture.shape[1]]) - 1
     sampled = F.grid_sample(picture[None], grid[None], mode, "border", align_corners=False)
     return F.avg_pool2d(sampled, samples)[0]
+
+
+def _refuse_bomb(size: tuple[int, int], path: Path) -> None:
+    """Raise ImageError for a file whose header promises far more pixels than any photo packs into its bytes."""
+    pixels, content = math.prod(size), path.stat().st_size
+    if pixels > _SMALL_PICTURE and pixels > _MOST_PIXELS_PER_BYTE * content:
+        raise ImageError(
+            f"The photo '{path.name}' says that it is {size[0]} × {size[1]} px, but has only {content:,} bytes: it is "
+            "damaged or not a photo. Save it again as PNG or JPEG."
+        )
 
 
 def resize(photo: Tensor, height: int, width: int) -> Tensor:

@@ -132,3 +132,11 @@ def test_reduction_keeps_the_mean_and_does_not_alias():
     stripes[:, ::2] = 1
     reduced = resize(stripes, 16, 16)[:, 1:-1]
     assert (reduced - 0.5).abs().max() < 0.02
+
+
+def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path):
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")  # 18 kB
+    with pytest.raises(ImageError, match=r"'bomb\.png' says that it is 12000 × 12000 px.*damaged or not a photo"):
+        load_photo(tmp_path / "bomb.png")
+    Image.new("RGB", (1_500, 1_000)).save(tmp_path / "plain.png")  # 4 kB, but small
+    assert load_photo(tmp_path / "plain.png").shape == (1_000, 1_500, 3)
