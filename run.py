@@ -150,12 +150,19 @@ def _demo_model(base: Path) -> tuple[str, list[str]]:
 
 
 def _fill_in(graph: dict, info: dict, model: str, photo: str, prompt: str | None) -> None:
-    """Put the model, the photo and the prompt into the graph, whatever the workflow had been saved with."""
+    """Put the model, the photo and the prompt into the graph, whatever the workflow had been saved with.
+
+    The words for an example person go with that person's photo, unless a prompt of one's own says who it is.
+    """
+    who = json.loads((ROOT / "web" / "photos" / "people.json").read_text("utf-8"))
+    words = None if prompt else who.get(Path(photo).stem)
     for node in graph.values():
         kind, inputs, title = node["class_type"], node["inputs"], node["_meta"]["title"]
         if kind == "FantasyIDExamplePhoto":
             node.update(class_type="LoadImage", inputs={"image": photo})
             continue
+        if inputs.pop("who", None) and words:
+            inputs["who"] = words
         if kind == "SaveVideo":
             inputs["filename_prefix"] = "demo/video"
         if prompt and kind == "FantasyIDTextEncode" and "Prompt" in title and "Negative" not in title:

@@ -152,8 +152,8 @@ def fuse(
     """
     if acting is not None and "3d" not in encoder.branches:
         raise IdentityError(
-            "This model was trained without the face's shape, so a mesh that moves cannot direct it. Disconnect "
-            "'animation'."
+            "This model was trained without the face's shape, so a mesh that moves cannot direct it. Remove the "
+            "link to 'animation'."
         )
     weights = view_weights(views, combine).to(device)
     indices = weights.nonzero()[:, 0]

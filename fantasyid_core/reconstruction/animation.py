@@ -53,7 +53,7 @@ class Animation:
             MeshError: that is no rate.
         """
         if not 0 < fps < float("inf"):
-            raise MeshError(f"An animation needs a rate above 0 frames per second; got {fps}.")
+            raise MeshError(f"An animation needs a rate above 0 frames per second; got {fps}. Set fps higher.")
         last = len(self.weights) - 1
         places = torch.arange(math.floor(last / self.fps * fps + 1e-6) + 1, device=self.weights.device) * self.fps / fps
         before = places.floor().long().clamp(max=last)

@@ -250,6 +250,7 @@ def _find(folders: tuple[Path, ...], *wanted: tuple[tuple[str, ...], str]) -> li
         missing.append(names[0])
         problems.append(f"{' or '.join(str(folder / names[0]) for folder in folders)} is not there. {source}")
     if missing:
-        cure = f"Copy {' and '.join(missing)} into the model's face_model folder. {INSTEAD}."
-        raise WeightsMissingError(" ".join([cure, *problems]))
+        raise WeightsMissingError(
+            f"Copy {' and '.join(missing)} into the model's face_model folder. {INSTEAD}. {' '.join(problems)}"
+        )
     return found

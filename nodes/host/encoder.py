@@ -108,4 +108,4 @@ def find_first(folders: list[Path], names: tuple[str, ...], cure: str, source: s
             if (folder / name).is_file():
                 return folder / name
     expected = " or ".join(str(folder / name) for folder in folders for name in names)
-    raise WeightsMissingError(f"{cure} is missing. Expected {expected}. {source}")
+    raise WeightsMissingError(f"{cure} is missing; copy it to {expected}. {source}")

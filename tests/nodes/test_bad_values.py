@@ -114,8 +114,8 @@ VALUES = [
     ("face", {"index": -1}, "index"),
     ("face", {"select": "prettiest"}, "largest"),
     ("views", {"max_views": 0}, "max_views"),
-    ("load", {"vae_name": "../../secret.safetensors"}, "is not in models/vae"),
-    ("load", {"vae_name": "/etc/passwd"}, "is not in models/vae"),
+    ("load", {"vae_name": "../../secret.safetensors"}, "into models/vae: it is not there"),
+    ("load", {"vae_name": "/etc/passwd"}, "into models/vae: it is not there"),
     *(
         (where, {"model_name": name}, "is not a model's name")
         for where in ("load", "clip", "mesh")
