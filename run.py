@@ -21,7 +21,7 @@ from tools.environment import ROOT, SetupError, install, venv_folder
 
 WORKFLOWS = ROOT / "workflows"
 NANO = "FantasyID-nano"  # the model that comes with the pack
-DEMO_PHOTO = ROOT / "web" / "photos" / "Amara.jpg"  # as in the first workflow
+DEMO_PHOTO = ROOT / "web" / "photos" / "Rosa.jpg"  # as in the first workflow
 DEMO_OUTPUT = ROOT / "output" / "demo"
 DEMO_PICTURES = {  # saved beside the video: name → node and output
     "face": ("FantasyIDDetectFace", "crop"),

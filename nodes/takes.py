@@ -148,7 +148,7 @@ def _report(judge: str, until: int, steps: int, takes: list[tuple[int, float, bo
     lines = [f"Judged by: {judge}, after {until} of {steps} steps; 1 is the same face."]
     for seed, score, kept in takes:
         said = "no face was seen" if score != score else f"{score:.3f}"
-        lines.append(f"Seed {seed}: {said}{', finished' if kept else ''}")
+        lines.append(f"Seed {seed}: {said}{', finished' if kept else ''}.")
     return "\n".join(lines)
 
 

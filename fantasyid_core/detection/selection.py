@@ -48,7 +48,7 @@ def select(
     if not faces:
         raise FaceNotFoundError(
             "No face was found in the photo. Use a photo of one person, with the face upright, well lit and not "
-            "covered; of a small or blurred face lower min_score; of a drawing use 'FantasyID Face by "
+            "covered; of a small or blurred face lower min_score; of a drawn person use 'FantasyID Face by "
             "Hand'."
         )
     if which == "index" and not 0 <= index < len(faces):

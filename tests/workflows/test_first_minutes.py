@@ -50,7 +50,7 @@ def test_dropped_run_watched_cancelled_and_run_again(fresh: ComfyServer, page: C
     assert page.red() == []
     assert page.messages() == []
     assert not page.page.evaluate("() => app.canvas.low_quality"), "too small for the page to draw what nodes say"
-    assert page.pictures("FantasyIDExamplePhoto") == ["Amara.jpg"]
+    assert page.pictures("FantasyIDExamplePhoto") == ["Rosa.jpg"]
     page.set_widgets(SMALL)
     run = fresh.wait(page.run(), timeout=300)
     assert run.error is None

@@ -34,8 +34,10 @@ from .workflow_parts import (
     image_condition,
     ksampler,
     models,
+    negative,
     photo,
     preview,
+    prompt,
     prompts,
     sampler,
     video,
@@ -114,7 +116,7 @@ def published_model(person: str) -> dict[str, Node]:
 def first_video() -> Workflow:
     """Photo and prompt → video, with what the pack brings."""
     text = "in a white shirt before a yellow wall smiles and talks to the camera."
-    nodes = small_model("Amara", text) | {"sample": sampler(NANO_SAMPLER)} | video()
+    nodes = small_model("Rosa", text) | {"sample": sampler(NANO_SAMPLER)} | video()
     return Workflow("01 First video", nodes, [*SMALL, [VIDEO_GROUP]])
 
 
@@ -174,7 +176,7 @@ def ten_seconds() -> Workflow:
 
 def face_of_video() -> Workflow:
     """Another person in the place of the one in a video."""
-    text = "in a pink shirt before a grey wall turns the head."
+    text = "in a black shirt before a brown wall talks and lifts the brows."
     scale = {"upscale_method": "area", "width": 160, "height": 160, "crop": "center"}
     nodes = small_model("Rosa", text) | {
         "other": photo("Elena", "Choose a video"),
@@ -314,9 +316,9 @@ def performance() -> Workflow:
 
 def repair() -> Workflow:
     """One face in any video drawn again as a person."""
-    text = "turns the head."
-    nodes = small_model("Amara", text) | {
-        "other": photo("Chiyo", "Choose a video"),
+    text = "in a black shirt before a brown wall talks and lifts the brows."
+    nodes = small_model("Rosa", text) | {
+        "other": photo("Elena", "Choose a video"),
         "source": Node("GetVideoComponents", inputs={"video": ("other", "video")}),
         **repaired(("source", "images"), {"fps": ("source", "fps")}),
         "frames": Node("CreateVideo", inputs={"images": ("paste", "images"), "fps": ("source", "fps")}),
@@ -399,17 +401,40 @@ def pair(name: str, text: str, places: str, **widgets: Any) -> Workflow:
 
 
 def two_people() -> Workflow:
-    """One on the left, one on the right, of a picture twice as wide as the model knows."""
-    text = "A person looks at the camera and smiles before a grey wall."
-    workflow = pair("13 Two people", text, "Who is where")
-    # patches as far apart as in training, or one face takes all of the picture
-    spread = {"scale_x": 2, "scale_y": 2.1, "shift_y": -4.2}
-    nodes = workflow.nodes
-    nodes["room"] = Node("ScaleROPE", "Room for two", spread, {"model": ("people", "MODEL")})
-    nodes["sample"].inputs["model"] = ("room", "MODEL")
-    nodes["sample"].widgets = nodes["sample"].widgets | {"settings": "as set here", "width": 320}
-    workflow.columns[-1] = [Group("Video", [["sample", "plan"], [*OUTPUT, "room"]], VIDEO_COLOR)]
-    return workflow
+    """Each drawn alone before the same wall, then put side by side: the small model knows one person in a picture."""
+    box = identity_box()
+    nodes = models(NANO)
+    sides = []
+    people = {
+        "Rosa": ("On the left", "in a white shirt before a grey wall talks to the camera."),
+        "Ben": ("On the right", "in a blue shirt before a grey wall looks at the camera and smiles."),
+    }
+    for number, (person, (title, text)) in enumerate(people.items(), 1):
+        photo_of, pos, who, drawn, decoded = (f"{name}{number}" for name in ("photo", "pos", "id", "sample", "decode"))
+        nodes[photo_of] = photo(person, title)
+        nodes[pos] = prompt(text, who=(photo_of, "who"))
+        nodes[who] = Node(box.name, title, {}, {"encoder": ("load", "encoder"), "photo": (photo_of, "photo")})
+        nodes[drawn] = sampler(NANO_SAMPLER | {"seed": 41 + number}, pos=pos)
+        nodes[drawn].inputs["identity"] = (who, "identity")
+        nodes[decoded] = Node("VAEDecode", inputs={"samples": (drawn, "LATENT"), "vae": ("load", "VAE")})
+        sides.append([Group(title, [[pos, drawn, decoded]], VIDEO_COLOR)])
+    halves = {"image1": ("decode1", "IMAGE"), "image2": ("decode2", "IMAGE")}
+    saved = video(size=(280, 386))
+    saved["frames"].inputs = {"images": ("both", "IMAGE")}
+    nodes |= {
+        "neg": negative(),
+        "both": Node("ImageStitch", "Side by side", {}, halves),
+        "frames": saved["frames"],
+        "save": saved["save"],
+    }
+    columns = [
+        [MODEL_GROUP],
+        [Group("Photos", [["photo1", "photo2"]], IDENTITY_COLOR), Group("Negative prompt", [["neg"]])],
+        [Group("Identities", [["id1", "id2"]], IDENTITY_COLOR)],
+        *sides,
+        [Group("Together", [["both", "frames", "save"]], VIDEO_COLOR)],
+    ]
+    return Workflow("13 Two people", nodes, columns, [box])
 
 
 def one_then_the_other() -> Workflow:
