@@ -154,7 +154,7 @@ def _fill_in(graph: dict, info: dict, model: str, photo: str, prompt: str | None
 
     The words for an example person go with that person's photo, unless a prompt of one's own says who it is.
     """
-    who = json.loads((ROOT / "web" / "photos" / "people.json").read_text("utf-8"))
+    who = json.loads((DEMO_PHOTO.parent / "people.json").read_text("utf-8"))
     words = None if prompt else who.get(Path(photo).stem)
     for node in graph.values():
         kind, inputs, title = node["class_type"], node["inputs"], node["_meta"]["title"]

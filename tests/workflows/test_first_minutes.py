@@ -67,12 +67,12 @@ def test_dropped_run_watched_cancelled_and_run_again(fresh: ComfyServer, page: C
 
 def test_another_person_is_another_picture_and_another_prompt(fresh: ComfyServer, page: ComfyPage):
     page.drop(FIRST)
-    page.set_widgets(SMALL | {"person": "Rosa"})
-    assert page.pictures("FantasyIDExamplePhoto") == ["Rosa.jpg"]
-    page.wait_for_text("A woman with long red hair")
+    page.set_widgets(SMALL | {"person": "Amara"})
+    assert page.pictures("FantasyIDExamplePhoto") == ["Amara.jpg"]
+    page.wait_for_text("A young woman with long black hair")
     assert fresh.wait(page.run(), timeout=300).error is None
     page.look_at("FantasyIDTextEncode")
-    page.wait_for_text("A woman with long red hair in a white shirt")
+    page.wait_for_text("A young woman with long black hair in a white shirt")
 
 
 def test_a_missing_model_is_said_where_the_artist_looks(fresh: ComfyServer, page: ComfyPage):

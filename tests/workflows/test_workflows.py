@@ -170,7 +170,8 @@ def test_dropped_on_the_page_it_makes_a_video(stocked: ComfyServer, page: ComfyP
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     count = 25 if {"VAEEncode", "FantasyIDPerform"} & set(kinds) else small["frames"]
     own = {"FantasyIDPerform": (512, 512), "FantasyIDPasteFace": (320, 320)}  # its widget's size, and the video's
-    width, height = next((own[kind] for kind in kinds if kind in own), (small["width"], small["height"]))
+    beside = 1 + kinds.count("ImageStitch")
+    width, height = next((own[kind] for kind in kinds if kind in own), (beside * small["width"], small["height"]))
     assert [frame.shape for frame in frames] == [(height, width, 3)] * count
     assert [file for file in run.files if file["type"] == "output" and file not in videos] == []
     page.look_at("SaveVideo")

@@ -139,8 +139,12 @@ def views_from_video() -> Workflow:
 
 
 def five_prompts() -> Workflow:
-    """One identity in five videos, each a box: 37 nodes would be too small to read."""
-    one, each = identity_box(), prompt_box()
+    """One identity in five videos, each a box: 37 nodes would be too small to read.
+
+    Boxes of their own: older pages show the widgets of several of one kind alike.
+    """
+    one = identity_box()
+    boxes = [one]
     nodes = models(NANO) | {
         "photo": photo("Chiyo"),
         "id": Node(one.name, inputs={"encoder": ("load", "encoder"), "photo": ("photo", "photo")}),
@@ -153,14 +157,15 @@ def five_prompts() -> Workflow:
     for number, (act, text) in enumerate(FIVE.items(), 1):
         made, save = f"video{number}", f"save{number}"
         widgets = {"text": text, "seed": 41 + number}
-        nodes[made] = Node(each.name, f"{number} {act}", widgets, inputs, (BOX_WIDTH, 0))
+        boxes.append(prompt_box(f"{number} {act}"))
+        nodes[made] = Node(boxes[-1].name, f"{number} {act}", widgets, inputs, (BOX_WIDTH, 0))
         prefix = f"FantasyID/{number}_{act.replace(' ', '_')}"
         nodes[save] = video(prefix=prefix, size=(BOX_WIDTH, 340))["save"]
         nodes[save].inputs = {"video": (made, "video")}
         columns.append([made, save])
     left = [[PHOTO_GROUP], [MODEL_GROUP, Group("Identity", [["id"]], IDENTITY_COLOR)]]
     right = [Group("Five videos", columns, VIDEO_COLOR)]
-    return Workflow("03 One person in five videos", nodes, [*left, right], [one, each])
+    return Workflow("03 One person in five videos", nodes, [*left, right], boxes)
 
 
 def ten_seconds() -> Workflow:
@@ -559,7 +564,7 @@ def video_box() -> Blueprint:
     )
 
 
-def prompt_box() -> Blueprint:
+def prompt_box(name: str) -> Blueprint:
     """Model, identity and prompt → video: one of several videos of a workflow."""
     nodes = prompts("") | {"sample": sampler(NANO_SAMPLER)} | video()
     del nodes["save"]
@@ -569,7 +574,7 @@ def prompt_box() -> Blueprint:
         del nodes["sample"].inputs[name]
     del nodes["decode"].inputs["vae"]
     return Blueprint(
-        "Video of a prompt",
+        name,
         "FantasyID/5 video",
         "From an identity and a prompt to a video.",
         nodes,

@@ -122,7 +122,8 @@ CONDITIONED = conditioning(("cond", "positive"), ("cond", "negative"))
 def sampler(settings: dict[str, Any], model: Source = ("load", "MODEL"), pos: str = "pos") -> Node:
     """FantasyID Sampler."""
     inputs = {"model": model, "identity": ("id", "identity"), "vae": ("load", "VAE")}
-    return Node("FantasyIDSampler", None, settings, inputs | conditioning((pos, "CONDITIONING")))
+    whole = {"denoise": 1} | settings  # the page may keep the value of another node's widget of this name
+    return Node("FantasyIDSampler", None, whole, inputs | conditioning((pos, "CONDITIONING")))
 
 
 def ksampler(steps: int, cfg: float, prompts: dict[str, Source], latent: Source, **more: Any) -> Node:

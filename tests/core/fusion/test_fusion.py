@@ -187,7 +187,7 @@ def test_a_model_that_sees_no_shape_cannot_be_directed(encoder, mesh, views):
     still = Animation(
         mesh.vertices, None, torch.zeros(0, 3, 0), torch.zeros(1, 0), torch.zeros(1, 3), torch.zeros(3), 8.0
     )
-    with pytest.raises(IdentityError, match="Disconnect 'animation'"):
+    with pytest.raises(IdentityError, match="Remove the link to 'animation'"):
         fuse(flat, views, mesh, acting=still)
 
 
