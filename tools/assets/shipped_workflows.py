@@ -570,8 +570,8 @@ def prompt_box(name: str) -> Blueprint:
     del nodes["save"]
     for key in ("pos", "neg"):
         del nodes[key].inputs["clip"]
-    for name in ("model", "identity", "vae"):
-        del nodes["sample"].inputs[name]
+    for socket in ("model", "identity", "vae"):
+        del nodes["sample"].inputs[socket]
     del nodes["decode"].inputs["vae"]
     return Blueprint(
         name,
