@@ -49,14 +49,15 @@ def latents(comfy: ComfyServer, run: Run) -> torch.Tensor:
 def test_a_hundred_runs_grow_neither_memory_nor_models(comfy: ComfyServer, photo: str):
     graph = frames_of(released(photo, steps=2, frames=1))
     states = []
-    for seed in range(121):
+    for seed in range(141):
         succeeded(comfy.run(changed(graph, sample={"seed": seed})))
         if seed % 20 == 0:
             states.append(state(comfy))
     first, *later = states[1:]  # caches and thread pools fill in the first twenty runs
     assert first.transformers == 1
     assert {(s.loaded, s.transformers) for s in later} == {(first.loaded, 1)}
-    assert max(s.memory for s in later) - first.memory < MAY_GROW
+    # What piles up is still there twenty runs later: 0.33 holds 20 MiB more after run 120, and lets them go.
+    assert min(s.memory for s in later[-2:]) - first.memory < MAY_GROW
 
 
 def test_switching_samplers_and_sizes_copies_no_model(comfy: ComfyServer, photo: str):
