@@ -13,9 +13,10 @@ from safetensors.torch import load
 from tools.comfy_host import ComfyServer, Event, Run
 from tools.graphs import changed, frames_of, latents_of, node, released, stock
 
-# On Linux what the allocator keeps for reuse is given back before measuring: 100 runs grew by 1 MiB, the host's record
-# of finished runs. A transformer kept by every run would be 50 MiB, an identity 300. Elsewhere readings vary by 30 %.
-MAY_GROW = 10 * 2**20 if sys.platform == "linux" else 300 * 2**20
+# On Linux what the allocator keeps for reuse is given back before measuring: 200 runs drift by 0.3 MiB, the record
+# of finished runs, with steps of up to 20 MiB that come and go. A transformer kept by every run would be 50 MiB, an
+# identity 300, so 100 runs would tell. Elsewhere readings vary by 30 %.
+MAY_GROW = 32 * 2**20 if sys.platform == "linux" else 300 * 2**20
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def test_a_hundred_runs_grow_neither_memory_nor_models(comfy: ComfyServer, photo
     first, *later = states[1:]  # caches and thread pools fill in the first twenty runs
     assert first.transformers == 1
     assert {(s.loaded, s.transformers) for s in later} == {(first.loaded, 1)}
-    # What piles up is still there twenty runs later: 0.33 holds 20 MiB more after run 120, and lets them go.
+    # What piles up is still there twenty runs later.
     assert min(s.memory for s in later[-2:]) - first.memory < MAY_GROW
 
 
