@@ -5,7 +5,7 @@ downloaded from here. Anything that goes wrong says what to put where.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -66,6 +66,33 @@ def _detectors(folder: Path) -> Iterator[Path]:
         yield from (file for file in files if file.name.lower().startswith(beginning))
 
 
+def open_model(file: Path, purpose: str, preferred: Sequence[str] = _PREFERRED):
+    """A model of InsightFace's, as its package opens it, on the first of onnxruntime's providers that works.
+
+    Args:
+        purpose: what needs it, as errors say it.
+        preferred: providers, the best first; the CPU is always there.
+
+    Raises:
+        PackageMissingError: insightface or what it needs is missing or broken.
+        WeightsError: no model that it can load.
+    """
+    zoo = require("insightface.model_zoo.model_zoo", purpose, "insightface onnxruntime", ["get_model"])
+    runtime = require("onnxruntime", purpose, names=["get_available_providers"])
+    refuse_foreign(file)
+    there = runtime.get_available_providers()
+    failed: Exception = RuntimeError("onnxruntime has no device to run it on")
+    for provider in (name for name in preferred if name in there):
+        try:
+            return zoo.get_model(str(file), providers=list(dict.fromkeys((provider, "CPUExecutionProvider"))))
+        except Exception as error:  # onnxruntime raises its own kinds, without a common base
+            failed = error
+    raise WeightsError(
+        f"InsightFace's '{file.name}' could not be loaded ({type(failed).__name__}: {cause(failed)}). It may be "
+        f"truncated: unpack its package into {file.parent} again."
+    ) from failed
+
+
 @lru_cache(maxsize=2)
 def load(file: Path) -> "InsightDetector":
     """The detector of a file, on the best onnxruntime provider that works: CUDA, CoreML, else the CPU.
@@ -74,24 +101,7 @@ def load(file: Path) -> "InsightDetector":
         PackageMissingError: insightface or what it needs is missing or broken.
         WeightsError: not a face detector with landmarks.
     """
-    purpose = "The InsightFace detector"
-    zoo = require("insightface.model_zoo.model_zoo", purpose, "insightface onnxruntime", ["get_model"])
-    runtime = require("onnxruntime", purpose, names=["get_available_providers"])
-    refuse_foreign(file)
-    there = runtime.get_available_providers()
-    failed: Exception = RuntimeError("onnxruntime has no device to run it on")
-    for provider in (name for name in _PREFERRED if name in there):
-        try:
-            model = zoo.get_model(str(file), providers=list(dict.fromkeys((provider, "CPUExecutionProvider"))))
-        except Exception as error:  # onnxruntime raises its own kinds, without a common base
-            failed = error
-            continue
-        break
-    else:
-        raise WeightsError(
-            f"InsightFace's '{file.name}' could not be loaded ({type(failed).__name__}: {cause(failed)}). It may be "
-            f"truncated: unpack its package into {file.parent} again."
-        ) from failed
+    model = open_model(file, "The InsightFace detector")
     if not getattr(model, "use_kps", False):
         raise WeightsError(
             f"'{file}' is not a face detector with five landmarks. Put the whole package there (buffalo_l, antelopev2)."

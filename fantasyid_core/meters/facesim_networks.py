@@ -3,7 +3,6 @@
 The models of InsightFace are for non-commercial research. All files are the user's: found, hashed, never downloaded.
 """
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import WeightsError, WeightsMissingError, cause
-from ..io.formats import refuse_foreign
+from ..detection.insightface import open_model
+from ..errors import WeightsMissingError
+from ..io.hashes import sha256
 from ..io.listing import files_in
 from ..optional_import import require
 from . import curricular_face, embedding
@@ -24,7 +24,7 @@ DETECTOR, RECOGNISER = "det_10g.onnx", "w600k_r50.onnx"
 """Of InsightFace's buffalo_l."""
 _DETECTION_SIZE = (320, 320)
 _CROP = 224
-_HASHED_AT_ONCE = 1 << 20
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # as both protocols have them
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ def load(folders: Iterable[Path], device: torch.device | str = "cpu") -> Readers
     network = None if curricular is None else curricular_face.load(curricular, device)
     used = [file for file in (detector, recogniser, curricular) if file is not None]
     return Readers(
-        InsightFaceReader(_onnx(detector), _onnx(recogniser), network),
+        InsightFaceReader(_opened(detector), _opened(recogniser), network),
         {file.name: sha256(file) for file in used},
         "" if network else f"{CUR} was not measured: {curricular_face.FILE}.bin is not there.",
     )
@@ -107,15 +107,6 @@ class InsightFaceReader:
         return landmarks[largest], torch.from_numpy(np.array(self._recogniser.get(image, face)))
 
 
-def sha256(file: Path) -> str:
-    """The file's hash, in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while part := stream.read(_HASHED_AT_ONCE):
-            digest.update(part)
-    return digest.hexdigest()
-
-
 def _bgr(picture: Picture) -> np.ndarray:
     return np.ascontiguousarray(picture.numpy()[..., ::-1])
 
@@ -145,15 +136,8 @@ def _find(folders: list[Path], *names: str) -> Path | None:
     return next((files[name] for name in names if name in files), None)
 
 
-def _onnx(file: Path):
-    zoo = require("insightface.model_zoo.model_zoo", "FaceSim", "insightface onnxruntime", ["get_model"])
-    runtime = require("onnxruntime", "FaceSim", names=["get_available_providers"])
-    refuse_foreign(file)
-    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in runtime.get_available_providers()]
-    try:
-        model = zoo.get_model(str(file), providers=providers)
-    except Exception as error:  # onnxruntime raises its own kinds, without a common base
-        raise WeightsError(f"{file} could not be loaded ({cause(error)}): unpack buffalo_l.zip again.") from error
+def _opened(file: Path):
+    model = open_model(file, "FaceSim", _PROVIDERS)
     if model is None:
         raise WeightsMissingError(f"{file} is no model that InsightFace knows: unpack buffalo_l.zip again.")
     return model

@@ -4,10 +4,11 @@ Another file is read all the same: FLAME has several releases, and a smaller mod
 file cannot do harm is the readers' business (`unpickle`, `weights`), not the hash's.
 """
 
-import hashlib
 import logging
 from functools import lru_cache
 from pathlib import Path
+
+from ..io.hashes import sha256
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +31,10 @@ def check(path: Path) -> str | None:
 
 @lru_cache(maxsize=32)
 def _check(path: Path, size: int, changed: int) -> str | None:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    known = KNOWN.get(digest.hexdigest())
+    digest = sha256(path)
+    known = KNOWN.get(digest)
     if known:
         log.info("FantasyID: %s is %s.", path.name, known)
     else:
-        log.info("FantasyID: %s is not a file known by its hash; SHA-256 %s.", path.name, digest.hexdigest())
+        log.info("FantasyID: %s is not a file known by its hash; SHA-256 %s.", path.name, digest)
     return known
