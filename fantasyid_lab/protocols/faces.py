@@ -18,6 +18,7 @@ from fantasyid_core.io.listing import files_in
 from fantasyid_core.meters import facesim_networks
 from fantasyid_core.meters.facesim import PROTOCOLS, FaceSim, Protocol, ReadFace, measure_facesim
 
+from ..evaluation.command import guarded
 from ..training.clip_files import find_clips, measure, read_frames
 
 PHOTOS = (".png", ".jpg", ".jpeg", ".webp")
@@ -140,12 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cpu", help="where CurricularFace runs (cpu)")
     parser.add_argument("--json", type=Path, help="file for the numbers")
-    try:
-        print(run(parser.parse_args(arguments)))
-    except FantasyIDError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return guarded(lambda options: print(run(options)), parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fantasyid_core.errors import FantasyIDError, ImageError, TrainingError, WeightsMissingError
+from fantasyid_core.errors import ImageError, TrainingError, WeightsMissingError
 from fantasyid_core.optional_import import require
 
+from ..evaluation.command import guarded
 from ..training.clip_files import find_clips, measure, read_caption, read_frames
 
 CLIP_FRAMES = 16
@@ -86,19 +87,18 @@ def load_clip(folder: Path, device: str = "cpu") -> ScoreFrames:
     return score
 
 
-def motion_score(frames: Sequence[Tensor]) -> float:
+def motion_score(frames: Iterable[Tensor]) -> float:
     """OpenS2V-Eval's `motion_fb` of frames (H, W, 3) uint8 RGB: how far the mean optical flow is from 0, in pixels.
 
     Opposite movements cancel: a head that turns and turns back has little.
     """
     cv2 = require("cv2", "MotionScore", "opencv-python-headless", ["calcOpticalFlowFarneback"])
     # Their script reads frames as RGB and turns them grey as if they were BGR.
-    grey = [cv2.cvtColor(frame.numpy(), cv2.COLOR_BGR2GRAY) for frame in frames]
-    height = int(grey[0].shape[0] * (_FLOW_WIDTH / grey[0].shape[1]))
+    grey = (cv2.cvtColor(frame.numpy(), cv2.COLOR_BGR2GRAY) for frame in frames)
     flows = [
         cv2.resize(
             cv2.calcOpticalFlowFarneback(before, after, flow=None, **_FARNEBACK),
-            (_FLOW_WIDTH, height),
+            (_FLOW_WIDTH, int(before.shape[0] * (_FLOW_WIDTH / before.shape[1]))),
             interpolation=cv2.INTER_AREA,
         )
         for before, after in pairwise(grey)
@@ -110,12 +110,20 @@ def score_video(video: Path, score_frames: ScoreFrames | None) -> VideoScore:
     """A video's line; without `score_frames` CLIPScore is left out."""
     try:
         total = measure(video)[0]
-        frames = [frame for _, frame in read_frames(video, range(total))]
+        numbers, looked_at = clip_frames(total), {}
+
+        def frames() -> Iterator[Tensor]:  # decoded once, for both scores, and not held
+            for number, frame in read_frames(video, range(total)):
+                if number in numbers:
+                    looked_at[number] = frame
+                yield frame
+
+        motion = motion_score(frames())
         if score_frames is None:
-            return VideoScore(video.name, motion=motion_score(frames))
-        prompt, looked_at = read_caption(video), [frames[number] for number in clip_frames(total)]
-        bgr = score_frames([frame.flip(-1) for frame in looked_at], prompt)
-        return VideoScore(video.name, bgr, score_frames(looked_at, prompt), motion_score(frames))
+            return VideoScore(video.name, motion=motion)
+        chosen, prompt = [looked_at[number] for number in numbers], read_caption(video)
+        bgr = score_frames([frame.flip(-1) for frame in chosen], prompt)
+        return VideoScore(video.name, bgr, score_frames(chosen, prompt), motion)
     except TrainingError as error:
         return VideoScore(video.name, error=f"{video.name} cannot be measured: {error}.")
 
@@ -162,12 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clip", type=Path, help="folder of openai/clip-vit-base-patch32 (else no CLIPScore)")
     parser.add_argument("--device", default="cpu", help="where CLIP runs (cpu)")
     parser.add_argument("--json", type=Path, help="file for the numbers")
-    try:
-        print(run(parser.parse_args(arguments)))
-    except FantasyIDError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return guarded(lambda options: print(run(options)), parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
