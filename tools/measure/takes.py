@@ -150,9 +150,7 @@ def ways(generator: Generator, identities: Sequence[Identity]) -> dict[str, Judg
         STRANGER: lambda tokens, person: token_similarity(tokens, own[(person + 1) % len(own)]),
         WAY: lambda tokens, person: token_similarity(tokens, own[person]),
         "face tokens, as one vector": flat,
-        "face tokens less the mean person's": lambda tokens, person: token_similarity(
-            tokens - mean, own[person] - mean
-        ),
+        "face tokens less the mean person's": less_mean,
         "face and vertex tokens": lambda tokens, person: token_similarity(with_vertices(tokens), whole[person]),
     }
 
@@ -233,16 +231,16 @@ def table(measured: Measured) -> dict[str, dict[str, float]]:
     """Way of choosing → re-identification, its standard error, mean similarity to the reference by dlib, and for what
     share of the people it takes dlib's best.
     """
-    told: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, float]] = {}
     for name, scores in [*measured.foretold.items(), ("best by dlib", measured.similarity)]:
         hits = chosen(measured, scores).float()
         same = (_best(scores) == _best(measured.similarity)).float().mean()
         similar = measured.similarity.gather(1, _best(scores)).nanmean()
-        told[name] = _row(hits) | {"similarity": float(similar), "takes dlib's best": round(float(same), 3)}
+        rows[name] = _row(hits) | {"similarity": float(similar), "takes dlib's best": round(float(same), 3)}
     one = _row(measured.found.float().mean(1))
     one |= {"similarity": float(measured.similarity.nanmean()), "takes dlib's best": 1 / TAKES}
     any_of_them = _row(measured.found.any(1).float())
-    return {"one take": one, **told, "any of the takes": any_of_them}
+    return {"one take": one, **rows, "any of the takes": any_of_them}
 
 
 def _row(hits: Tensor) -> dict[str, float]:

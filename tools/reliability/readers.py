@@ -14,7 +14,6 @@ import scipy.sparse
 import torch
 from PIL import Image
 
-from fantasyid_core.errors import FantasyIDError
 from fantasyid_core.fusion.identity import Identity, load_identity, save_identity
 from fantasyid_core.images import load_photo
 from fantasyid_core.io import unpickle, weights
@@ -65,18 +64,10 @@ def _photos() -> list[bytes]:
 
 
 def _clip() -> list[bytes]:
-    import av
+    from tools.assets.draw_example_photos import write_video  # here: not every machine that fuzzes has PyAV
 
-    def write(path: Path) -> None:
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=8)
-            stream.width = stream.height = 16
-            for grey in (10, 90, 200):
-                frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), grey, np.uint8), "rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-
-    return [_saved(write, ".mp4")]
+    frames = np.full((3, 16, 16, 3), np.array([10, 90, 200])[:, None, None, None], np.uint8)
+    return [_saved(lambda path: write_video(path, frames), ".mp4")]
 
 
 def _read_clip(path: Path) -> object:
@@ -192,8 +183,3 @@ READERS: dict[str, Reader] = {
     "performance": Reader(".safetensors", _performance, load_performance),
     "training": Reader(".toml", _stages, settings.read),
 }
-
-
-def refusal(error: BaseException) -> bool:
-    """Whether an error is one that an artist may see: typed, and ending in a sentence's full stop."""
-    return isinstance(error, FantasyIDError)
