@@ -27,6 +27,16 @@ def guide_identity_input() -> io.Boolean.Input:
     )
 
 
+def seconds_input(name: str, tooltip: str, default: float = 0.0, most: float = 3600.0) -> io.Float.Input:
+    """A widget of seconds of the video."""
+    return io.Float.Input(name, default=default, min=0.0, max=most, step=0.05, optional=True, tooltip=tooltip)
+
+
+def fade_input(tooltip: str) -> io.Float.Input:
+    """The widget of how long identities take to begin and to end."""
+    return seconds_input("fade_seconds", tooltip, 0.25, 60.0)
+
+
 def preset_input(what: str) -> io.Combo.Input:
     """The widget that sets others for one purpose.
 
@@ -109,37 +119,14 @@ class FantasyIDApply(FantasyIDNode):
                     "whole video, or one per frame. It is stretched to the video's size.",
                 ),
                 advanced(
-                    io.Float.Input(
+                    seconds_input(
                         "from_second",
-                        default=0.0,
-                        min=0.0,
-                        max=3600.0,
-                        step=0.05,
-                        optional=True,
-                        tooltip="When in the video the identity begins to act. start_percent is about sampling steps.",
+                        "When in the video the identity begins to act. start_percent is about sampling steps.",
                     )
                 ),
+                advanced(seconds_input("to_second", "When in the video it ends; 0: at the video's end.")),
                 advanced(
-                    io.Float.Input(
-                        "to_second",
-                        default=0.0,
-                        min=0.0,
-                        max=3600.0,
-                        step=0.05,
-                        optional=True,
-                        tooltip="When in the video it ends; 0: at the video's end.",
-                    )
-                ),
-                advanced(
-                    io.Float.Input(
-                        "fade_seconds",
-                        default=0.25,
-                        min=0.0,
-                        max=60.0,
-                        step=0.05,
-                        optional=True,
-                        tooltip="How long it takes to begin and to end, half of it before that moment and half after.",
-                    )
+                    fade_input("How long it takes to begin and to end, half of it before that moment and half after.")
                 ),
                 advanced(
                     io.Combo.Input(

@@ -26,6 +26,7 @@ from .host.sockets import Encoder, Face
 
 NANO = "FantasyID-nano"  # the attribute regressor was trained beside it, and its face model knows the landmarks
 EVERY_FRAME = "every frame"
+NO_REFERENCE = "There is nothing to compare with: connect 'face' or 'reference'."
 LANDMARKS, REGRESSOR = READERS = ("dense landmarks", "attribute regressor")
 
 
@@ -122,7 +123,7 @@ class FantasyIDLikenessMeter(FantasyIDNode):
         elif reference is not None:
             reference, reference_landmarks = reference[0], None
         else:
-            raise FaceNotFoundError("There is nothing to compare with: connect 'face' or 'reference'.")
+            raise FaceNotFoundError(NO_REFERENCE)
         if protocol != EVERY_FRAME:
             return cls._measure_facesim(frames, reference, protocol)
         network = embeddings.load(embedding, paths.embedding_folders())
@@ -310,7 +311,7 @@ class FantasyIDLikenessGate(FantasyIDNode):
 def _largest_face(reference: torch.Tensor | None, device: torch.device) -> DetectedFace:
     """The largest face of the first picture (B, H, W, C). Raises FaceNotFoundError."""
     if reference is None:
-        raise FaceNotFoundError("There is nothing to compare with: connect 'face' or 'reference'.")
+        raise FaceNotFoundError(NO_REFERENCE)
     for face in detect(reference[0], device=device)[:1]:
         return face
     raise FaceNotFoundError("The reference shows no face to compare with. Use a photo with an upright, lit face.")

@@ -15,7 +15,7 @@ from ..fantasyid_core.video.plan import arrange, box_around, draw_plan, overlaps
 from .host import notes
 from .host.base import FantasyIDNode, advanced, listed
 from .host.sockets import Identity
-from .injection import guide_identity_input
+from .injection import fade_input, guide_identity_input, seconds_input
 
 PEOPLE = 4
 BOXES = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0))
@@ -38,15 +38,7 @@ def person_inputs(number: int) -> list[io.Input]:
         )
 
     def second(name: str, tooltip: str) -> io.Float.Input:
-        return io.Float.Input(
-            f"{name}_{number}",
-            default=0.0,
-            min=0.0,
-            max=3600.0,
-            step=0.05,
-            optional=True,
-            tooltip=f"Person {number}: {tooltip}",
-        )
+        return seconds_input(f"{name}_{number}", f"Person {number}: {tooltip}")
 
     inputs = [
         share("x", left, "where the box begins, from the left, by the width"),
@@ -118,15 +110,7 @@ class FantasyIDPeople(FantasyIDNode):
                     "one with the highest number.",
                 ),
                 guide_identity_input(),
-                io.Float.Input(
-                    "fade_seconds",
-                    default=0.25,
-                    min=0.0,
-                    max=60.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="How long it takes a person to begin and to end, half of it before that moment.",
-                ),
+                fade_input("How long it takes a person to begin and to end, half of it before that moment."),
                 *(one for number in numbers for one in person_inputs(number)),
             ],
             outputs=[
