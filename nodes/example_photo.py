@@ -32,8 +32,8 @@ class FantasyIDExamplePhoto(FantasyIDNode):
                 io.Image.Output(display_name="photo", tooltip="The photo, 512 × 512, for FantasyID Detect Face."),
                 io.Video.Output(
                     display_name="video",
-                    tooltip="A video of the same person who turns the head, 320 × 320, 25 frames: for Get Video "
-                    "Components and from there for FantasyID Multi-View.",
+                    tooltip="A video of the same person who turns the head (Elena talks to the camera), 320 × 320, 25 "
+                    "frames: for Get Video Components and from there for FantasyID Multi-View.",
                 ),
                 io.String.Output(
                     display_name="who",
