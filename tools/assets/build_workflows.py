@@ -16,7 +16,8 @@ from typing import Any
 from ..browser import ComfyPage, find_browser, open_browser
 from ..comfy_host import ComfyServer
 from ..environment import ROOT
-from .shipped_workflows import Blueprint, Workflow, blueprints, workflows
+from .shipped_boxes import Blueprint, blueprints
+from .shipped_workflows import Workflow, workflows
 from .workflow_parts import Group, Node, Source
 
 WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"

@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
-from typing import Any
 
+from .shipped_boxes import Blueprint, identity_box, prompt_box, repaired
 from .workflow_parts import (
-    BY_MODEL,
     BYPASSED,
     CONDITIONED,
     DOWNLOAD_GROUP,
@@ -67,34 +66,13 @@ class Workflow:
     name: str
     nodes: dict[str, Node]
     columns: list[list[Group]]
-    boxes: "list[Blueprint]" = field(default_factory=list)
+    boxes: list[Blueprint] = field(default_factory=list)
 
     @property
     def note(self) -> str:
         """The note's Markdown; `$name` in it stands for the text of `_name.md`."""
         shared = {file.stem[1:]: file.read_text("utf-8").rstrip() for file in NOTES.glob("_*.md")}
         return Template((NOTES / f"{self.name}.md").read_text("utf-8").rstrip()).substitute(shared)
-
-
-@dataclass
-class Blueprint:
-    """A box of nodes that artists find among the nodes.
-
-    Attributes:
-        inputs: name → the inputs inside that it stands for; widgets among them are shown on the box.
-        outputs: name → the output inside.
-        columns: of the nodes inside.
-        labels: of inputs that are shown by another name.
-    """
-
-    name: str
-    category: str
-    description: str
-    nodes: dict[str, Node]
-    inputs: dict[str, list[Source]]
-    outputs: dict[str, Source]
-    columns: list[list[str]]
-    labels: dict[str, str] = field(default_factory=dict)
 
 
 SMALL = [[MODEL_GROUP], [PHOTO_GROUP, PROMPT_GROUP], [IDENTITY_GROUP]]  # columns
@@ -345,29 +323,6 @@ def repair() -> Workflow:
     return Workflow("12 Repair a face in a video", nodes, columns)
 
 
-def repaired(frames: Source, more: dict[str, Source]) -> dict[str, Node]:
-    """From frames to the nodes `track` … `paste`, which gives them back with the face drawn again; of any length.
-
-    Args:
-        more: further inputs of FantasyID Face Track.
-    """
-    by_model = {**BY_MODEL, "width": 160, "height": 160}
-    drawn = sampler(NANO_SAMPLER | {"denoise": 0.4}, ("long", "MODEL"))
-    drawn.inputs |= {"latents": ("encoded", "LATENT"), "frames": ("clip_size", "batch_size")}
-    return {
-        "track": Node("FantasyIDFaceTrack", None, by_model, {"images": frames, "model": ("load", "MODEL"), **more}),
-        "long": Node("FantasyIDLongVideo", inputs={"model": ("load", "MODEL")}),
-        "clip_size": Node("GetImageSize", "Frames of the clip", inputs={"image": ("track", "clip")}),
-        "encoded": Node("VAEEncode", inputs={"pixels": ("track", "clip"), "vae": ("load", "VAE")}),
-        "sample": drawn,
-        "decode": Node("VAEDecode", inputs={"samples": ("sample", "LATENT"), "vae": ("load", "VAE")}),
-        "paste": Node(
-            "FantasyIDPasteFace",
-            inputs={"images": frames, "clip": ("decode", "IMAGE"), "face_clip": ("track", "face_clip")},
-        ),
-    }
-
-
 def takes() -> Workflow:
     """The best of four seeds."""
     text = "in a brown shirt before a blue wall smiles and talks to the camera."
@@ -379,30 +334,6 @@ def takes() -> Workflow:
     person = Group("Identity from the photo", [["face", "mesh", "views"], ["faces", "overlay", "id"]], IDENTITY_COLOR)
     columns = [*SMALL[:2], [person], [Group("Video", [["takes", "seen"], OUTPUT], VIDEO_COLOR)]]
     return Workflow("16 Best of four takes", nodes, columns)
-
-
-def pair(name: str, text: str, places: str, **widgets: Any) -> Workflow:
-    """Two people in one video; `places` titles what FantasyID People says, `widgets` are its own."""
-    box = identity_box()
-    nodes = models(NANO) | prompts(text)
-    inputs: dict[str, Source] = {"model": ("load", "MODEL")}
-    for number, (person, title) in enumerate({"Amara": "The first", "Ben": "The second"}.items(), 1):
-        photo_of, who = f"photo{number}", f"id{number}"
-        nodes[photo_of] = photo(person, f"Choose {title.lower()}")
-        nodes[who] = Node(box.name, title, {}, {"encoder": ("load", "encoder"), "photo": (photo_of, "photo")})
-        inputs[f"identity_{number}"] = (who, "identity")
-    nodes["people"] = Node("FantasyIDPeople", None, {"guide_identity": True, **widgets}, inputs)
-    nodes["plan"] = preview("The plan", ("people", "plan"))
-    nodes["sample"] = sampler(NANO_SAMPLER, ("people", "MODEL"))
-    nodes["sample"].inputs["identity"] = ("people", "identity")
-    columns = [
-        [MODEL_GROUP, Group("Negative prompt", [["neg"]])],
-        [Group("Photos", [["photo1", "photo2"]], IDENTITY_COLOR), Group("Prompt", [["pos"]])],
-        [Group("Identities", [["id1", "id2"]], IDENTITY_COLOR)],
-        [Group(places, [["people"]], IDENTITY_COLOR)],
-        [Group("Video", [["sample", "plan"], OUTPUT], VIDEO_COLOR)],
-    ]
-    return Workflow(name, nodes | video(), columns, [box])
 
 
 def two_people() -> Workflow:
@@ -447,7 +378,26 @@ def one_then_the_other() -> Workflow:
     text = "A person in a white shirt before a blue wall looks at the camera and smiles."
     half = 1.55  # seconds, of 25 frames at 8 a second
     times = {"to_second_1": half, "from_second_2": half, "width_1": 1, "x_2": 0, "width_2": 1}
-    return pair("14 One, then the other", text, "Who is there when", **times)
+    box = identity_box()
+    nodes = models(NANO) | prompts(text)
+    inputs: dict[str, Source] = {"model": ("load", "MODEL")}
+    for number, (person, title) in enumerate({"Amara": "The first", "Ben": "The second"}.items(), 1):
+        photo_of, who = f"photo{number}", f"id{number}"
+        nodes[photo_of] = photo(person, f"Choose {title.lower()}")
+        nodes[who] = Node(box.name, title, {}, {"encoder": ("load", "encoder"), "photo": (photo_of, "photo")})
+        inputs[f"identity_{number}"] = (who, "identity")
+    nodes["people"] = Node("FantasyIDPeople", None, {"guide_identity": True, **times}, inputs)
+    nodes["plan"] = preview("The plan", ("people", "plan"))
+    nodes["sample"] = sampler(NANO_SAMPLER, ("people", "MODEL"))
+    nodes["sample"].inputs["identity"] = ("people", "identity")
+    columns = [
+        [MODEL_GROUP, Group("Negative prompt", [["neg"]])],
+        [Group("Photos", [["photo1", "photo2"]], IDENTITY_COLOR), Group("Prompt", [["pos"]])],
+        [Group("Identities", [["id1", "id2"]], IDENTITY_COLOR)],
+        [Group("Who is there when", [["people"]], IDENTITY_COLOR)],
+        [Group("Video", [["sample", "plan"], OUTPUT], VIDEO_COLOR)],
+    ]
+    return Workflow("14 One, then the other", nodes | video(), columns, [box])
 
 
 def portrait_video() -> Workflow:
@@ -500,133 +450,3 @@ def workflows() -> list[Workflow]:
         portrait_video(),
         takes(),
     ]
-
-
-def identity_box() -> Blueprint:
-    """Photos → identity."""
-    nodes = {key: node for key, node in identity(NANO, "Amara").items() if node.type != "PreviewImage"}
-    del nodes["photo"]
-    nodes["face"].inputs.clear()
-    del nodes["id"].inputs["encoder"]
-    nodes["id"].widgets["combine"] = "weighted by pose"
-    return Blueprint(
-        "Identity from photos",
-        "FantasyID/4 identity",
-        "From a photo of a person, or several, to the identity that Apply FantasyID and FantasyID Sampler follow.",
-        nodes,
-        {
-            "encoder": [("id", "encoder")],
-            "photo": [("face", "image")],
-            "more photos": [("views", "images")],
-            "model_name": [("mesh", "model_name")],
-            "mode": [("mesh", "mode")],
-            "max_views": [("views", "max_views")],
-            "combine": [("id", "combine")],
-        },
-        {
-            "identity": ("id", "identity"),
-            "faces found": ("face", "preview"),
-            "contact sheet": ("views", "contact_sheet"),
-            "verdict": ("face", "verdict"),
-        },
-        [["face"], ["mesh", "views"], ["id"]],
-    )
-
-
-def video_box() -> Blueprint:
-    """Photo and prompt → video."""
-    parts = models(NANO) | prompts("A young woman smiles and talks to the camera.") | identity(NANO, "Amara")
-    parts |= {"sample": sampler(NANO_SAMPLER)} | video()
-    nodes = {key: node for key, node in parts.items() if node.type not in ("PreviewImage", "SaveVideo")}
-    del nodes["photo"]
-    nodes["face"].inputs.clear()
-    settings = ("seed", "settings", "steps", "guidance", "width", "height", "frames", "guide_identity")
-    return Blueprint(
-        "Identity video",
-        "FantasyID/5 video",
-        "From a photo and a prompt to a video of that person, all in one box. For Save Video.",
-        nodes,
-        {
-            "photo": [("face", "image")],
-            "text": [("pos", "text")],
-            "model_name": [("load", "model_name"), ("clip", "model_name"), ("mesh", "model_name")],
-            "mode": [("mesh", "mode")],
-            **{name: [("sample", name)] for name in settings},
-        },
-        {
-            "video": ("frames", "VIDEO"),
-            "frames": ("decode", "IMAGE"),
-            "faces found": ("face", "preview"),
-            "verdict": ("face", "verdict"),
-        },
-        [["load", "clip", "face"], ["pos", "neg"], ["mesh", "views"], ["id"], ["sample"], ["decode", "frames"]],
-        {"text": "prompt"},
-    )
-
-
-def prompt_box(name: str) -> Blueprint:
-    """Model, identity and prompt → video: one of several videos of a workflow."""
-    nodes = prompts("") | {"sample": sampler(NANO_SAMPLER)} | video()
-    del nodes["save"]
-    for key in ("pos", "neg"):
-        del nodes[key].inputs["clip"]
-    for socket in ("model", "identity", "vae"):
-        del nodes["sample"].inputs[socket]
-    del nodes["decode"].inputs["vae"]
-    return Blueprint(
-        name,
-        "FantasyID/5 video",
-        "From an identity and a prompt to a video.",
-        nodes,
-        {
-            "model": [("sample", "model")],
-            "vae": [("sample", "vae"), ("decode", "vae")],
-            "clip": [("pos", "clip"), ("neg", "clip")],
-            "identity": [("sample", "identity")],
-            "who": [("pos", "who")],
-            "text": [("pos", "text")],
-            "seed": [("sample", "seed")],
-        },
-        {"video": ("frames", "VIDEO")},
-        [["pos", "neg"], ["sample"], ["decode", "frames"]],
-        {"text": "prompt"},
-    )
-
-
-def repair_box() -> Blueprint:
-    """Frames and photo → frames with that person's face."""
-    parts = models(NANO) | prompts("A person turns the head.") | identity(NANO, "Amara")
-    parts |= repaired(("", ""), {})  # whose frames are the box's own input
-    nodes = {key: node for key, node in parts.items() if node.type != "PreviewImage"}
-    del nodes["photo"]
-    for key, name in (("face", "image"), ("track", "images"), ("paste", "images")):
-        del nodes[key].inputs[name]
-    return Blueprint(
-        "Repair a face",
-        "FantasyID/5 video",
-        "One face in a video of any model, drawn again as the person of a photo; all else stays. Video in, video out.",
-        nodes,
-        {
-            "images": [("track", "images"), ("paste", "images")],
-            "photo": [("face", "image")],
-            "fps": [("track", "fps")],
-            "text": [("pos", "text")],
-            "model_name": [("load", "model_name"), ("clip", "model_name"), ("mesh", "model_name")],
-            "mode": [("mesh", "mode")],
-            "around": [("track", "around")],
-            "seed": [("sample", "seed")],
-            "denoise": [("sample", "denoise")],
-            "match_colours": [("paste", "match_colours")],
-        },
-        {"images": ("paste", "images"), "mask": ("paste", "mask"), "report": ("track", "report")},
-        [
-            *(["load", "clip", "face"], ["pos", "neg"], ["mesh", "views", "id"]),
-            *(["track", "long", "clip_size"], ["encoded", "sample"], ["decode", "paste"]),
-        ],
-        {"text": "prompt"},
-    )
-
-
-def blueprints() -> list[Blueprint]:
-    """All boxes that artists find among the nodes."""
-    return [identity_box(), video_box(), repair_box()]
